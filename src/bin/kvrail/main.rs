@@ -1,0 +1,3 @@
+//! The command line: bench, metadata-server.
+
+fn main() {}

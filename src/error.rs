@@ -1,0 +1,211 @@
+//! What can go wrong, sorted by what the caller can do about it.
+//!
+//! Every error names its kind, and, where they are known, the peer, the path and the error
+//! beneath. `landed` says whether bytes of the request may have reached their destination.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// What the caller can do: one word per remedy, also used as a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request is wrong and stays wrong: fix it.
+    Refused,
+    /// A bound is reached: the same request may pass later.
+    Busy,
+    /// The peer or the path is gone: retry elsewhere or reopen the peer.
+    Lost,
+    /// The block moved on to another generation: fetch a new reference.
+    Stale,
+    /// The deadline passed.
+    Expired,
+    /// The caller gave up.
+    Cancelled,
+    /// The engine, actor or region was stopped.
+    Closed,
+}
+
+impl ErrorKind {
+    /// The kind as a lower-case word: a bounded metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Busy => "busy",
+            Self::Lost => "lost",
+            Self::Stale => "stale",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// Whether bytes of a failed request may have reached their destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Landed {
+    /// Not a byte was stored.
+    No,
+    /// Some or all bytes may have been stored.
+    Maybe,
+    /// All bytes were stored, only the confirmation failed.
+    Yes,
+}
+
+/// How bytes travel between two regions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PathKind {
+    /// A copy inside this process.
+    Local,
+    /// Mooncake's TCP protocol.
+    Tcp,
+}
+
+impl PathKind {
+    /// The path as a lower-case word: a bounded metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+type Source = Arc<dyn std::error::Error + Send + Sync>;
+
+/// An error of kvrail. Cheap to clone: one failed connection may end many requests.
+#[derive(Debug, Clone)]
+pub struct Error {
+    kind: ErrorKind,
+    what: Arc<str>,
+    peer: Option<Arc<str>>,
+    path: Option<PathKind>,
+    landed: Landed,
+    source: Option<Source>,
+}
+
+/// The result of anything in kvrail that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind`; `what` says what happened and what to do.
+    pub fn new(kind: ErrorKind, what: impl Into<Arc<str>>) -> Self {
+        Self { kind, what: what.into(), peer: None, path: None, landed: Landed::No, source: None }
+    }
+
+    /// The request is wrong: see [`ErrorKind::Refused`].
+    pub fn refused(what: impl Into<Arc<str>>) -> Self {
+        Self::new(ErrorKind::Refused, what)
+    }
+
+    /// A bound is reached: see [`ErrorKind::Busy`].
+    pub fn busy(what: impl Into<Arc<str>>) -> Self {
+        Self::new(ErrorKind::Busy, what)
+    }
+
+    /// The peer or path is gone: see [`ErrorKind::Lost`].
+    pub fn lost(what: impl Into<Arc<str>>) -> Self {
+        Self::new(ErrorKind::Lost, what)
+    }
+
+    /// The thing asked was stopped: see [`ErrorKind::Closed`].
+    pub fn closed(what: impl Into<Arc<str>>) -> Self {
+        Self::new(ErrorKind::Closed, what)
+    }
+
+    /// Names the peer (its segment name or address).
+    #[must_use]
+    pub fn with_peer(mut self, peer: impl Into<Arc<str>>) -> Self {
+        self.peer = Some(peer.into());
+        self
+    }
+
+    /// Names the path that was used.
+    #[must_use]
+    pub fn with_path(mut self, path: PathKind) -> Self {
+        self.path = Some(path);
+        self
+    }
+
+    /// Says whether bytes may have landed.
+    #[must_use]
+    pub fn with_landed(mut self, landed: Landed) -> Self {
+        self.landed = landed;
+        self
+    }
+
+    /// Keeps the error beneath.
+    #[must_use]
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(Arc::from(source.into()));
+        self
+    }
+
+    /// What the caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The peer's segment name or address, where one was involved.
+    pub fn peer(&self) -> Option<&str> {
+        self.peer.as_deref()
+    }
+
+    /// The path that was in use, where one was chosen.
+    pub fn path(&self) -> Option<PathKind> {
+        self.path
+    }
+
+    /// Whether bytes of the request may have reached their destination.
+    pub fn landed(&self) -> Landed {
+        self.landed
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.label(), self.what)?;
+        if let Some(peer) = &self.peer {
+            write!(f, " (peer {peer}")?;
+            match self.path {
+                Some(path) => write!(f, " over {})", path.label())?,
+                None => write!(f, ")")?,
+            }
+        }
+        if self.landed == Landed::Maybe {
+            write!(f, "; some bytes may have landed")?;
+        }
+        if let Some(source) = &self.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_reads_as_one_sentence() {
+        let io = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let error = Error::lost("the connection broke")
+            .with_peer("10.0.0.7:16001")
+            .with_path(PathKind::Tcp)
+            .with_landed(Landed::Maybe)
+            .with_source(io);
+        assert_eq!(
+            error.to_string(),
+            "lost: the connection broke (peer 10.0.0.7:16001 over tcp); \
+             some bytes may have landed: connection reset"
+        );
+    }
+}
