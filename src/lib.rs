@@ -3,5 +3,10 @@
 
 mod error;
 pub mod limits;
+mod memory;
 
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
+pub use kvrail_reactors::region::Foreign;
+pub use memory::{
+    Access, Block, BlockPool, ExclusiveLease, Lease, Location, Region, SharedLease,
+};
