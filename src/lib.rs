@@ -3,5 +3,7 @@
 
 mod error;
 pub mod limits;
+pub mod runtime;
+pub mod topology;
 
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
