@@ -4,6 +4,8 @@
 mod error;
 pub mod limits;
 mod memory;
+pub mod runtime;
+pub mod topology;
 
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
 pub use kvrail_reactors::region::Foreign;

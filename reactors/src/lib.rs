@@ -10,7 +10,9 @@
 //! [`copy`] is the shortest full example.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod affinity;
 pub mod copy;
+pub mod doorbell;
 pub mod region;
 pub mod ticket;
 pub mod uring;
