@@ -1,6 +1,9 @@
 //! kvrail moves LLM KV cache between prefill and decode processes.
 #![forbid(unsafe_code)]
 
+// Called by the engine only.
+#[allow(dead_code, unused_imports)]
+pub mod control;
 mod error;
 pub mod limits;
 mod memory;
