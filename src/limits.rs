@@ -138,3 +138,95 @@ pub const METADATA_CONNECTION_MS: u64 = 10_000;
 
 /// Longest segment name; leaves room for a key's prefix.
 pub const NAME_MAX_BYTES: usize = METADATA_KEY_MAX_BYTES / 2;
+
+/// Bytes that one receive takes in: large enough that a call costs little beside the copy
+/// (1 MiB is 100 us or more), small enough that a shard's other connections get their turn.
+pub const RECEIVE_MAX_BYTES: usize = 1 << 20;
+
+/// Bytes that one send hands over; as [`RECEIVE_MAX_BYTES`].
+pub const SEND_MAX_BYTES: usize = 1 << 20;
+
+/// Pieces of one send or receive; the kernel takes 1,024 (`UIO_MAXIOV`), and past some dozens a
+/// longer list gains nothing at 4 KiB a piece.
+pub const SEND_MAX_PARTS: usize = 256;
+
+/// Requests up to this size are received through a read-ahead buffer: copying 16 KiB once more
+/// costs about as much as the system call it saves (1 us).
+pub const SMALL_REQUEST_BYTES: u64 = 16 << 10;
+
+/// The read-ahead buffer of a connection with small requests.
+pub const SMALL_ROOM_BYTES: usize = 64 << 10;
+
+/// Replies that wait on one connection before we stop reading its requests. A peer that pipelines
+/// without reading is slowed down, and costs us 64 bytes a reply.
+pub const REPLIES_MAX: usize = 512;
+
+/// Longest event body: a notification and its sender's name. Mooncake passes 100,000 bytes.
+pub const EVENT_MAX_BYTES: u64 = 256 << 10;
+
+/// Requests under way on one connection. Mooncake's and our server answer in order, so more only
+/// hide latency; 256 of 4 KiB fill [`SEND_MAX_BYTES`] and cost 30 KiB of bookkeeping.
+pub const LANE_WINDOW_REQUESTS: usize = 256;
+
+/// Bytes under way on one connection: some sends ahead of the answers, and small enough that a
+/// cancelled transfer stops within milliseconds.
+pub const LANE_WINDOW_BYTES: usize = 8 << 20;
+
+/// Slices of one batch: 65,536 carry a 128k-token prompt layer by layer (8,192 blocks of 8
+/// layers' pages) and cost 3 MiB of bookkeeping.
+pub const BATCH_SLICES_MAX: usize = 1 << 16;
+
+/// Counters that are open at a time; one a layer and request is thousands.
+pub const COUNTERS_MAX: usize = 1 << 16;
+
+/// Notifications that wait to be read. Mooncake keeps any number, which a peer can use to eat
+/// our memory.
+pub const NOTIFICATIONS_MAX: usize = 4096;
+
+/// Bytes of the notifications that wait to be read.
+pub const NOTIFICATIONS_MAX_BYTES: usize = 16 << 20;
+
+/// Connections to one peer from one shard. Mooncake's initiator uses 4 a peer.
+pub const LANES_MAX: usize = 4;
+
+/// Bytes that wait for a peer for each connection to it: below, another connection gains nothing.
+pub const LANE_SPREAD_BYTES: usize = 2 << 20;
+
+/// Attempts to send one slice. A peer that closed a connection has stopped storing from it, so
+/// the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
+/// closing.
+pub const ATTEMPTS_MAX: u32 = 3;
+
+/// Connections that peers may have open to one shard: idle ones live for ever (Mooncake loses
+/// writes on a connection closed under it), so their number has a cap; the longest idle makes room.
+/// 1,000 half-open ones leave room for real peers; each costs under 1 KiB.
+pub const SERVER_CONNECTIONS_MAX: usize = 4096;
+
+/// Operations of one shard's ring: a send and a receive for every connection, alarms besides.
+pub const RING_OPERATIONS_MAX: usize = 2 * SERVER_CONNECTIONS_MAX + 1024;
+
+/// How often a shard with work under way looks at its clocks.
+pub const TICK_NS: u64 = 10_000_000;
+
+/// A posted slice of a cancelled or expired transfer gets so long to end by itself before its
+/// connection is closed under it; a healthy connection needs a few milliseconds.
+pub const ENDING_GRACE_NS: u64 = 100_000_000;
+
+/// A peer in mid-request that moves no byte for so long is gone. Mooncake's status time-out.
+pub const PROGRESS_DEADLINE_NS: u64 = 30_000_000_000;
+
+/// Copies queued on one shard's local-copy actor; one batch may bring [`BATCH_SLICES_MAX`].
+pub const COPIES_MAX: usize = 4 * BATCH_SLICES_MAX;
+
+/// Bytes of one slice: what one lane carries at once and a lost connection repeats. As long as a
+/// send ([`SEND_MAX_BYTES`]), so that one slice never waits for half of itself.
+pub const SLICE_BYTES: usize = 1 << 20;
+
+/// A batch goes to one more shard for each of these; below, the hop costs more than it gains.
+pub const TCP_GROUP_BYTES: usize = 4 << 20;
+
+/// Local copies up to this size are done on the caller's thread.
+pub const COPY_INLINE_MAX_BYTES: usize = 2 << 20;
+
+/// A local copy goes to one more shard for each of these.
+pub const COPY_GROUP_BYTES: usize = 1 << 20;

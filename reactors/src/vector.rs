@@ -21,6 +21,15 @@ enum Part {
     Memory(Slice),
 }
 
+/// A piece of a vector that has been received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled<'a> {
+    /// Bytes in scratch.
+    Bytes(&'a [u8]),
+    /// So many bytes, stored in region memory already.
+    Memory(usize),
+}
+
 impl Part {
     fn len(&self) -> usize {
         match self {
@@ -54,9 +63,11 @@ impl Vector {
 
     fn push_scratch(&mut self, start: usize) {
         let end = self.scratch.len();
-        if start < end {
-            self.len += end - start;
-            self.parts.push(Part::Scratch(start..end));
+        self.len += end - start;
+        match self.parts.last_mut() {
+            Some(Part::Scratch(last)) if last.end == start => last.end = end,
+            _ if start < end => self.parts.push(Part::Scratch(start..end)),
+            _ => {}
         }
     }
 
@@ -108,6 +119,19 @@ impl Vector {
         self.parts.clear();
         self.first = 0;
         self.len = 0;
+    }
+
+    /// What the first `count` bytes of what remains are: scratch bytes, or how many bytes of
+    /// region memory. In stream order.
+    pub fn filled(&self, mut count: usize) -> impl Iterator<Item = Filled<'_>> {
+        self.parts[self.first..].iter().map_while(move |part| {
+            let len = part.len().min(count);
+            count -= len;
+            (len > 0).then(|| match part {
+                Part::Scratch(range) => Filled::Bytes(&self.scratch[range.start..][..len]),
+                Part::Memory(_) => Filled::Memory(len),
+            })
+        })
     }
 
     /// The region memory that remains.

@@ -157,6 +157,11 @@ impl Control {
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
+    /// Runs `work` on the control thread and tells nobody how it ended.
+    pub fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(work));
+    }
+
     async fn ask(&self, name: &str, question: Question) -> Result<()> {
         let name = name.to_owned();
         self.call(move |shared| async move { shared.ask(&name, &question).await }).await

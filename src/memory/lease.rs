@@ -78,7 +78,8 @@ impl LeaseTable {
             Mode::Shared => Holders::Shared(1),
             Mode::Exclusive => Holders::Exclusive,
         };
-        self.segments.extend(gaps.into_iter().map(|gap| (gap.start, Segment { end: gap.end, holders })));
+        self.segments
+            .extend(gaps.into_iter().map(|gap| (gap.start, Segment { end: gap.end, holders })));
         Ok(())
     }
 

@@ -18,7 +18,7 @@ pub use self::lease::{ExclusiveLease, Lease, SharedLease};
 use self::lease::{Hold, LeaseTable, Mode};
 pub use self::pool::{Block, BlockPool};
 pub(crate) use self::room::check_room;
-pub(crate) use self::table::{Operation, RegionMap, Regions, RegionsView};
+pub(crate) use self::table::{Operation, Regions, RegionsView};
 use crate::{Error, Result};
 
 /// What peers may do with a region. The owner's own transfers are not limited by it.
@@ -77,6 +77,8 @@ struct Guarded {
     leases: LeaseTable,
     /// Refuses new leases once set.
     closed: bool,
+    /// Flights of this process that name the region by address, without a lease.
+    visits: usize,
     waiters: Vec<Waker>,
 }
 
@@ -143,11 +145,21 @@ impl Region {
         self.state.lock().closed = true;
     }
 
-    /// Waits until every lease has come back.
+    /// Counts a flight in that names the region by address.
+    pub(crate) fn visit(&self) -> Result<Visit> {
+        let mut guarded = self.state.lock();
+        if guarded.closed {
+            return Err(Error::closed("the region was unregistered"));
+        }
+        guarded.visits += 1;
+        Ok(Visit { state: self.state.clone() })
+    }
+
+    /// Waits until every lease and visit is over.
     pub(crate) async fn quiet(&self) {
         poll_fn(|context| {
             let mut guarded = self.state.lock();
-            if guarded.leases.is_empty() {
+            if guarded.is_quiet() {
                 return Poll::Ready(());
             }
             guarded.waiters.push(context.waker().clone());
@@ -179,6 +191,38 @@ impl Region {
     }
 }
 
+impl Guarded {
+    fn is_quiet(&self) -> bool {
+        self.leases.is_empty() && self.visits == 0
+    }
+
+    fn wake_if_quiet(&mut self) {
+        if self.is_quiet() {
+            std::mem::take(&mut self.waiters).into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// A flight of this process that names a region by address; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    state: Arc<Registered>,
+}
+
+impl Visit {
+    pub(crate) fn is_of(&self, region: &Region) -> bool {
+        Arc::ptr_eq(&self.state, &region.state)
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut guarded = self.state.lock();
+        guarded.visits -= 1;
+        guarded.wake_if_quiet();
+    }
+}
+
 impl Registered {
     fn lock(&self) -> MutexGuard<'_, Guarded> {
         self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
@@ -192,11 +236,7 @@ impl Registered {
     fn release(&self, range: Range<usize>, mode: Mode) {
         let mut guarded = self.lock();
         guarded.leases.release(range, mode);
-        if guarded.leases.is_empty() {
-            let waiters = std::mem::take(&mut guarded.waiters);
-            drop(guarded);
-            waiters.into_iter().for_each(Waker::wake);
-        }
+        guarded.wake_if_quiet();
     }
 
     /// An exclusive hold becomes a shared one without a gap in between.

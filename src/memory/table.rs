@@ -38,27 +38,35 @@ impl RegionMap {
     /// # Errors
     /// Refused, with the numbers: empty, wrapping, not inside one region, not permitted.
     pub(crate) fn find(&self, addr: u64, len: u64, operation: Operation) -> Result<Slice> {
-        let refused = |why: &str| {
-            Err(Error::refused(format!("{} of {len} bytes at {addr:#x}: {why}", operation.label())))
-        };
-        let after = self.regions.partition_point(|region| region.addr() <= addr);
-        let Some(region) = after.checked_sub(1).map(|index| &self.regions[index]) else {
-            return refused("not inside a registered region");
-        };
-        let offset = addr - region.addr();
-        let fits = offset.checked_add(len).is_some_and(|end| end <= region.len() as u64);
-        if len == 0 || !fits {
-            return refused("not inside a registered region");
-        }
+        let (region, slice) = self.find_own(addr, len)?;
         let permitted = match operation {
             Operation::Read => region.access().read,
             Operation::Write => region.access().write,
         };
         if !permitted {
-            return refused("the region's owner does not permit it");
+            let verb = operation.label();
+            return Err(Error::refused(format!("the region at {addr:#x} does not permit {verb}s")));
         }
-        Slice::new(region.memory().clone(), offset as usize, len as usize)
-            .map_err(|error| Error::refused(error.to_string()))
+        Ok(slice)
+    }
+
+    /// The memory at an address, for the owner itself, whom permissions don't bind.
+    ///
+    /// # Errors
+    /// Refused, with the numbers: empty, wrapping, not inside one region.
+    pub(crate) fn find_own(&self, addr: u64, len: u64) -> Result<(&Region, Slice)> {
+        let refused = || {
+            Error::refused(format!("{len} bytes at {addr:#x} are not inside a registered region"))
+        };
+        let after = self.regions.partition_point(|region| region.addr() <= addr);
+        let region = after.checked_sub(1).map(|index| &self.regions[index]).ok_or_else(refused)?;
+        let offset = addr - region.addr();
+        if len == 0 || offset.checked_add(len).is_none_or(|end| end > region.len() as u64) {
+            return Err(refused());
+        }
+        let slice = Slice::new(region.memory().clone(), offset as usize, len as usize)
+            .map_err(|error| Error::refused(error.to_string()))?;
+        Ok((region, slice))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Region> {

@@ -129,8 +129,12 @@ impl Uring {
     }
 }
 
+/// Submission entries of a ring: a batch between two system calls, not the operations under way.
+/// The completion queue is twice as long, and what overflows it the kernel keeps.
+const ENTRIES_MAX: u32 = 1024;
+
 fn build(capacity: usize) -> io::Result<IoUring> {
-    let entries = u32::try_from(capacity).unwrap_or(u32::MAX).next_power_of_two();
+    let entries = u32::try_from(capacity).unwrap_or(u32::MAX).min(ENTRIES_MAX).next_power_of_two();
     // The first set needs Linux 6.1, the second any with io_uring.
     IoUring::builder()
         .setup_single_issuer()
