@@ -1,0 +1,81 @@
+//! Greedy decoding, and the hash by which two runs are told equal.
+
+use std::time::{Duration, Instant};
+
+use crate::cache::KvCache;
+use crate::llama::Failure;
+use crate::weights::Model;
+
+/// FNV-1a over the bits of every logit. Tokens alone may not notice one wrong bit in the cache;
+/// this does. Comparable between runs of one build on one kind of CPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LogitHash(u64);
+
+impl Default for LogitHash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl LogitHash {
+    pub fn add(&mut self, logits: &[f32]) {
+        for logit in logits {
+            self.0 = (self.0 ^ u64::from(logit.to_bits())).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+
+    pub fn value(self) -> u64 {
+        self.0
+    }
+}
+
+/// The likeliest token; the first of equals.
+pub fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (index, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = index;
+        }
+    }
+    best as u32
+}
+
+/// What came of decoding.
+pub struct Answer {
+    /// The first token and those decoded after it, without the one that ends the answer.
+    pub tokens: Vec<u32>,
+    /// Over the logits of every decoded step. The first token's belong to the prefill and don't
+    /// count.
+    pub logit_hash: u64,
+    pub steps: usize,
+    pub elapsed: Duration,
+}
+
+/// Decodes greedily from the prefill's first token, which will stand at `position`, until the
+/// model ends its answer or has said `max_tokens`. `on_token` sees every token of the answer as
+/// soon as it is known; its error ends the decoding.
+pub fn generate<C: KvCache>(
+    model: &Model,
+    first: u32,
+    position: usize,
+    max_tokens: usize,
+    cache: &mut C,
+    on_token: &mut dyn FnMut(u32) -> Result<(), Failure>,
+) -> Result<Answer, Failure> {
+    let start = Instant::now();
+    let mut hash = LogitHash::default();
+    let mut tokens = Vec::new();
+    let mut steps = 0;
+    let mut token = first;
+    while tokens.len() < max_tokens && !model.tokenizer().is_end(token) {
+        tokens.push(token);
+        on_token(token)?;
+        if tokens.len() < max_tokens {
+            let logits = model.decode(token, position + steps, cache)?;
+            hash.add(&logits);
+            token = likeliest(&logits);
+            steps += 1;
+        }
+    }
+    Ok(Answer { tokens, logit_hash: hash.value(), steps, elapsed: start.elapsed() })
+}
