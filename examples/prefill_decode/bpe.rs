@@ -224,3 +224,114 @@ impl Spelling {
         bytes.collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<&str> {
+        let mut words = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (word, tail) = rest.split_at(word_length(rest));
+            words.push(word);
+            rest = tail;
+        }
+        words
+    }
+
+    #[test]
+    fn splits_as_gpt2_but_digit_by_digit() {
+        assert_eq!(words("don't say 'tis"), ["don", "'t", " say", " '", "tis"]);
+        assert_eq!(words("in 2024, 1½"), ["in", " ", "2", "0", "2", "4", ",", " ", "1", "½"]);
+        assert_eq!(words("a  b"), ["a", " ", " b"]);
+        assert_eq!(words("a  5"), ["a", "  ", "5"]);
+        assert_eq!(words("x \n\n y\n"), ["x", " \n\n", " y", "\n"]);
+        assert_eq!(words("\tz  "), ["\t", "z", "  "]);
+        assert_eq!(words("हिन्"), ["ह", "ि", "न", "्"]);
+    }
+
+    /// Merges that make `abc` two ways: the rank decides, then the place.
+    fn tiny() -> Bpe {
+        let tokens = ["a", "b", "c", "Ġ", "bc", "ab", "abc", "Ġa", "<end>"];
+        Bpe::new(&tokens, &["b c", "a b", "a bc", "Ġ a"], vec![8]).unwrap()
+    }
+
+    #[test]
+    fn lower_ranks_merge_first_and_leftmost_of_equals() {
+        assert_eq!(tiny().encode("abc"), [6]);
+        assert_eq!(tiny().encode("abab"), [5, 5]);
+        assert_eq!(tiny().encode("aab"), [0, 5]);
+        assert_eq!(tiny().encode("c a bcbc"), [2, 7, 3, 4, 4]);
+    }
+
+    #[test]
+    fn control_tokens_are_not_made_from_text() {
+        let bpe = tiny();
+        assert_eq!(bpe.control("<end>"), Some(8));
+        assert_eq!(bpe.control("abc"), None);
+        assert!(!bpe.encode("<end>").contains(&8));
+    }
+
+    #[test]
+    fn pieces_are_bytes() {
+        assert_eq!(tiny().piece(7), b" a");
+        assert_eq!(tiny().piece(99), b"");
+    }
+
+    #[test]
+    fn a_merge_of_unknown_tokens_is_refused() {
+        assert!(Bpe::new(&["a", "b"], &["a b"], vec![]).is_none());
+        assert!(Bpe::new(&["a", "b", "ab"], &["ab"], vec![]).is_none());
+    }
+
+    /// A long word costs n log n steps; with n² this would take minutes.
+    #[test]
+    fn a_word_of_any_length_is_encoded() {
+        assert_eq!(tiny().encode(&"abc".repeat(100_000)).len(), 100_000);
+    }
+
+    #[test]
+    fn ids_are_those_of_the_reference() {
+        let Some(gguf) = crate::tests::model_file() else { return };
+        let bpe = Bpe::from_gguf(&gguf).unwrap();
+        // Made by Hugging Face's `tokenizers` 0.23 from this vocabulary and these merges.
+        let known: [(&str, &[u32]); 9] = [
+            ("Hello, world!", &[19556, 28, 905, 17]),
+            ("What is the capital of France?", &[1780, 314, 260, 3575, 282, 4649, 47]),
+            ("  leading and trailing  ", &[216, 2899, 284, 35079, 256]),
+            ("a  5 b   6\n\n7\t8 ", &[81, 256, 37, 278, 333, 38, 1116, 39, 197, 40, 216]),
+            (
+                "don't we'll I'VE they're it's 'tis 's",
+                &[12420, 982, 392, 3060, 339, 23, 18525, 502, 2316, 357, 506, 637, 34818, 637, 99],
+            ),
+            (
+                "naïve café — “quotes” … ",
+                &[3546, 46494, 37366, 1841, 619, 385, 2346, 573, 5548, 216],
+            ),
+            (
+                "हिन्दी में लिखना",
+                &[
+                    4300, 134, 27011, 30658, 16525, 44757, 37189, 12335, 123, 30581, 35691, 12335,
+                    127, 27011, 4300, 240, 30658, 18075,
+                ],
+            ),
+            (
+                "😀👩\u{200d}👩\u{200d}👧 emoji",
+                &[
+                    10813, 242, 218, 10813, 235, 119, 321, 231, 10813, 235, 119, 321, 231, 10813,
+                    235, 117, 649, 33777,
+                ],
+            ),
+            (
+                "\u{a0}nbsp\u{3000}ideo \u{2003}x",
+                &[15442, 94, 32093, 12109, 218, 8496, 216, 321, 221, 104],
+            ),
+        ];
+        for (text, ids) in known {
+            assert_eq!(bpe.encode(text), ids, "{text:?}");
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| bpe.piece(id).to_vec()).collect();
+            assert_eq!(String::from_utf8(bytes).unwrap(), text);
+        }
+    }
+}

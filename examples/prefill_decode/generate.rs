@@ -79,3 +79,51 @@ pub fn generate<C: KvCache>(
     }
     Ok(Answer { tokens, logit_hash: hash.value(), steps, elapsed: start.elapsed() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::VecCache;
+    use crate::shape::Shape;
+
+    #[test]
+    fn every_bit_of_every_logit_counts() {
+        let hash = |logits: &[f32]| {
+            let mut hash = LogitHash::default();
+            hash.add(logits);
+            hash.value()
+        };
+        let logits = [1.0, 2.0, 3.0];
+        assert_eq!(hash(&logits), hash(&logits));
+        assert_ne!(hash(&logits), hash(&[2.0, 1.0, 3.0]));
+        assert_ne!(hash(&[0.0]), hash(&[-0.0]));
+        for index in 0..logits.len() * 32 {
+            let mut flipped = logits;
+            let bits = flipped[index / 32].to_bits() ^ 1 << (index % 32);
+            flipped[index / 32] = f32::from_bits(bits);
+            assert_ne!(hash(&logits), hash(&flipped));
+        }
+    }
+
+    #[test]
+    fn the_first_of_the_likeliest_wins() {
+        assert_eq!(likeliest(&[0.5, 2.0, -1.0, 2.0]), 1);
+        assert_eq!(likeliest(&[f32::NAN, 1.0]), 0);
+    }
+
+    #[test]
+    fn answers_have_the_asked_length_and_stop_on_failure() {
+        let model = Model::random(Shape::TINY, 3);
+        let mut cache = VecCache::new(Shape::TINY, 16);
+        let answer = generate(&model, 5, 0, 4, &mut cache, &mut |_| Ok(())).unwrap();
+        assert_eq!((answer.tokens.len(), answer.tokens[0], answer.steps), (4, 5, 3));
+        let none = generate(&model, 5, 0, 0, &mut cache, &mut |_| Ok(())).unwrap();
+        assert_eq!((none.tokens.len(), none.steps), (0, 0));
+        let mut left = 2;
+        let stopped = generate(&model, 5, 0, 4, &mut cache, &mut |_| {
+            left -= 1;
+            if left == 0 { Err("the terminal is gone".into()) } else { Ok(()) }
+        });
+        assert_eq!(stopped.err().unwrap().to_string(), "the terminal is gone");
+    }
+}

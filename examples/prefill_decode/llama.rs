@@ -302,3 +302,101 @@ fn to_bf16(value: f32) -> u16 {
 fn widen(numbers: &[u16], out: &mut [f32]) {
     numbers.iter().zip(out).for_each(|(n, out)| *out = f32::from_bits(u32::from(*n) << 16));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::VecCache;
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        let cases = [(1.0, 0x3f80), (-2.5, 0xc020), (1.0 + 1.0 / 256.0, 0x3f80)];
+        for (value, bits) in cases {
+            assert_eq!(to_bf16(value), bits, "{value}");
+        }
+        assert_eq!(to_bf16(1.0 + 3.0 / 256.0), 0x3f82);
+        let mut wide = [0.0];
+        widen(&[to_bf16(-2.5)], &mut wide);
+        assert_eq!(wide, [-2.5]);
+    }
+
+    /// Turning keeps lengths, does nothing at position 0, and products only depend on distance.
+    #[test]
+    fn rope_measures_distance() {
+        let shape = Shape { heads: 1, kv_heads: 1, width: 16, ..Shape::TINY };
+        let numbers: Vec<f32> = (0..16).map(|n| (n as f32 * 0.7).sin()).collect();
+        let turned = |position: usize| {
+            let mut numbers = numbers.clone();
+            Rope::new(&shape, position..position + 1).turn(&mut numbers, 16);
+            numbers
+        };
+        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        assert_eq!(turned(0), numbers);
+        assert!((product(&turned(9), &turned(9)) - product(&numbers, &numbers)).abs() < 1e-4);
+        assert!((product(&turned(3), &turned(8)) - product(&turned(40), &turned(45))).abs() < 1e-4);
+        assert!((product(&turned(3), &turned(8)) - product(&turned(3), &turned(4))).abs() > 1e-2);
+    }
+
+    #[test]
+    fn softmax_sums_to_one_and_survives_large_scores() {
+        let mut scores = [1e4, 1e4 - 10.0, -1e4];
+        soften(Kernel::best(), &mut scores, 0.1);
+        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((scores[0] / scores[1] - 1.0_f32.exp()).abs() < 1e-4);
+    }
+
+    #[test]
+    fn prompts_that_do_not_fit_are_refused() {
+        let model = Model::random(Shape::TINY, 1);
+        let mut cache = VecCache::new(Shape::TINY, 8);
+        let mut prefill = |tokens: &[u32], position| {
+            let done = &mut |_, _, _: &mut VecCache| Ok(());
+            let failure = model.prefill(tokens, position, Pace::default(), &mut cache, done);
+            failure.err().map(|failure| failure.to_string())
+        };
+        assert_eq!(prefill(&[1; 8], 0), None);
+        assert!(prefill(&[], 0).unwrap().contains("empty"));
+        assert!(prefill(&[1; 9], 0).unwrap().contains("9 tokens don't fit"));
+        assert!(prefill(&[1; 8], 1).unwrap().contains("room for 8"));
+        assert!(prefill(&[1], usize::MAX).unwrap().contains("don't fit"));
+        assert!(prefill(&[1, 301], 0).unwrap().contains("token 301"));
+        assert!(model.decode(1, 8, &mut cache).is_err());
+    }
+
+    #[test]
+    fn layers_are_reported_in_order_and_a_failure_ends_the_prefill() {
+        let model = Model::random(Shape::TINY, 1);
+        let mut cache = VecCache::new(Shape::TINY, 8);
+        let pace = Pace { chunk_tokens: 5, threads: 1 };
+        let mut seen = Vec::new();
+        let failed = model.prefill(&[7; 8], 0, pace, &mut cache, &mut |layer, positions, _| {
+            seen.push((layer, positions));
+            if seen.len() == 5 { Err("the wire broke".into()) } else { Ok(()) }
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "the wire broke");
+        assert_eq!(seen, [(0, 0..5), (1, 0..5), (2, 0..5), (0, 5..8), (1, 5..8)]);
+    }
+
+    /// K and V of a layer are final when the layer is reported: shipping may start there.
+    #[test]
+    fn a_reported_layer_changes_no_more() {
+        let model = Model::random(Shape::TINY, 1);
+        let mut cache = VecCache::new(Shape::TINY, 8);
+        let rows = |cache: &VecCache, layer| {
+            let mut rows = [vec![0; 8 * Shape::TINY.row()], vec![0; 8 * Shape::TINY.row()]];
+            let [k, v] = &mut rows;
+            cache.gather(layer, 8, k, v);
+            rows
+        };
+        let mut reported = Vec::new();
+        let done = &mut |layer, _, cache: &mut VecCache| {
+            reported.push(rows(cache, layer));
+            Ok(())
+        };
+        model.prefill(&[9; 8], 0, Pace::default(), &mut cache, done).unwrap();
+        for (layer, reported) in reported.iter().enumerate() {
+            assert_eq!(*reported, rows(&cache, layer));
+            assert!(reported.iter().flatten().any(|&number| number != 0));
+        }
+    }
+}

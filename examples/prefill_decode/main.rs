@@ -18,6 +18,8 @@ mod llama;
 mod matmul;
 mod shape;
 mod single;
+#[cfg(test)]
+mod tests;
 mod text;
 mod weights;
 

@@ -42,6 +42,11 @@ impl Kernel {
         Self(Set::Portable)
     }
 
+    #[cfg(test)]
+    pub fn portable() -> Self {
+        Self(Set::Portable)
+    }
+
     /// `out[token][row] = Σ matrix[row][column] · x[token][column]`, on `threads` threads that
     /// share out the tokens.
     pub fn multiply(self, matrix: &Tensor, x: &[f32], out: &mut [f32], threads: usize) {
@@ -283,8 +288,7 @@ mod avx2 {
         inputs: [&[f32]; T],
     ) -> [[f32; R]; T] {
         let steps = rows[0].len() / LANES;
-        let rows = rows.map(|row| &row.as_chunks::<LANES>().0[..steps]);
-        let inputs = inputs.map(|input| &input.as_chunks::<LANES>().0[..steps]);
+        let (rows, inputs) = (in_lanes(rows, steps), in_lanes(inputs, steps));
         let mut sums = [[_mm256_setzero_ps(); R]; T];
         for step in 0..steps {
             let mut x = [_mm256_setzero_ps(); T];
@@ -305,6 +309,12 @@ mod avx2 {
             }
         }
         folded
+    }
+
+    /// A plain function, because closures with target features are not inlined into `map`.
+    #[inline]
+    fn in_lanes<const N: usize>(slices: [&[f32]; N], steps: usize) -> [&[[f32; LANES]]; N] {
+        slices.map(|slice| &slice.as_chunks().0[..steps])
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -471,5 +481,153 @@ mod portable {
 
     pub fn silu(values: &mut [f32]) {
         values.iter_mut().for_each(|value| *value /= 1.0 + super::exp(-*value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Random;
+
+    /// Both sets where the CPU has both; the comparison is empty, aloud, where it hasn't.
+    fn sets() -> [Kernel; 2] {
+        let best = Kernel::best();
+        if best == Kernel::portable() {
+            eprintln!("skipped: this CPU has no AVX2, FMA and F16C to compare with");
+        }
+        [best, Kernel::portable()]
+    }
+
+    /// Numbers of all sizes and both signs.
+    fn numbers(random: &mut Random, count: usize) -> Vec<f32> {
+        let number = |bits: u64| (bits as i32 as f32) * 2_f32.powi((bits >> 60) as i32 - 40);
+        (0..count).map(|_| number(random.next())).collect()
+    }
+
+    fn bits(numbers: &[f32]) -> Vec<u32> {
+        numbers.iter().map(|number| number.to_bits()).collect()
+    }
+
+    #[test]
+    fn rows_decode_as_the_format_says() {
+        // Scale 2, minimum -1; then scale 0.5 with signed bytes.
+        let mut q4_1 = vec![0x00, 0x40, 0x00, 0xbc];
+        q4_1.extend((0..16).map(|low: u8| low | (15 - low) << 4));
+        let mut q8_0 = vec![0x00, 0x38];
+        q8_0.extend((0..32).map(|index: u8| (index as i8 - 16) as u8));
+        for kernel in sets() {
+            let mut row = [0.0; 32];
+            kernel.decode_row(&tensor(Encoding::Q4_1, 1, 32, q4_1.clone()), 0, &mut row);
+            assert_eq!(row[..3], [-1.0, 1.0, 3.0]);
+            assert_eq!(row[15..18], [29.0, 29.0, 27.0]);
+            kernel.decode_row(&tensor(Encoding::Q8_0, 1, 32, q8_0.clone()), 0, &mut row);
+            assert_eq!(row[..2], [-8.0, -7.5]);
+            assert_eq!(row[31], 7.5);
+        }
+    }
+
+    fn tensor(encoding: Encoding, rows: usize, columns: usize, data: Vec<u8>) -> Tensor {
+        Tensor { encoding, rows, columns, data: data.into() }
+    }
+
+    /// Every finite f16 is itself again after the way back through its parts.
+    #[test]
+    fn half_is_exact() {
+        for bits in 0..=u16::MAX {
+            let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
+            let magnitude = match exponent {
+                0 => fraction * 2_f64.powi(-24),
+                31 if fraction == 0.0 => f64::INFINITY,
+                31 => f64::NAN,
+                _ => (1024.0 + fraction) * 2_f64.powi(exponent - 25),
+            };
+            let want = if bits & 0x8000 == 0 { magnitude } else { -magnitude };
+            let got = f64::from(portable::half(bits));
+            assert!(got == want || got.is_nan() && want.is_nan(), "{bits:#06x}: {got} {want}");
+        }
+    }
+
+    #[test]
+    fn both_sets_give_the_same_bits() {
+        let [best, portable] = sets();
+        let mut random = Random(7);
+        for (rows, columns, tokens) in [(1, 32, 1), (7, 64, 5), (192, 576, 4), (13, 96, 131)] {
+            let x = numbers(&mut random, tokens * columns);
+            for matrix in [random.q4_1(rows, columns), random.q8_0(rows, columns)] {
+                let mut outs = [vec![0.0; tokens * rows], vec![0.0; tokens * rows]];
+                best.multiply(&matrix, &x, &mut outs[0], 1);
+                portable.multiply(&matrix, &x, &mut outs[1], 1);
+                assert_eq!(bits(&outs[0]), bits(&outs[1]), "{rows} {columns} {tokens}");
+            }
+        }
+        for (count, dim, stride) in [(1, 8, 8), (13, 16, 32), (70, 64, 192), (9, 72, 80)] {
+            let rows = numbers(&mut random, count * stride);
+            let query = numbers(&mut random, dim);
+            let weights = numbers(&mut random, count);
+            let both = [best, portable].map(|kernel| {
+                let (mut scores, mut mixed) = (vec![0.0; count], vec![0.0; dim]);
+                kernel.scores(&query, &rows, stride, &mut scores);
+                kernel.mix(&weights, &rows, stride, &mut mixed);
+                (bits(&scores), bits(&mixed))
+            });
+            assert_eq!(both[0], both[1], "{count} {dim} {stride}");
+        }
+        let both = [best, portable].map(|kernel| {
+            let mut exps: Vec<f32> = (-9000..9000).map(|n| n as f32 * 0.01).collect();
+            let mut silus = exps.clone();
+            kernel.exp(&mut exps, 0.3);
+            kernel.silu(&mut silus);
+            (bits(&exps), bits(&silus))
+        });
+        assert_eq!(both[0], both[1]);
+    }
+
+    #[test]
+    fn batches_and_threads_give_the_same_bits() {
+        let mut random = Random(8);
+        let (rows, columns, tokens) = (10, 64, 141);
+        let matrix = random.q4_1(rows, columns);
+        let x = numbers(&mut random, tokens * columns);
+        for kernel in sets() {
+            let mut one_by_one = vec![0.0; tokens * rows];
+            for (x, out) in x.chunks(columns).zip(one_by_one.chunks_mut(rows)) {
+                kernel.multiply(&matrix, x, out, 1);
+            }
+            for threads in [1, 2, 3, 200] {
+                let mut out = vec![0.0; tokens * rows];
+                kernel.multiply(&matrix, &x, &mut out, threads);
+                assert_eq!(bits(&out), bits(&one_by_one), "{threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right() {
+        let mut random = Random(9);
+        let (rows, columns, tokens) = (6, 64, 4);
+        let matrix = random.q8_0(rows, columns);
+        let x = numbers(&mut random, tokens * columns);
+        let mut out = vec![0.0; tokens * rows];
+        Kernel::best().multiply(&matrix, &x, &mut out, 1);
+        let mut row = vec![0.0; columns];
+        for (index, &got) in out.iter().enumerate() {
+            Kernel::portable().decode_row(&matrix, index % rows, &mut row);
+            let x = &x[index / rows * columns..][..columns];
+            let products = row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let size: f64 = products.clone().map(f64::abs).sum();
+            let want: f64 = products.sum();
+            assert!((f64::from(got) - want).abs() <= size * 1e-6, "{got} {want}");
+        }
+    }
+
+    #[test]
+    fn exp_is_close() {
+        for step in -8600..8600 {
+            let x = step as f32 * 0.01;
+            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((got / want - 1.0).abs() < 3e-7, "e^{x}: {got}, should be {want}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(-1e9) < 1e-37 && exp(1e9).is_finite());
     }
 }

@@ -146,4 +146,21 @@ mod tests {
         assert_eq!(bytes, "é!".as_bytes());
         assert_eq!(Tokenizer::Bytes.piece(300), "⟨300⟩".as_bytes());
     }
+    /// Ids made by the reference tokenizer from the model's own template.
+    #[test]
+    fn the_chat_template_is_the_models_own() {
+        let Some(gguf) = crate::tests::model_file() else { return };
+        let tokenizer = Tokenizer::from_gguf(&gguf, 49_152).unwrap();
+        let ids = tokenizer.chat("What is the capital of France?");
+        let system = [
+            1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411,
+            407, 19712, 8182, 2, 198,
+        ];
+        let user = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198];
+        assert_eq!(ids, [&system[..], &user, &[1, 520, 9531, 198]].concat());
+        assert!(tokenizer.is_end(2) && !tokenizer.is_end(1));
+        let is_injected = tokenizer.chat("<|im_end|>").len() < 25 + 6;
+        assert!(!is_injected, "text became a control token");
+        assert!(Tokenizer::from_gguf(&gguf, 49_151).is_err());
+    }
 }

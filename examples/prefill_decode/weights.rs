@@ -39,7 +39,7 @@ impl Model {
         Self::from_gguf(&Gguf::open(path)?)
     }
 
-    fn from_gguf(gguf: &Gguf) -> Result<Self, GgufError> {
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, GgufError> {
         let shape = read_shape(gguf)?;
         let layer = |index| read_layer(gguf, &shape, index);
         Ok(Self {
@@ -104,15 +104,16 @@ fn read_shape(gguf: &Gguf) -> Result<Shape, GgufError> {
 
 /// What the arithmetic relies on: nothing is zero, heads tile the width, rows are whole blocks.
 fn is_usable(shape: &Shape) -> bool {
-    let counts = [shape.layers, shape.hidden, shape.kv_heads, shape.head_dim, shape.vocabulary];
+    let Shape { layers, width, hidden, heads, kv_heads, head_dim, vocabulary, .. } = *shape;
     // 2^20 is beyond any model this example can run, and keeps every product inside a usize.
-    counts.iter().all(|count| (1..=1 << 20).contains(count))
-        && shape.width <= 1 << 20
-        && shape.heads * shape.head_dim == shape.width
-        && shape.heads.is_multiple_of(shape.kv_heads)
-        && shape.head_dim.is_multiple_of(LANES)
-        && shape.width.is_multiple_of(BLOCK_WEIGHTS)
-        && shape.hidden.is_multiple_of(BLOCK_WEIGHTS)
+    [layers, width, hidden, heads, kv_heads, head_dim, vocabulary]
+        .iter()
+        .all(|count| (1..=1 << 20).contains(count))
+        && heads * head_dim == width
+        && heads.is_multiple_of(kv_heads)
+        && head_dim.is_multiple_of(LANES)
+        && width.is_multiple_of(BLOCK_WEIGHTS)
+        && hidden.is_multiple_of(BLOCK_WEIGHTS)
 }
 
 fn read_layer(gguf: &Gguf, shape: &Shape, index: usize) -> Result<Layer, GgufError> {
@@ -189,4 +190,56 @@ fn half(value: f32) -> [u8; 2] {
     let bits = value.to_bits();
     let exponent_and_fraction = ((bits & 0x7fff_ffff) - (112 << 23)) >> 13;
     ((bits >> 16 & 0x8000) as u16 | exponent_and_fraction as u16).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_the_same_weights_everywhere() {
+        let weights = |seed| Model::random(Shape::TINY, seed).layers[2].gate.data.to_vec();
+        assert_eq!(weights(5), weights(5));
+        assert_ne!(weights(5), weights(6));
+    }
+
+    #[test]
+    fn random_weights_keep_the_size_of_their_input() {
+        let mut random = Random(11);
+        let x: Vec<f32> = (0..576).map(|_| (random.next() as i32 as f32) / 1.24e9).collect();
+        for matrix in [random.q4_1(300, 576), random.q8_0(300, 576)] {
+            let mut out = vec![0.0; 300];
+            Kernel::best().multiply(&matrix, &x, &mut out, 1);
+            let mean_square = out.iter().map(|out| out * out).sum::<f32>() / 300.0;
+            assert!((0.7..1.4).contains(&mean_square), "{mean_square}");
+        }
+    }
+
+    #[test]
+    fn halves_are_written_as_they_are_read() {
+        assert_eq!(half(1.0), [0x00, 0x3c]);
+        assert_eq!(half(-0.375), [0x00, 0xb6]);
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_together_are_refused() {
+        let shape = Shape::SMOLLM2;
+        assert!(is_usable(&shape) && is_usable(&Shape::TINY));
+        for wrong in [
+            Shape { heads: 0, width: 0, ..shape },
+            Shape { kv_heads: 0, ..shape },
+            Shape { kv_heads: 2, ..shape },
+            Shape { width: 577, ..shape },
+            Shape { hidden: 1500, ..shape },
+            Shape { layers: usize::MAX, ..shape },
+        ] {
+            assert!(!is_usable(&wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_real_file_has_the_shape_we_say() {
+        let Some(gguf) = crate::tests::model_file() else { return };
+        assert_eq!(*Model::from_gguf(&gguf).unwrap().shape(), Shape::SMOLLM2);
+    }
 }
