@@ -1,5 +1,6 @@
 //! Where the model comes from: the user's cache folder, filled once by `model.sh`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -33,9 +34,15 @@ pub fn random() -> Model {
 
 /// The model file, if it is where `model.sh` puts it.
 pub fn find() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(cache.join("kvrail").join(FILE)).filter(|path| path.is_file())
+    let folder = folder(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;
+    Some(folder.join(FILE)).filter(|path| path.is_file())
+}
+
+/// kvrail's part of the user's cache folder. An empty variable counts as unset.
+fn folder(cache: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let set = |variable: Option<OsString>| variable.filter(|value| !value.is_empty());
+    let in_home = || Some(PathBuf::from(set(home)?).join(".cache"));
+    Some(set(cache).map(PathBuf::from).or_else(in_home)?.join("kvrail"))
 }
 
 fn fetch() -> Result<PathBuf, Failure> {
@@ -46,4 +53,22 @@ fn fetch() -> Result<PathBuf, Failure> {
         return Err(format!("model.sh ended with {}", output.status).into());
     }
     find().ok_or_else(|| "model.sh left no file".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_folder_is_the_scripts() {
+        let folder = |cache: Option<&str>, home: Option<&str>| {
+            folder(cache.map(Into::into), home.map(Into::into))
+        };
+        assert_eq!(folder(Some("/c"), Some("/h")), Some("/c/kvrail".into()));
+        assert_eq!(folder(Some(""), Some("/h")), Some("/h/.cache/kvrail".into()));
+        assert_eq!(folder(None, Some("/h")), Some("/h/.cache/kvrail".into()));
+        assert_eq!(folder(None, None), None);
+        assert!(SCRIPT.contains("dir=\"${XDG_CACHE_HOME:-$HOME/.cache}/kvrail\"\n"));
+        assert!(SCRIPT.contains(&format!("name={FILE}\n")));
+    }
 }

@@ -1,13 +1,14 @@
 //! The forward pass of a llama-like model: ids in, K and V into the cache, logits out.
 //!
 //! Each token's numbers come out with the same bits however its prompt is cut into chunks and
-//! however many threads share the work, because every sum has one order (see `matmul`) and
+//! however many threads share the work, because every sum has one order (see `kernel`) and
 //! attention only ever sees K and V as the cache keeps them, rounded to bf16.
 
 use std::ops::Range;
 
 use crate::cache::KvCache;
-use crate::matmul::{Kernel, in_parts};
+use crate::kernel::Kernel;
+use crate::matmul::in_parts;
 use crate::shape::Shape;
 use crate::weights::{Layer, Model};
 

@@ -5,7 +5,8 @@
 //!
 //! - `fetch` `gguf` `weights` `shape`: the model file and what is in it
 //! - `bpe` `letters` `text`: prompts to ids, ids to text
-//! - `matmul` `llama` `generate`: the arithmetic, the layers, the answer
+//! - `kernel` `portable` `matmul`: the arithmetic, the same to the bit on every CPU
+//! - `llama` `generate`: the layers, the answer
 //! - `cache`: the seam behind which K and V live
 
 mod bpe;
@@ -13,9 +14,11 @@ mod cache;
 mod fetch;
 mod generate;
 mod gguf;
+mod kernel;
 mod letters;
 mod llama;
 mod matmul;
+mod portable;
 mod shape;
 mod single;
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use crate::cache::VecCache;
 use crate::generate::{generate, likeliest};
 use crate::gguf::{Gguf, Tensor};
+use crate::kernel::Kernel;
 use crate::llama::Pace;
-use crate::matmul::Kernel;
 use crate::shape::Shape;
 use crate::text::Streamer;
 use crate::weights::Model;

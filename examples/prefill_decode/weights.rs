@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::gguf::{BLOCK_WEIGHTS, Encoding, Gguf, GgufError, Span, Tensor};
-use crate::matmul::{Kernel, LANES};
+use crate::kernel::{Kernel, LANES};
 use crate::shape::Shape;
 use crate::text::Tokenizer;
 
