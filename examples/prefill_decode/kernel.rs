@@ -259,7 +259,7 @@ pub mod tests {
     pub fn sets() -> [Kernel; 2] {
         let best = Kernel::best();
         if best == Kernel::portable() {
-            eprintln!("skipped: this CPU has no AVX2, FMA and F16C to compare with");
+            crate::tests::skipped("this CPU has no AVX2, FMA and F16C to compare with");
         }
         [best, Kernel::portable()]
     }
