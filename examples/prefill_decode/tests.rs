@@ -23,7 +23,8 @@ pub fn model_file() -> Option<Gguf> {
 /// Past the test harness, which keeps `eprintln!` to itself when a test passes.
 pub fn skipped(reason: &str) {
     let test = std::thread::current().name().unwrap_or_default().to_owned();
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+    let line = format!("skipped: {test}: {reason}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 const PROMPT: [u32; 11] = [3, 250, 17, 99, 4, 300, 0, 42, 42, 7, 128];
