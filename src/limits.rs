@@ -85,3 +85,6 @@ pub const METADATA_CONNECTION_MS: u64 = 10_000;
 
 /// Longest segment name; leaves room for a key's prefix.
 pub const NAME_MAX_BYTES: usize = METADATA_KEY_MAX_BYTES / 2;
+
+/// Bytes of requests that all connections to a metadata server hold: sixty-four of the largest.
+pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
