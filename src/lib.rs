@@ -5,6 +5,9 @@
 #[allow(dead_code, unused_imports)]
 pub mod control;
 mod error;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};

@@ -1,10 +1,12 @@
 //! Whole control planes, against raw sockets and against each other.
 
 mod daemon;
+mod descriptor;
 mod hostile;
 mod hostile_http;
 mod peers;
 mod registry;
+mod wire;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
