@@ -8,6 +8,9 @@ mod counter;
 mod engine;
 mod error;
 mod flight;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 mod memory;
 pub mod metrics;

@@ -230,3 +230,5 @@ pub const COPY_INLINE_MAX_BYTES: usize = 2 << 20;
 
 /// A local copy goes to one more shard for each of these.
 pub const COPY_GROUP_BYTES: usize = 1 << 20;
+/// Bytes of requests that all connections to a metadata server hold: sixty-four of the largest.
+pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;

@@ -9,6 +9,8 @@ mod client;
 mod daemon;
 mod descriptor;
 mod directory;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 pub mod metadata;
 mod seats;
 mod settings;

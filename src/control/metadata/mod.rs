@@ -6,6 +6,7 @@
 
 mod http;
 mod p2p;
+pub mod server;
 
 use tokio::time::timeout;
 
