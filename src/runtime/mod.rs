@@ -40,7 +40,8 @@ use self::task::caught;
 use crate::limits::{SHARD_COMMANDS, STOP_GRACE};
 use crate::{Error, Result};
 
-/// A running set of shards. Clones are the same runtime; the last one's drop stops it.
+/// A running set of shards. Clones are the same runtime; the last one's drop stops it, and so may
+/// block its thread like [`Runtime::stop`]: on an async executor, stop where blocking is allowed.
 #[derive(Clone)]
 pub struct Runtime(Arc<Owner>);
 
