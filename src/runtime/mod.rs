@@ -160,6 +160,19 @@ impl Runtime {
         shard: usize,
         factory: impl FnOnce(PumpContext<P::Message>) -> P + Send + 'static,
     ) -> Result<PumpAddress<P::Message>> {
+        self.try_spawn_pump(shard, |context| Some(factory(context)))
+    }
+
+    /// Like [`Runtime::spawn_pump`], for a pump that may fail to start on its shard: then its
+    /// factory returns `None`, and whoever sends to it gets Closed.
+    ///
+    /// # Errors
+    /// As [`Runtime::spawn_pump`].
+    pub fn try_spawn_pump<P: Pump>(
+        &self,
+        shard: usize,
+        factory: impl FnOnce(PumpContext<P::Message>) -> Option<P> + Send + 'static,
+    ) -> Result<PumpAddress<P::Message>> {
         let doorbell = self.handle(shard)?.doorbell.clone();
         let (sender, receiver) = inbox(self.0.shared.mailbox, doorbell.clone());
         let address = PumpAddress::new(sender, doorbell.clone());
@@ -171,10 +184,17 @@ impl Runtime {
         };
         let seat = address.clone();
         let start = move |shard: &mut Shard| {
-            shard.seat(Box::new(Seat::new(factory(context), receiver, &seat)));
+            if let Some(pump) = factory(context) {
+                shard.seat(Box::new(Seat::new(pump, receiver, &seat)));
+            }
         };
         self.command(shard, Box::new(start))?;
         Ok(address)
+    }
+
+    /// Monotonic time in nanoseconds since the runtime was built, as its pumps see it.
+    pub fn now_ns(&self) -> u64 {
+        self.0.shared.clock.now_ns()
     }
 
     /// Stops every shard: takes nothing new, lets actors and pumps finish for the drain time, drops
