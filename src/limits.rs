@@ -232,7 +232,9 @@ pub const SLICE_BYTES: usize = 1 << 20;
 /// A batch goes to one more shard for each of these; below, the hop costs more than it gains.
 pub const TCP_GROUP_BYTES: usize = 4 << 20;
 
-/// Local copies up to this size are done on the caller's thread.
+/// Local copies up to this size, and as much of larger ones, are done on the caller's thread:
+/// 50 us where they hit the caches, when a hop to a shard that sleeps costs 25 us and more
+/// (`cargo bench --bench local_copy`, `--bench inbox_hop`).
 pub const COPY_INLINE_MAX_BYTES: usize = 2 << 20;
 
 /// A local copy goes to one more shard for each of these.

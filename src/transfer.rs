@@ -380,11 +380,7 @@ impl Inner {
         let message = Message::Carry { flight: flight.clone(), route, requests };
         if let Err(error) = shards[shard % shards.len()].send(message) {
             let what = not_taken(&error).with_path(PathKind::Tcp);
-            let message = match error {
-                crate::runtime::SendError::Full(message)
-                | crate::runtime::SendError::Closed(message) => message,
-            };
-            if let Message::Carry { requests, .. } = message {
+            if let Message::Carry { requests, .. } = error.into_inner() {
                 let failures = requests.iter().map(|r| (r.index, what.clone())).collect();
                 drop(requests);
                 flight.part_back(failures);
@@ -424,23 +420,28 @@ impl Inner {
         });
     }
 
+    /// The caller copies the first slices itself: a small batch whole, without a hop; of a large
+    /// one its share, while the shards' actors copy the rest.
     fn post_local(self: &Arc<Self>, plan: &Arc<Plan>) -> Result<Arc<Flight>> {
-        let (jobs, visits) = self.local_jobs(plan).inspect_err(|_| plan.landed())?;
+        let (mut jobs, visits) = self.local_jobs(plan).inspect_err(|_| plan.landed())?;
         let announce = plan.event.clone().map(|event| self.announce_local(event));
-        if plan.bytes() <= COPY_INLINE_MAX_BYTES {
-            let parts = usize::from(!jobs.is_empty());
-            let flight = self.flight(plan, parts, announce, visits);
-            if parts > 0 {
-                Copies { flight: flight.clone(), jobs }.run();
-            }
-            return Ok(flight);
+        let own = callers_share(&plan.slices);
+        let rest = &plan.slices[own..];
+        let groups = if rest.is_empty() {
+            Vec::new()
+        } else {
+            share_out(rest, self.copies().len(), COPY_GROUP_BYTES)
+        };
+        let parts = groups.len() + usize::from(own > 0);
+        let flight = self.flight(plan, parts, announce, visits);
+        self.spread_copies(&flight, jobs.split_off(own), &groups);
+        if own > 0 {
+            Copies { flight: flight.clone(), jobs }.run();
         }
-        let groups = share_out(&plan.slices, self.copies().len(), COPY_GROUP_BYTES);
-        let flight = self.flight(plan, groups.len(), announce, visits);
-        self.spread_copies(&flight, jobs, &groups);
         Ok(flight)
     }
 
+    /// Hands each group to the next shard's actor; one that does not take it fails it.
     fn spread_copies(&self, flight: &Arc<Flight>, mut jobs: Vec<Job>, groups: &[Range<usize>]) {
         let actors = self.copies();
         let first = self.next_shard();
@@ -449,10 +450,7 @@ impl Inner {
             let copies = Copies { flight: flight.clone(), jobs: jobs.split_off(group.start) };
             if let Err(error) = actors[(first + position) % actors.len()].send(copies) {
                 let what = not_taken(&error).with_path(PathKind::Local);
-                match error {
-                    crate::runtime::SendError::Full(copies)
-                    | crate::runtime::SendError::Closed(copies) => copies.fail(&what),
-                }
+                error.into_inner().fail(&what);
             }
         }
     }
@@ -493,6 +491,16 @@ impl Inner {
             flight.part_back(failed.into_iter().collect());
         })
     }
+}
+
+/// How many of the first slices the caller copies itself.
+fn callers_share(slices: &[PlannedSlice]) -> usize {
+    let mut bytes = 0;
+    let mut fits = |slice: &PlannedSlice| {
+        bytes += slice.len;
+        bytes <= COPY_INLINE_MAX_BYTES
+    };
+    slices.iter().take_while(|slice| fits(slice)).count()
 }
 
 fn tcp_request(plan: &Plan, slice: &PlannedSlice) -> Request {
