@@ -18,6 +18,7 @@ mod notification;
 mod path;
 mod peer;
 mod plan;
+mod post;
 mod request;
 pub mod runtime;
 pub mod topology;

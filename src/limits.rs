@@ -1,4 +1,4 @@
-//! Every bound by name, with its reason. What users may change is in [`crate::config`].
+//! Every bound by name, with its reason. What users may change is in [`crate::EngineBuilder`].
 
 use std::time::Duration;
 
@@ -199,8 +199,8 @@ pub const LANES_MAX: usize = 4;
 /// Bytes that wait for a peer for each connection to it: below, another connection gains nothing.
 pub const LANE_SPREAD_BYTES: usize = 2 << 20;
 
-/// Attempts to send one slice. A peer that closed a connection has stopped storing from it, so
-/// the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
+/// Attempts to send one slice alone. A peer that closed a connection has stopped storing from it,
+/// so the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
 /// closing.
 pub const ATTEMPTS_MAX: u32 = 3;
 
@@ -241,3 +241,6 @@ pub const COPY_INLINE_MAX_BYTES: usize = 2 << 20;
 pub const COPY_GROUP_BYTES: usize = 1 << 20;
 /// Bytes of requests that all connections to a metadata server hold: sixty-four of the largest.
 pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
+
+/// Room in an event for its sender's name and the event's own fields.
+pub const EVENT_NAME_MAX_BYTES: u64 = 1024;

@@ -5,6 +5,7 @@ mod connection;
 mod peers;
 mod server;
 mod shard;
+mod sweep;
 mod wire;
 
 pub(crate) use self::client::{Action, Request};
