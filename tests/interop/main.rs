@@ -1,0 +1,7 @@
+//! kvrail against unmodified Mooncake wheels, in both directions, with the data compared.
+//!
+//! These tests need venvs with the wheels, so a plain `cargo test` names them as ignored;
+//! `cargo xtask test --only interop` installs the wheels and runs them.
+
+mod pair;
+mod rig;
