@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::rig::{Agent, Bench, MetadataServer, bench_target, eventually, pattern};
-use crate::rig::{V11, V11_REUSE, V13, V13_NO_REUSE, V13_V1, V13_V1_NO_REUSE};
+use crate::setup::{v11, v11_reuse, v13, v13_no_reuse, v13_v1, v13_v1_no_reuse};
 
 const LENGTH: usize = 1 << 20;
 
@@ -15,7 +15,8 @@ fn the_pattern_is_the_agents() {
 #[test]
 #[ignore = "needs Mooncake's wheels: cargo xtask test --only interop"]
 fn both_wheels_exchange_data_notes_and_probes() {
-    for (one, two) in [(V13, V11), (V13_V1, V13_NO_REUSE), (V11_REUSE, V13_V1_NO_REUSE)] {
+    for (one, two) in [(v13(), v11()), (v13_v1(), v13_no_reuse()), (v11_reuse(), v13_v1_no_reuse())]
+    {
         exchange(Agent::p2p(one), Agent::p2p(two));
         exchange(Agent::p2p(two), Agent::p2p(one));
     }
@@ -24,7 +25,7 @@ fn both_wheels_exchange_data_notes_and_probes() {
 #[test]
 #[ignore = "needs Mooncake's wheels: cargo xtask test --only interop"]
 fn both_wheels_meet_in_their_metadata_server() {
-    for setup in [V13, V11] {
+    for setup in [v13(), v11()] {
         let server = MetadataServer::start(setup);
         let join = |name| Agent::start(setup, name, &server.url);
         exchange(join("one"), join("two:1234"));
@@ -35,7 +36,7 @@ fn both_wheels_meet_in_their_metadata_server() {
 #[ignore = "needs Mooncake's wheels: cargo xtask test --only interop"]
 fn the_bench_runs_on_a_bench_and_writes_zeros() {
     let bench = Bench { threads: 2, batch: 4, block: 65536 };
-    for setup in [V13, V11] {
+    for setup in [v13(), v11()] {
         let (_process, segment) = bench_target(setup);
         bench.run(setup, "P2PHANDSHAKE", &segment, "read");
         let mut agent = Agent::p2p(setup);
@@ -51,7 +52,7 @@ fn the_bench_runs_on_a_bench_and_writes_zeros() {
 #[test]
 #[ignore = "needs Mooncake's wheels: cargo xtask test --only interop"]
 fn a_wrong_byte_is_found() {
-    let mut agent = Agent::p2p(V13);
+    let mut agent = Agent::p2p(v13());
     agent.register(LENGTH, 1);
     agent.ask(json!({"do": "poke", "bytes_hex": "ff", "offset": 70_000}));
     assert_eq!(agent.compare(1, 0, 0, LENGTH), Some(70_000));

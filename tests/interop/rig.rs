@@ -15,56 +15,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::setup::Setup;
+
 /// Longer than Mooncake's own 30 s transfer timeout, so that its verdict comes first.
 const ANSWER_S: u64 = 45;
 /// A Python process imports the wheel in about 1 s; a busy machine may need ten times that.
 const START_S: u64 = 20;
-
-/// One wheel and the environment that shapes its TCP transport.
-#[derive(Clone, Copy)]
-pub struct Setup {
-    pub wheel: &'static str,
-    pub env: &'static [(&'static str, &'static str)],
-}
-
-/// Protocol v2, reused connections.
-pub const V13: Setup = Setup { wheel: "0.3.13.post1", env: &[] };
-/// Protocol v2, a connection per request.
-pub const V13_NO_REUSE: Setup =
-    Setup { wheel: "0.3.13.post1", env: &[("MC_TCP_ENABLE_CONNECTION_POOL", "0")] };
-/// Protocol v1 forced, reused connections: writes are pipelined.
-pub const V13_V1: Setup = Setup { wheel: "0.3.13.post1", env: &[("MC_TCP_PROTO", "1")] };
-/// Protocol v1 forced, a connection per request: the end of stream follows each write.
-pub const V13_V1_NO_REUSE: Setup = Setup {
-    wheel: "0.3.13.post1",
-    env: &[("MC_TCP_PROTO", "1"), ("MC_TCP_ENABLE_CONNECTION_POOL", "0")],
-};
-/// Knows v1 only, a connection per request.
-pub const V11: Setup = Setup { wheel: "0.3.11.post1", env: &[] };
-/// Knows v1 only, reused connections.
-pub const V11_REUSE: Setup =
-    Setup { wheel: "0.3.11.post1", env: &[("MC_TCP_ENABLE_CONNECTION_POOL", "1")] };
-
-impl Setup {
-    /// A program of this wheel's venv, on loopback and TCP even where a NIC is found.
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(venvs().join(self.wheel).join("bin").join(program));
-        command.env("MC_FORCE_TCP", "1").env("MC_TCP_BIND_ADDRESS", "127.0.0.1");
-        command.envs(self.env.iter().copied()).stdin(Stdio::null());
-        command
-    }
-}
-
-/// The folder with one venv for each wheel, named by its version.
-fn venvs() -> PathBuf {
-    match std::env::var_os("KVRAIL_MOONCAKE") {
-        Some(folder) => folder.into(),
-        None => panic!(
-            "KVRAIL_MOONCAKE names no folder with Mooncake's venvs; \
-             `cargo xtask test --only interop` makes them and runs these tests"
-        ),
-    }
-}
 
 /// Bytes `skip..skip + length` of pattern `seed`, as agent.py makes them.
 pub fn pattern(seed: u8, skip: usize, length: usize) -> Vec<u8> {
