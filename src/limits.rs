@@ -1,6 +1,238 @@
 //! Every bound by name, with its reason. What users may change is in [`crate::config`].
 
+use std::time::Duration;
 
 /// Longest control frame we accept or send, type byte included.
 /// Mooncake's default and minimum (`MC_HANDSHAKE_MAX_LENGTH`): a larger one no default peer reads.
 pub const CONTROL_FRAME_MAX_BYTES: usize = 1 << 20;
+
+/// Regions of one engine. Each takes 60 bytes or so of the descriptor, which a default peer reads
+/// up to [`CONTROL_FRAME_MAX_BYTES`]: 8,192 fit with room for names.
+pub const REGIONS_MAX: usize = 8192;
+/// Highest CPU number plus one that a CPU list may name: eight times the largest NR_CPUS a Linux
+/// kernel is built with, so a damaged list can't make us allocate.
+pub const CPUS_MAX: usize = 64 << 10;
+
+/// Most shards of a runtime: one for each CPU of the largest two-socket machines. A shard costs two
+/// threads (the executor has a helper), three small rings and two eventfds.
+pub const SHARDS_MAX: usize = 1024;
+
+/// Most shards that are started unasked: the two sockets' worth of NICs (eight) of the largest
+/// GPU nodes; the CPUs belong to the service that embeds us.
+pub const SHARDS_DEFAULT_MAX: usize = 8;
+
+/// How long a shard polls for more work before it parks, by default: about what waking it costs
+/// (57 us from parked, measured over an eventfd), so spinning at most doubles the price of a wake.
+pub const IDLE_BUDGET: Duration = Duration::from_micros(50);
+
+/// Messages that wait for one actor or pump. A caller past it is told Busy, so memory is bounded by
+/// this times the message's size.
+pub const MAILBOX_MESSAGES: usize = 1024;
+
+/// Requests to start something on a shard that wait for its next turn.
+pub const SHARD_COMMANDS: usize = 1024;
+
+/// Messages, tasks or commands that a shard takes from one queue in a turn: enough to amortize the
+/// turn, few enough that the next completion source waits microseconds.
+pub const TURN_BURST: usize = 64;
+
+/// Turns in vain after which a spinning shard offers its CPU to other threads: with more spinning
+/// threads than CPUs, a round trip between two shards took 7.7 ms (two time slices) without it.
+pub const SPIN_TURNS: u32 = 64;
+
+/// How long a stopping runtime lets actors and pumps finish, by default. A transfer that needs
+/// longer has lost its peer.
+pub const STOP_DRAIN: Duration = Duration::from_secs(5);
+
+/// How long `stop` waits beyond the drain for shards to let go of what is left: a shard that
+/// exceeds it has a handler that blocks its thread, and is abandoned with a warning.
+pub const STOP_GRACE: Duration = Duration::from_secs(1);
+
+/// How often a stopping shard that has nothing to do asks its pumps whether they are quiet.
+pub const STOP_TICK: Duration = Duration::from_millis(1);
+
+/// Locked memory that the executor insists on per process, in bytes (glommio's own floor).
+pub const MEMLOCK_MIN_BYTES: u64 = 512 << 10;
+
+/// Executor ring entries. A shard waits for its doorbell and one timer; transfers have a ring of
+/// their own.
+pub const EXECUTOR_RING_ENTRIES: usize = 16;
+
+/// The executor's preempt timer. At 100 us and below it parks with work at hand; measured clean
+/// at 1 ms.
+pub const EXECUTOR_PREEMPT: Duration = Duration::from_millis(1);
+/// Port of a control daemon whose name has none (Mooncake's `MC_HANDSHAKE_PORT`).
+pub const CONTROL_DEFAULT_PORT: u16 = 12001;
+
+/// Ports for the control daemon and the data listener (Mooncake's `MC_MIN_RPC_PORT` and
+/// `MC_MAX_RPC_PORT`): firewalls of a Mooncake cluster are opened for these.
+pub const CONTROL_PORTS: std::ops::RangeInclusive<u16> = 15000..=17000;
+
+/// Random ports tried before any free one is taken; Mooncake's number.
+pub const CONTROL_PORT_TRIES: u32 = 500;
+
+/// Connections the kernel keeps until we accept them. Linux cuts it to `net.core.somaxconn`
+/// (4096 by default); Mooncake uses 128, which a flood of silent clients fills at once.
+pub const CONTROL_BACKLOG: u32 = 1024;
+
+/// Control connections served at once; the longest-waiting half-open one makes room for a newcomer.
+/// Well under the usual soft limit of 1024 open files, of which data connections need their share.
+pub const CONTROL_CONNECTIONS_MAX: usize = 256;
+
+/// Bytes that all control connections together hold: thirty-two of the largest frames.
+pub const CONTROL_BUFFERED_MAX_BYTES: usize = 32 * CONTROL_FRAME_MAX_BYTES;
+
+/// Time for a client to send its whole request, and again for it to take our answer. Mooncake allows
+/// 5 s for each read; we bound the whole, so that dripping a byte at a time gains nothing.
+pub const CONTROL_REQUEST_MS: u64 = 10_000;
+
+/// Time for a client to close after our answer: closing first could reset the connection while the
+/// answer is still unread. Mooncake waits 5 s; a client that reads needs milliseconds.
+pub const CONTROL_LINGER_MS: u64 = 2_000;
+
+/// Pause after a failed accept (out of file descriptors), so that it does not spin.
+pub const CONTROL_ACCEPT_PAUSE_MS: u64 = 10;
+
+/// Time for one TCP connect (Mooncake's `MC_HANDSHAKE_CONNECT_TIMEOUT`).
+pub const CONTROL_CONNECT_MS: u64 = 5_000;
+
+/// Time for name resolution and all addresses of a host together: three connects.
+pub const CONTROL_CONNECT_ALL_MS: u64 = 15_000;
+
+/// Time for a peer to answer a request. A Mooncake daemon serves one client at a time and may spend
+/// 5 s on each silent one ahead of us, so Mooncake's own clients wait 60 s.
+pub const CONTROL_ANSWER_MS: u64 = 60_000;
+
+/// Calls (resolve, notify, probe, connect) under way at once; more are Busy.
+pub const CONTROL_CALLS_MAX: usize = 1024;
+
+/// Time for stopping the control thread after the keys are withdrawn: name lookups that hang in libc
+/// are left behind.
+pub const CONTROL_STOP_MS: u64 = 1_000;
+
+/// Threads for name lookups, the only blocking calls of the control plane.
+pub const CONTROL_LOOKUP_THREADS: usize = 4;
+
+/// Peers whose descriptors are remembered.
+pub const DIRECTORY_MAX_PEERS: usize = 4096;
+
+/// Bytes of remembered descriptors: sixty-four of the largest.
+pub const DIRECTORY_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
+
+/// Time for one request to a metadata server (Mooncake's value).
+pub const METADATA_REQUEST_MS: u64 = 3_000;
+
+/// Time to connect to a metadata server (Mooncake's value).
+pub const METADATA_CONNECT_MS: u64 = 1_500;
+
+/// Keys a metadata server keeps: two per engine, for 32,768 engines.
+pub const METADATA_KEYS_MAX: usize = 65_536;
+
+/// Longest key of a metadata server; a name is a host and a port, a DNS name has 253 bytes at most.
+pub const METADATA_KEY_MAX_BYTES: usize = 1024;
+
+/// Bytes a metadata server keeps in all, keys and values.
+pub const METADATA_TOTAL_MAX_BYTES: usize = 256 << 20;
+
+/// Connections a metadata server has at once; the longest-waiting one makes room.
+pub const METADATA_CONNECTIONS_MAX: usize = 512;
+
+/// Life of one connection to a metadata server, which carries one request.
+pub const METADATA_CONNECTION_MS: u64 = 10_000;
+
+/// Longest segment name; leaves room for a key's prefix.
+pub const NAME_MAX_BYTES: usize = METADATA_KEY_MAX_BYTES / 2;
+
+/// Bytes that one receive takes in: large enough that a call costs little beside the copy
+/// (1 MiB is 100 us or more), small enough that a shard's other connections get their turn.
+pub const RECEIVE_MAX_BYTES: usize = 1 << 20;
+
+/// Bytes that one send hands over; as [`RECEIVE_MAX_BYTES`].
+pub const SEND_MAX_BYTES: usize = 1 << 20;
+
+/// Pieces of one send or receive; the kernel takes 1,024 (`UIO_MAXIOV`), and past some dozens a
+/// longer list gains nothing at 4 KiB a piece.
+pub const SEND_MAX_PARTS: usize = 256;
+
+/// Requests up to this size are received through a read-ahead buffer: copying 16 KiB once more
+/// costs about as much as the system call it saves (1 us).
+pub const SMALL_REQUEST_BYTES: u64 = 16 << 10;
+
+/// The read-ahead buffer of a connection with small requests.
+pub const SMALL_ROOM_BYTES: usize = 64 << 10;
+
+/// Replies that wait on one connection before we stop reading its requests. A peer that pipelines
+/// without reading is slowed down, and costs us 64 bytes a reply.
+pub const REPLIES_MAX: usize = 512;
+
+/// Longest event body: a notification and its sender's name. Mooncake passes 100,000 bytes.
+pub const EVENT_MAX_BYTES: u64 = 256 << 10;
+
+/// Requests under way on one connection. Mooncake's and our server answer in order, so more only
+/// hide latency; 256 of 4 KiB fill [`SEND_MAX_BYTES`] and cost 30 KiB of bookkeeping.
+pub const LANE_WINDOW_REQUESTS: usize = 256;
+
+/// Bytes under way on one connection: some sends ahead of the answers, and small enough that a
+/// cancelled transfer stops within milliseconds.
+pub const LANE_WINDOW_BYTES: usize = 8 << 20;
+
+/// Slices of one batch: 65,536 carry a 128k-token prompt layer by layer (8,192 blocks of 8
+/// layers' pages) and cost 3 MiB of bookkeeping.
+pub const BATCH_SLICES_MAX: usize = 1 << 16;
+
+/// Counters that are open at a time; one a layer and request is thousands.
+pub const COUNTERS_MAX: usize = 1 << 16;
+
+/// Notifications that wait to be read. Mooncake keeps any number, which a peer can use to eat
+/// our memory.
+pub const NOTIFICATIONS_MAX: usize = 4096;
+
+/// Bytes of the notifications that wait to be read.
+pub const NOTIFICATIONS_MAX_BYTES: usize = 16 << 20;
+
+/// Connections to one peer from one shard. Mooncake's initiator uses 4 a peer.
+pub const LANES_MAX: usize = 4;
+
+/// Bytes that wait for a peer for each connection to it: below, another connection gains nothing.
+pub const LANE_SPREAD_BYTES: usize = 2 << 20;
+
+/// Attempts to send one slice. A peer that closed a connection has stopped storing from it, so
+/// the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
+/// closing.
+pub const ATTEMPTS_MAX: u32 = 3;
+
+/// Connections that peers may have open to one shard: idle ones live for ever (Mooncake loses
+/// writes on a connection closed under it), so their number has a cap; the longest idle makes room.
+/// 1,000 half-open ones leave room for real peers; each costs under 1 KiB.
+pub const SERVER_CONNECTIONS_MAX: usize = 4096;
+
+/// Operations of one shard's ring: a send and a receive for every connection, alarms besides.
+pub const RING_OPERATIONS_MAX: usize = 2 * SERVER_CONNECTIONS_MAX + 1024;
+
+/// How often a shard with work under way looks at its clocks.
+pub const TICK_NS: u64 = 10_000_000;
+
+/// A posted slice of a cancelled or expired transfer gets so long to end by itself before its
+/// connection is closed under it; a healthy connection needs a few milliseconds.
+pub const ENDING_GRACE_NS: u64 = 100_000_000;
+
+/// A peer in mid-request that moves no byte for so long is gone. Mooncake's status time-out.
+pub const PROGRESS_DEADLINE_NS: u64 = 30_000_000_000;
+
+/// Copies queued on one shard's local-copy actor; one batch may bring [`BATCH_SLICES_MAX`].
+pub const COPIES_MAX: usize = 4 * BATCH_SLICES_MAX;
+
+/// Bytes of one slice: what one lane carries at once and a lost connection repeats. As long as a
+/// send ([`SEND_MAX_BYTES`]), so that one slice never waits for half of itself.
+pub const SLICE_BYTES: usize = 1 << 20;
+
+/// A batch goes to one more shard for each of these; below, the hop costs more than it gains.
+pub const TCP_GROUP_BYTES: usize = 4 << 20;
+
+/// Local copies up to this size are done on the caller's thread.
+pub const COPY_INLINE_MAX_BYTES: usize = 2 << 20;
+
+/// A local copy goes to one more shard for each of these.
+pub const COPY_GROUP_BYTES: usize = 1 << 20;
+/// Bytes of requests that all connections to a metadata server hold: sixty-four of the largest.
+pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;

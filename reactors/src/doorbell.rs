@@ -1,0 +1,167 @@
+//! The one thing a shard sleeps on: an eventfd, and a flag that spares its write while it is awake.
+//!
+//! The protocol loses no wake. The sleeper raises the flag, looks at its queues once more, and only
+//! then waits. Whoever has work for it first makes the work visible, then rings. The fences order
+//! "raise, look" against "push, read the flag": at least one of the two sees the other.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// Wakes a sleeper. The kernel's is [`EventFd`]; tests bring their own.
+pub trait Ringer: Send + Sync + 'static {
+    /// Ends the sleeper's wait, or the next one if it hasn't begun; never blocks.
+    fn ring(&self);
+}
+
+impl<F: Fn() + Send + Sync + 'static> Ringer for F {
+    fn ring(&self) {
+        self()
+    }
+}
+
+/// A sleeping flag and the bell behind it. One sleeper, any number of ringers.
+#[derive(Debug)]
+pub struct Doorbell<R = EventFd> {
+    sleeping: AtomicBool,
+    ringer: R,
+}
+
+impl Doorbell {
+    /// A doorbell on an eventfd of its own.
+    ///
+    /// # Errors
+    /// What eventfd(2) gives: the process or the system is out of descriptors.
+    pub fn new() -> io::Result<Self> {
+        EventFd::new().map(Self::with_ringer)
+    }
+
+    /// The eventfd: what an io_uring registers for its completions, and what the shard waits on.
+    /// Valid as long as the doorbell lives.
+    pub fn raw_fd(&self) -> RawFd {
+        self.ringer.0.as_raw_fd()
+    }
+
+    /// Forgets every ring so far. For the sleeper alone, after it woke.
+    pub fn drain(&self) {
+        self.ringer.drain()
+    }
+}
+
+impl<R: Ringer> Doorbell<R> {
+    /// A doorbell that wakes its sleeper through `ringer`.
+    pub fn with_ringer(ringer: R) -> Self {
+        Self { sleeping: AtomicBool::new(false), ringer }
+    }
+
+    /// Wakes the sleeper if it sleeps or is about to: a system call then, else a load.
+    /// What the sleeper should find must be visible before.
+    pub fn ring(&self) {
+        fence(Ordering::SeqCst);
+        // The swap lets only the first of many ringers pay for the system call.
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::AcqRel) {
+            self.ringer.ring();
+        }
+    }
+
+    /// For the sleeper alone: every ring from here on wakes. Look at every queue once more before
+    /// waiting, and call [`Doorbell::wake`] instead of waiting if one isn't empty.
+    pub fn sleep(&self) {
+        self.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// For the sleeper alone: awake again, rings cost nothing.
+    pub fn wake(&self) {
+        self.sleeping.store(false, Ordering::Release);
+    }
+
+    /// What rings behind the flag.
+    pub fn ringer(&self) -> &R {
+        &self.ringer
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ringer.0.as_fd()
+    }
+}
+
+impl AsRawFd for Doorbell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.raw_fd()
+    }
+}
+
+/// A non-blocking eventfd(2).
+#[derive(Debug)]
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    fn new() -> io::Result<Self> {
+        // SAFETY: eventfd takes no pointer.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call above just made `fd` and nothing else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn drain(&self) {
+        let mut count = 0u64;
+        // SAFETY: `count` has the eight bytes that an eventfd stores. Nothing to read is EAGAIN,
+        // which leaves it untouched and is no error here.
+        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+    }
+}
+
+impl Ringer for EventFd {
+    fn ring(&self) {
+        let one = 1u64;
+        // SAFETY: `one` has the eight bytes that an eventfd takes. The only failure on a live
+        // descriptor is EAGAIN: the counter is full, so the sleeper is being woken already.
+        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readable(doorbell: &Doorbell) -> bool {
+        let mut poll = libc::pollfd { fd: doorbell.raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, and the count says one.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    }
+
+    #[test]
+    fn only_a_sleeper_is_rung_and_only_once() {
+        let doorbell = Doorbell::new().unwrap();
+        doorbell.ring();
+        assert!(!readable(&doorbell), "nobody sleeps");
+        doorbell.sleep();
+        doorbell.ring();
+        doorbell.ring();
+        assert!(readable(&doorbell));
+        doorbell.wake();
+        doorbell.drain();
+        assert!(!readable(&doorbell));
+        doorbell.drain();
+    }
+
+    #[test]
+    fn the_first_of_many_ringers_pays() {
+        use std::sync::Arc;
+        use std::sync::atomic::AtomicUsize;
+        let rings = Arc::new(AtomicUsize::new(0));
+        let counter = rings.clone();
+        let doorbell = Doorbell::with_ringer(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        doorbell.sleep();
+        (0..5).for_each(|_| doorbell.ring());
+        assert_eq!(rings.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,111 @@
+//! One send, receive or alarm: what the kernel reads while it is in flight, in one box.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{opcode, squeue, types};
+
+use crate::vector::Vector;
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the vector to the socket; the whole vector, unless the connection ends.
+    Send,
+    /// From the socket into the vector; whatever has arrived, at least one byte.
+    Receive,
+}
+
+/// A send or a receive. The socket must be in blocking mode: on a non-blocking one io_uring
+/// answers `EAGAIN` where it would wait.
+#[derive(Debug)]
+pub struct Work {
+    /// Whose work it is; comes back with the completion.
+    pub tag: u64,
+    /// The connection.
+    pub socket: Arc<TcpStream>,
+    /// Which way bytes go.
+    pub direction: Direction,
+    /// What is sent, or where bytes go. Not empty.
+    pub vector: Vector,
+}
+
+/// A send or a receive that has ended: the kernel does not touch the vector's memory any more.
+#[derive(Debug)]
+pub struct Done {
+    /// The work's tag.
+    pub tag: u64,
+    /// Which way bytes went.
+    pub direction: Direction,
+    /// Bytes sent or received. 0 for a receive means that the peer has closed.
+    pub result: io::Result<usize>,
+    /// The work's vector, not advanced.
+    pub vector: Vector,
+}
+
+pub(super) struct Op {
+    kind: Kind,
+    iovecs: Vec<libc::iovec>,
+    message: libc::msghdr,
+}
+
+enum Kind {
+    Transfer(Work),
+    Alarm(types::Timespec),
+    Spare,
+}
+
+impl Op {
+    pub(super) fn transfer(work: Work) -> Self {
+        Self::new(Kind::Transfer(work))
+    }
+
+    pub(super) fn alarm(after: Duration) -> Self {
+        Self::new(Kind::Alarm(after.into()))
+    }
+
+    fn new(kind: Kind) -> Self {
+        // SAFETY: msghdr is a C struct of integers and pointers, for which zero means "none".
+        let message = unsafe { std::mem::zeroed() };
+        Self { kind, iovecs: Vec::new(), message }
+    }
+
+    /// Becomes `other`, keeping its own allocations.
+    pub(super) fn reuse(&mut self, other: Self) {
+        self.kind = other.kind;
+    }
+
+    /// The submission entry. Points into `self`, which therefore must not move or change until
+    /// the completion.
+    pub(super) fn entry(&mut self) -> squeue::Entry {
+        match &mut self.kind {
+            Kind::Transfer(work) => {
+                work.vector.fill_iovecs(&mut self.iovecs);
+                self.message.msg_iov = self.iovecs.as_mut_ptr();
+                self.message.msg_iovlen = self.iovecs.len();
+                let fd = types::Fd(work.socket.as_raw_fd());
+                match work.direction {
+                    // MSG_WAITALL: the kernel goes on after a short send by itself.
+                    Direction::Send => opcode::SendMsg::new(fd, &self.message)
+                        .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
+                        .build(),
+                    Direction::Receive => opcode::RecvMsg::new(fd, &mut self.message).build(),
+                }
+            }
+            Kind::Alarm(after) => opcode::Timeout::new(after).build(),
+            Kind::Spare => opcode::Nop::new().build(),
+        }
+    }
+
+    /// The operation is over; an alarm is nobody's completion.
+    pub(super) fn finish(&mut self, result: i32) -> Option<Done> {
+        let Kind::Transfer(work) = std::mem::replace(&mut self.kind, Kind::Spare) else {
+            return None;
+        };
+        let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+        Some(Done { tag: work.tag, direction: work.direction, result, vector: work.vector })
+    }
+}

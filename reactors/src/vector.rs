@@ -1,0 +1,189 @@
+//! What one send or receive touches: pieces of scratch bytes and of regions, in stream order.
+//! Owned by the reactor while the kernel may use it.
+
+use std::ops::Range;
+
+use crate::region::Slice;
+
+/// Scratch bytes (headers, statuses) and region memory (bodies) as one stream of bytes.
+#[derive(Debug, Default)]
+pub struct Vector {
+    scratch: Vec<u8>,
+    parts: Vec<Part>,
+    /// Parts before this one are used up.
+    first: usize,
+    len: usize,
+}
+
+#[derive(Debug)]
+enum Part {
+    Scratch(Range<usize>),
+    Memory(Slice),
+}
+
+/// A piece of a vector that has been received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled<'a> {
+    /// Bytes in scratch.
+    Bytes(&'a [u8]),
+    /// So many bytes, stored in region memory already.
+    Memory(usize),
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Self::Scratch(range) => range.len(),
+            Self::Memory(slice) => slice.len(),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Scratch(range) => range.start += count,
+            Self::Memory(slice) => slice.advance(count),
+        }
+    }
+}
+
+impl Vector {
+    /// Appends bytes to be sent.
+    pub fn push_bytes(&mut self, bytes: &[u8]) {
+        let start = self.scratch.len();
+        self.scratch.extend_from_slice(bytes);
+        self.push_scratch(start);
+    }
+
+    /// Appends room for `len` bytes to be received into scratch.
+    pub fn push_room(&mut self, len: usize) {
+        let start = self.scratch.len();
+        self.scratch.resize(start + len, 0);
+        self.push_scratch(start);
+    }
+
+    fn push_scratch(&mut self, start: usize) {
+        let end = self.scratch.len();
+        self.len += end - start;
+        match self.parts.last_mut() {
+            Some(Part::Scratch(last)) if last.end == start => last.end = end,
+            _ if start < end => self.parts.push(Part::Scratch(start..end)),
+            _ => {}
+        }
+    }
+
+    /// Appends region memory, to be sent from or received into.
+    pub fn push_memory(&mut self, slice: Slice) {
+        if !slice.is_empty() {
+            self.len += slice.len();
+            self.parts.push(Part::Memory(slice));
+        }
+    }
+
+    /// Bytes that remain.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing remains.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Parts that remain.
+    pub fn parts(&self) -> usize {
+        self.parts.len() - self.first
+    }
+
+    /// All scratch bytes, used up or not, in the order they were pushed.
+    pub fn scratch(&self) -> &[u8] {
+        &self.scratch
+    }
+
+    /// Drops the first `count` bytes of what remains; region memory that is used up is let go.
+    pub fn advance(&mut self, mut count: usize) {
+        self.len -= count.min(self.len);
+        while let Some(part) = self.parts.get_mut(self.first) {
+            if part.len() > count {
+                part.advance(count);
+                return;
+            }
+            count -= part.len();
+            *part = Part::Scratch(0..0);
+            self.first += 1;
+        }
+    }
+
+    /// Empties it, keeping its room for the next use.
+    pub fn clear(&mut self) {
+        self.scratch.clear();
+        self.parts.clear();
+        self.first = 0;
+        self.len = 0;
+    }
+
+    /// What the first `count` bytes of what remains are: scratch bytes, or how many bytes of
+    /// region memory. In stream order.
+    pub fn filled(&self, mut count: usize) -> impl Iterator<Item = Filled<'_>> {
+        self.parts[self.first..].iter().map_while(move |part| {
+            let len = part.len().min(count);
+            count -= len;
+            (len > 0).then(|| match part {
+                Part::Scratch(range) => Filled::Bytes(&self.scratch[range.start..][..len]),
+                Part::Memory(_) => Filled::Memory(len),
+            })
+        })
+    }
+
+    /// The region memory that remains.
+    pub fn memory(&self) -> impl Iterator<Item = &Slice> {
+        self.parts[self.first..].iter().filter_map(|part| match part {
+            Part::Memory(slice) => Some(slice),
+            Part::Scratch(_) => None,
+        })
+    }
+
+    /// Describes what remains to the kernel. The entries are valid until the vector is next
+    /// changed; the scratch allocation does not move while it isn't pushed to.
+    pub(crate) fn fill_iovecs(&mut self, iovecs: &mut Vec<libc::iovec>) {
+        iovecs.clear();
+        let scratch = self.scratch.as_mut_ptr();
+        iovecs.extend(self.parts[self.first..].iter().map(|part| match part {
+            Part::Scratch(range) => libc::iovec {
+                // SAFETY: the range lies inside the scratch bytes, see `push_scratch`.
+                iov_base: unsafe { scratch.add(range.start) }.cast(),
+                iov_len: range.len(),
+            },
+            Part::Memory(slice) => {
+                libc::iovec { iov_base: slice.ptr().cast(), iov_len: slice.len() }
+            }
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::region::Region;
+
+    #[test]
+    fn advancing_walks_across_parts() {
+        let region = Arc::new(Region::allocate(4096, None).unwrap());
+        let mut vector = Vector::default();
+        vector.push_bytes(b"head");
+        vector.push_memory(Slice::new(region.clone(), 0, 10).unwrap());
+        vector.push_room(3);
+        vector.push_memory(Slice::new(region.clone(), 0, 0).unwrap());
+        assert_eq!((vector.len(), vector.parts()), (17, 3));
+        vector.advance(6);
+        assert_eq!((vector.len(), vector.parts()), (11, 2));
+        assert_eq!(vector.memory().next().unwrap().addr(), region.addr() + 2);
+        vector.advance(8);
+        assert_eq!((vector.len(), vector.parts()), (3, 1));
+        assert_eq!(Arc::strong_count(&region), 1, "used memory is let go");
+        vector.advance(99);
+        assert!(vector.is_empty());
+        assert_eq!(vector.scratch(), b"head\0\0\0");
+    }
+}

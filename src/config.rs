@@ -1,0 +1,132 @@
+//! How an engine is started: every choice with its default, in one typed builder.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Engine;
+use crate::runtime::{Idle, Shards};
+use crate::{Error, Result};
+
+/// Where engines find each other.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metadata {
+    /// No server: the segment name is `host:port` of the engine itself.
+    #[default]
+    P2p,
+    /// A metadata server of Mooncake's kind, by its URL, such as `http://host:8080/metadata`.
+    Http(String),
+}
+
+impl std::str::FromStr for Metadata {
+    type Err = Error;
+
+    /// Reads Mooncake's connection strings: `P2PHANDSHAKE` or `http://…`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "P2PHANDSHAKE" => Ok(Self::P2p),
+            url if url.starts_with("http://") => Ok(Self::Http(url.to_owned())),
+            other => Err(Error::refused(format!(
+                "metadata server {other:?}: this build knows P2PHANDSHAKE and http://HOST:PORT/metadata"
+            ))),
+        }
+    }
+}
+
+/// Settings of an [`Engine`]; made by [`Engine::builder`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct EngineBuilder {
+    pub(crate) name: String,
+    pub(crate) metadata: Metadata,
+    pub(crate) cluster: String,
+    pub(crate) advertise: Option<String>,
+    pub(crate) bind: Option<IpAddr>,
+    pub(crate) shards: Shards,
+    pub(crate) idle: Idle,
+    pub(crate) tcp_v1: bool,
+}
+
+impl Default for EngineBuilder {
+    fn default() -> Self {
+        Self {
+            name: "127.0.0.1".to_owned(),
+            metadata: Metadata::P2p,
+            cluster: String::new(),
+            advertise: None,
+            bind: None,
+            shards: Shards::default(),
+            idle: Idle::default(),
+            tcp_v1: false,
+        }
+    }
+}
+
+impl EngineBuilder {
+    /// P2P: the host under which peers reach this engine, `127.0.0.1` by default. Its segment
+    /// name becomes `host:port` with a free port.
+    pub fn host(self, host: impl Into<String>) -> Self {
+        self.name(host)
+    }
+
+    /// With a metadata server: the segment name, as peers will open it.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Where engines find each other; [`Metadata::P2p`] by default.
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// Prefix of all keys at a metadata server (Mooncake's `MC_METADATA_CLUSTER_ID`).
+    pub fn cluster(mut self, cluster: impl Into<String>) -> Self {
+        self.cluster = cluster.into();
+        self
+    }
+
+    /// With a metadata server: the host to publish. By default the address in the name, else the
+    /// one from which this host reaches the server.
+    pub fn advertise(mut self, host: impl Into<String>) -> Self {
+        self.advertise = Some(host.into());
+        self
+    }
+
+    /// Address to listen on; all of them by default.
+    pub fn bind(mut self, address: IpAddr) -> Self {
+        self.bind = Some(address);
+        self
+    }
+
+    /// How many shards, and where.
+    pub fn shards(mut self, shards: Shards) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// What an idle shard does.
+    pub fn idle(mut self, idle: Idle) -> Self {
+        self.idle = idle;
+        self
+    }
+
+    /// Sends version 1 of the TCP protocol even to peers that know better (Mooncake's
+    /// `MC_TCP_PROTO=1`), for peers behind a descriptor that claims too much.
+    pub fn tcp_version_1(mut self, only: bool) -> Self {
+        self.tcp_v1 = only;
+        self
+    }
+
+    /// Starts the shards, the control thread and the listeners, and publishes the engine. Blocks
+    /// for some milliseconds; with a metadata server, for up to its time-out.
+    ///
+    /// # Errors
+    /// Refused: io_uring or locked memory is not to be had, or a setting is wrong. Lost: the
+    /// metadata server does not answer.
+    pub fn start(self) -> Result<Engine> {
+        Engine::start(self)
+    }
+}

@@ -1,0 +1,196 @@
+//! The control daemon: answers other engines' questions, and accepts their data connections.
+//!
+//! Unlike Mooncake's, which serves one client at a time and can be made to abort, it serves many at
+//! once, holds a bounded amount for each and for all, and survives whatever arrives.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+
+use super::seats::{Phase, Seat, Seats};
+use super::wire::{
+    self, AnyObject, Decoder, Frame, FrameError, Handshake, Kind, Notify, ProbeReply,
+};
+use super::{ControlLimits, Host};
+use crate::error::Result;
+use crate::limits::CONTROL_ACCEPT_PAUSE_MS;
+
+/// Bytes read at once, on the stack: a waiting connection holds only what has arrived.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// What every conversation of a daemon shares.
+pub(super) struct Daemon {
+    pub host: Arc<dyn Host>,
+    /// The name under which a peer without a metadata server finds this daemon again.
+    pub address: String,
+    pub limits: ControlLimits,
+}
+
+/// Why a conversation ended early. Nobody is told but the log: the peer sees its connection close.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("{0}")]
+    Malformed(#[from] FrameError),
+    #[error("{0}")]
+    Refused(#[from] crate::error::Error),
+    #[error("{0}")]
+    Broken(#[from] io::Error),
+    #[error("it closed before the end of its request")]
+    Closed,
+    #[error("it took too long")]
+    Slow,
+    #[error("it made room for a newcomer")]
+    Evicted,
+}
+
+/// Serves the control port until dropped.
+pub(super) async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
+    let seats = Seats::new(daemon.limits.connections, daemon.limits.buffered_bytes);
+    loop {
+        let Some((stream, peer)) = accept(&listener, || seats.evict_one()).await else { continue };
+        let (seat, evicted) = seats.take();
+        let daemon = Arc::clone(&daemon);
+        // A panic in there ends the task, not the daemon, and gives back the seat.
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                result = converse(stream, &seat, &daemon) => result,
+                _ = evicted => Err(Ended::Evicted),
+            };
+            if let Err(ended) = ended {
+                tracing::debug!(%peer, %ended, "control connection dropped");
+            }
+        });
+    }
+}
+
+/// Accepts data connections for the host until dropped.
+pub(super) async fn accept_data(listener: TcpListener, host: Arc<dyn Host>) {
+    loop {
+        let Some((stream, peer)) = accept(&listener, || ()).await else { continue };
+        let handed = stream.set_nodelay(true).and_then(|()| stream.into_std());
+        match handed.map(|stream| catch_unwind(AssertUnwindSafe(|| host.accepted(stream)))) {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => tracing::error!(%peer, "taking over a data connection panicked"),
+            Err(error) => tracing::debug!(%peer, %error, "data connection dropped"),
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    make_room: impl FnOnce(),
+) -> Option<(TcpStream, std::net::SocketAddr)> {
+    match listener.accept().await {
+        Ok(accepted) => Some(accepted),
+        Err(error) => {
+            tracing::warn!(%error, "accepting a connection failed");
+            make_room();
+            sleep(Duration::from_millis(CONTROL_ACCEPT_PAUSE_MS)).await;
+            None
+        }
+    }
+}
+
+/// One request, one answer, close.
+async fn converse(mut stream: TcpStream, seat: &Seat, daemon: &Daemon) -> Result<(), Ended> {
+    let limits = &daemon.limits;
+    let request = in_time(limits.request, read_request(&stream, seat)).await?;
+    seat.enter(Phase::Answering);
+    let reply = answer(&request, daemon)?;
+    drop(request);
+    seat.hold(reply.len());
+    in_time(limits.request, async { Ok(stream.write_all(&reply).await?) }).await?;
+    drop(reply);
+    seat.hold(0);
+    seat.enter(Phase::Closing);
+    stream.shutdown().await?;
+    in_time(limits.linger, read_to_end(&stream)).await
+}
+
+async fn in_time<T>(
+    limit: Duration,
+    step: impl Future<Output = Result<T, Ended>>,
+) -> Result<T, Ended> {
+    timeout(limit, step).await.unwrap_or(Err(Ended::Slow))
+}
+
+async fn read_request(stream: &TcpStream, seat: &Seat) -> Result<Frame, Ended> {
+    let mut decoder = Decoder::default();
+    loop {
+        stream.readable().await?;
+        let mut chunk = [0; CHUNK_BYTES];
+        let count = match stream.try_read(&mut chunk) {
+            Ok(0) => return Err(Ended::Closed),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if let (_, Some(frame)) = decoder.push(&chunk[..count])? {
+            return Ok(frame);
+        }
+        seat.hold(decoder.held_bytes());
+    }
+}
+
+/// Reads and forgets, so that closing does not reset the connection under an unread answer.
+async fn read_to_end(stream: &TcpStream) -> Result<(), Ended> {
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut [0; CHUNK_BYTES]) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The frame that answers `request`, of the same type and form. A body that is no JSON object of
+/// the right types gets no answer, as with Mooncake.
+fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
+    let (kind, legacy) = (request.kind, request.legacy);
+    let reply = match kind {
+        Kind::Notify => {
+            let Notify { name, notify_msg } = request.parse()?;
+            wire::encode_message(kind, legacy, &receipt(daemon, name, notify_msg))?
+        }
+        Kind::Connection => {
+            request.parse::<AnyObject>()?;
+            wire::encode_message(kind, legacy, &Handshake::default())?
+        }
+        Kind::Metadata => {
+            request.parse::<AnyObject>()?;
+            wire::encode(kind, legacy, &introduction(daemon)?)?
+        }
+        Kind::Probe => {
+            request.parse::<AnyObject>()?;
+            wire::encode_message(kind, legacy, &ProbeReply::success())?
+        }
+    };
+    Ok(reply)
+}
+
+/// Our descriptor under the name by which the daemon itself can be found: Mooncake resolves the
+/// name in the answer when it asks again. So it is of use in metadata mode too, where Mooncake
+/// would answer `null`: a peer can reach us while the metadata server is down.
+fn introduction(daemon: &Daemon) -> Result<Vec<u8>> {
+    let mut descriptor = daemon.host.descriptor();
+    descriptor.name.clone_from(&daemon.address);
+    let mut json = descriptor.to_json()?;
+    json.push(b'\n');
+    Ok(json)
+}
+
+fn receipt(daemon: &Daemon, name: String, text: String) -> Notify {
+    let accepted = daemon.host.notified(name, text.into_bytes());
+    if let Err(error) = &accepted {
+        tracing::debug!(%error, "notification rejected");
+    }
+    let notify_msg = if accepted.is_ok() { "success" } else { "" };
+    Notify { name: String::new(), notify_msg: notify_msg.to_owned() }
+}

@@ -1,0 +1,342 @@
+//! The control plane: who is there, what they have, and messages between them.
+//!
+//! One thread with a tokio runtime of its own, because the libraries for this live there. It is
+//! never on the data path: it hands finished facts (a descriptor, a connected socket) to whoever
+//! asked, on any executor.
+
+mod address;
+mod client;
+mod daemon;
+mod descriptor;
+mod directory;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
+pub mod metadata;
+mod seats;
+mod settings;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
+
+use crate::error::{Error, ErrorKind, Landed, Result};
+use crate::limits::{
+    CONTROL_LOOKUP_THREADS, CONTROL_STOP_MS, DIRECTORY_MAX_BYTES, DIRECTORY_MAX_PEERS,
+};
+pub(crate) use address::Address;
+use daemon::Daemon;
+pub(crate) use descriptor::{Buffer, Descriptor, Extras};
+use directory::Directory;
+pub(crate) use directory::Resolved;
+use metadata::Metadata;
+pub use metadata::MetadataKind;
+pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
+use wire::Notify;
+
+/// What the control plane asks of the engine. Called on the control thread: none may block.
+///
+/// The control plane keeps the host until it is stopped, so a host must not own the [`Control`].
+pub(crate) trait Host: Send + Sync + 'static {
+    /// What peers may know now; [`Identity::descriptor`] builds it.
+    fn descriptor(&self) -> Descriptor;
+    /// A notification arrived. An error (Busy: the bounded queue is full) tells the peer that it
+    /// was rejected.
+    fn notified(&self, name: String, message: Vec<u8>) -> Result<()>;
+    /// A data connection arrived; nonblocking, with TCP_NODELAY.
+    fn accepted(&self, stream: std::net::TcpStream);
+}
+
+/// The running control plane. Dropping it stops it soon; [`Control::stop`] waits for that.
+pub(crate) struct Control {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    calls: Arc<Semaphore>,
+    stop: watch::Sender<bool>,
+    ended: watch::Receiver<bool>,
+}
+
+struct Shared {
+    identity: Identity,
+    host: Arc<dyn Host>,
+    metadata: Metadata,
+    limits: ControlLimits,
+    directory: Mutex<Directory>,
+    /// Held while publishing, so that the newest descriptor is the last written; true once the
+    /// name is registered.
+    registered: tokio::sync::Mutex<bool>,
+    /// No more publishing: what is withdrawn stays withdrawn.
+    stopping: AtomicBool,
+}
+
+impl Control {
+    /// Binds the listeners, asks for a host once the addresses are known, and serves.
+    pub fn start<F>(config: ControlConfig, host: F) -> Result<Self>
+    where
+        F: FnOnce(&Identity) -> Arc<dyn Host> + Send + 'static,
+    {
+        let (stop, stopped) = watch::channel(false);
+        let (end, ended) = watch::channel(false);
+        let (ready, readiness) = mpsc::sync_channel(1);
+        let calls = Arc::new(Semaphore::new(config.limits.calls));
+        std::thread::Builder::new()
+            .name("kvrail-control".to_owned())
+            .spawn(move || {
+                run(config, host, &ready, stopped);
+                // The receivers may be gone: then nobody waits.
+                let _ = end.send(true);
+            })
+            .map_err(|error| Error::busy("no thread for the control plane").with_source(error))?;
+        let failed = || Error::closed("the control thread ended while starting");
+        let (runtime, shared) = readiness.recv().map_err(|_| failed())??;
+        Ok(Self { shared, runtime, calls, stop, ended })
+    }
+
+    /// The name that peers open.
+    pub fn name(&self) -> &str {
+        &self.shared.identity.name
+    }
+
+    /// Name and addresses, as peers see them.
+    pub fn identity(&self) -> &Identity {
+        &self.shared.identity
+    }
+
+    /// Publishes the host's current descriptor. Fails if peers could not read it; P2P publishes by
+    /// answering whoever asks, so there it only checks.
+    pub async fn publish(&self) -> Result<()> {
+        self.call(|shared| async move { shared.publish().await }).await
+    }
+
+    /// Takes back what was published; stopping does so too.
+    pub async fn withdraw(&self) -> Result<()> {
+        self.call(|shared| async move { shared.withdraw().await }).await
+    }
+
+    /// What the engine called `name` publishes, as last seen, or as it is now if `refresh`.
+    pub async fn resolve(&self, name: &str, refresh: bool) -> Result<Arc<Resolved>> {
+        let name = name.to_owned();
+        self.call(move |shared| async move { shared.resolve(&name, refresh).await }).await
+    }
+
+    /// Delivers a notification. Busy: the peer's queue is full.
+    pub async fn notify(&self, name: &str, text: &str) -> Result<()> {
+        let from = self.shared.identity.name.clone();
+        let notification = Notify { name: from, notify_msg: text.to_owned() };
+        self.ask(name, Question::Notify(notification)).await
+    }
+
+    /// Whether the engine called `name` is alive.
+    pub async fn probe(&self, name: &str) -> Result<()> {
+        self.ask(name, Question::Probe).await
+    }
+
+    /// A connection, nonblocking and with TCP_NODELAY, to the first of the host's addresses that
+    /// takes it.
+    pub async fn connect(&self, host: &str, port: u16) -> Result<std::net::TcpStream> {
+        let address = Address::new(host, port);
+        self.call(move |shared| async move {
+            let stream = client::connect(&address, &shared.limits).await?;
+            let broken = |error| Error::lost("the connection broke").with_source(error);
+            stream.into_std().map_err(|error| broken(error).with_peer(address.to_string()))
+        })
+        .await
+    }
+
+    /// Withdraws what was published, closes the listeners and ends the thread. Bounded: twice the
+    /// metadata timeout, and a second for name lookups that hang.
+    pub async fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.stop.send_replace(true);
+        // An error means that the thread is gone, which is what we wait for.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+    }
+
+    /// Runs `work` on the control thread and tells nobody how it ended.
+    pub fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(work));
+    }
+
+    async fn ask(&self, name: &str, question: Question) -> Result<()> {
+        let name = name.to_owned();
+        self.call(move |shared| async move { shared.ask(&name, &question).await }).await
+    }
+
+    /// Runs `work` on the control thread. It runs to its end even if the caller stops waiting.
+    async fn call<T, W, F>(&self, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(Arc<Shared>) -> F,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let permit = Arc::clone(&self.calls).try_acquire_owned().map_err(|_| {
+            Error::busy("as many control calls as allowed are under way: try again later")
+        })?;
+        let work = work(Arc::clone(&self.shared));
+        let task = self.runtime.spawn(async move {
+            let _permit = permit;
+            work.await
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) => Err(Error::closed("the control plane was stopped").with_source(error)),
+        }
+    }
+}
+
+/// What one engine asks another.
+enum Question {
+    Notify(Notify),
+    Probe,
+}
+
+impl Question {
+    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<()> {
+        match self {
+            Self::Notify(notification) => client::notify(address, notification, limits).await,
+            Self::Probe => client::probe(address, limits).await,
+        }
+    }
+}
+
+impl Shared {
+    async fn publish(&self) -> Result<()> {
+        let mut registered = self.registered.lock().await;
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Error::closed("the control plane is stopping"));
+        }
+        let (descriptor, control) = (self.host.descriptor(), &self.identity.control);
+        self.metadata.publish(&descriptor, control, !*registered, &self.limits).await?;
+        *registered = true;
+        Ok(())
+    }
+
+    async fn withdraw(&self) -> Result<()> {
+        let mut registered = self.registered.lock().await;
+        if std::mem::take(&mut *registered) {
+            self.metadata.withdraw(&self.identity.name).await?;
+        }
+        Ok(())
+    }
+
+    async fn resolve(&self, name: &str, refresh: bool) -> Result<Arc<Resolved>> {
+        // Mooncake strips leading slashes too.
+        let name = name.trim_start_matches('/');
+        let known = self.directory().get(name);
+        if let Some(known) = known.filter(|_| !refresh) {
+            return Ok(known);
+        }
+        let resolved = self.metadata.resolve(name, &self.host.descriptor(), &self.limits).await;
+        let checked = resolved.and_then(|resolved| {
+            resolved.descriptor.check_tcp().map_err(|error| error.with_peer(name))?;
+            Ok(Arc::new(resolved))
+        });
+        match &checked {
+            Ok(resolved) => self.directory().insert(name, Arc::clone(resolved)),
+            Err(_) => self.directory().forget(name),
+        }
+        checked
+    }
+
+    /// Asks where the engine was last seen; if nobody is there, where it is now.
+    async fn ask(&self, name: &str, question: &Question) -> Result<()> {
+        let name = name.trim_start_matches('/');
+        let known = self.directory().get(name).map(|resolved| resolved.control.clone());
+        let missed = match &known {
+            None => None,
+            Some(known) => match question.put_to(known, &self.limits).await {
+                Err(error) if error.kind() == ErrorKind::Lost && error.landed() == Landed::No => {
+                    Some(error)
+                }
+                answered => return answered,
+            },
+        };
+        let now = self.metadata.locate(name).await?;
+        match missed {
+            Some(error) if known.as_ref() == Some(&now) => Err(error),
+            _ => question.put_to(&now, &self.limits).await,
+        }
+    }
+
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Started = Result<(Handle, Arc<Shared>)>;
+
+/// The control thread.
+fn run<F>(
+    config: ControlConfig,
+    host: F,
+    ready: &mpsc::SyncSender<Started>,
+    mut stopped: watch::Receiver<bool>,
+) where
+    F: FnOnce(&Identity) -> Arc<dyn Host>,
+{
+    // The caller of `start` waits for `ready`, so sending to it cannot fail.
+    let runtime = match build_runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    runtime.block_on(async {
+        let shared = match open(config, host).await {
+            Ok(shared) => shared,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        drop(ready.send(Ok((Handle::current(), Arc::clone(&shared)))));
+        // An error means that the last handle was dropped: stop too.
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+        shared.stopping.store(true, Ordering::Release);
+        let limit = shared.limits.metadata_request * 2;
+        if !matches!(timeout(limit, shared.withdraw()).await, Ok(Ok(()))) {
+            tracing::warn!(name = shared.identity.name, "stale keys stay at the metadata server");
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_millis(CONTROL_STOP_MS));
+}
+
+fn build_runtime() -> Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(CONTROL_LOOKUP_THREADS)
+        .thread_name("kvrail-lookup")
+        .build()
+        .map_err(|error| Error::busy("no tokio runtime for the control plane").with_source(error))
+}
+
+/// Binds both listeners and starts to serve them.
+async fn open<F>(config: ControlConfig, host: F) -> Result<Arc<Shared>>
+where
+    F: FnOnce(&Identity) -> Arc<dyn Host>,
+{
+    let metadata = Metadata::new(&config.metadata, &config.cluster, &config.limits)?;
+    let (control, control_port) = address::listen(config.bind, &config.ports)?;
+    let (data, data_port) = address::listen(config.bind, &config.ports)?;
+    let identity = Identity::new(&config, control_port, data_port).await?;
+    let host = host(&identity);
+    let limits = config.limits;
+    let daemon = Daemon {
+        host: Arc::clone(&host),
+        address: identity.control.to_string(),
+        limits: limits.clone(),
+    };
+    tokio::spawn(daemon::serve(control, Arc::new(daemon)));
+    tokio::spawn(daemon::accept_data(data, Arc::clone(&host)));
+    Ok(Arc::new(Shared {
+        identity,
+        host,
+        metadata,
+        limits,
+        directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
+        registered: tokio::sync::Mutex::new(false),
+        stopping: AtomicBool::new(false),
+    }))
+}

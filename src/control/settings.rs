@@ -1,0 +1,187 @@
+//! What the control plane is started with, and who it then is to others.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+use super::address::Address;
+use super::descriptor::{self, Buffer, Descriptor, Extras};
+use super::metadata::{self, MetadataKind};
+use crate::error::{Error, Result};
+use crate::limits::*;
+
+/// How to start.
+#[derive(Debug, Clone)]
+pub(crate) struct ControlConfig {
+    /// P2P: the host that peers reach us at (a port is ignored). Otherwise the segment's name.
+    pub name: String,
+    /// Where descriptors are found.
+    pub metadata: MetadataKind,
+    /// Prefix of all keys at a metadata server (Mooncake's `MC_METADATA_CLUSTER_ID`); usually empty.
+    pub cluster: String,
+    /// With a metadata server: the host to publish. By default the IP address in `name`, else the
+    /// address from which this host reaches the server.
+    pub advertise: Option<String>,
+    /// Address to listen on.
+    pub bind: IpAddr,
+    /// Ports to choose from before any free one is taken.
+    pub ports: RangeInclusive<u16>,
+    /// Bounds and times.
+    pub limits: ControlLimits,
+}
+
+impl ControlConfig {
+    /// The defaults, for an engine of this name.
+    pub fn new(name: impl Into<String>, metadata: MetadataKind) -> Self {
+        Self {
+            name: name.into(),
+            metadata,
+            cluster: String::new(),
+            advertise: None,
+            bind: Ipv6Addr::UNSPECIFIED.into(),
+            ports: CONTROL_PORTS,
+            limits: ControlLimits::default(),
+        }
+    }
+}
+
+/// Bounds and times of the control plane; the defaults and their reasons are in [`crate::limits`].
+#[derive(Debug, Clone)]
+pub(crate) struct ControlLimits {
+    /// Control connections served at once.
+    pub connections: usize,
+    /// Bytes they hold together.
+    pub buffered_bytes: usize,
+    /// For a client to send its request, and to take our answer.
+    pub request: Duration,
+    /// For a client to close after the answer.
+    pub linger: Duration,
+    /// For one connect.
+    pub connect: Duration,
+    /// For name resolution and all connects.
+    pub connect_all: Duration,
+    /// For a peer's answer.
+    pub answer: Duration,
+    /// Calls under way at once.
+    pub calls: usize,
+    /// For one request to a metadata server.
+    pub metadata_request: Duration,
+    /// For connecting to it.
+    pub metadata_connect: Duration,
+}
+
+impl Default for ControlLimits {
+    fn default() -> Self {
+        Self {
+            connections: CONTROL_CONNECTIONS_MAX,
+            buffered_bytes: CONTROL_BUFFERED_MAX_BYTES,
+            request: Duration::from_millis(CONTROL_REQUEST_MS),
+            linger: Duration::from_millis(CONTROL_LINGER_MS),
+            connect: Duration::from_millis(CONTROL_CONNECT_MS),
+            connect_all: Duration::from_millis(CONTROL_CONNECT_ALL_MS),
+            answer: Duration::from_millis(CONTROL_ANSWER_MS),
+            calls: CONTROL_CALLS_MAX,
+            metadata_request: Duration::from_millis(METADATA_REQUEST_MS),
+            metadata_connect: Duration::from_millis(METADATA_CONNECT_MS),
+        }
+    }
+}
+
+/// Who we are to others, known once the listeners stand.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    /// The name that peers open.
+    pub name: String,
+    /// The control daemon.
+    pub control: Address,
+    /// The data listener.
+    pub data: Address,
+}
+
+impl Identity {
+    /// A descriptor of this engine as of now.
+    pub fn descriptor(&self, buffers: Vec<Buffer>, kvrail: Option<Extras>) -> Descriptor {
+        Descriptor {
+            buffers,
+            kvrail,
+            name: self.name.clone(),
+            protocol: descriptor::PROTOCOL_TCP.to_owned(),
+            rdma_server_name: String::new(),
+            tcp_data_host: Some(self.data.host.clone()),
+            tcp_data_port: self.data.port,
+            tcp_proto_version: descriptor::TCP_PROTO_VERSION,
+            timestamp: descriptor::timestamp(SystemTime::now()),
+        }
+    }
+}
+
+impl Identity {
+    /// Who an engine with these listeners is.
+    pub(super) async fn new(
+        config: &ControlConfig,
+        control_port: u16,
+        data_port: u16,
+    ) -> Result<Self> {
+        let host = published_host(config).await?;
+        let unspecified = |ip: IpAddr| ip.is_unspecified();
+        if host.parse().is_ok_and(unspecified) {
+            return Err(Error::refused(format!(
+                "peers cannot connect to {host}: name an address of this host"
+            )));
+        }
+        let control = Address::new(&host, control_port);
+        let name = match config.metadata {
+            MetadataKind::P2p => control.to_string(),
+            MetadataKind::Http(_) => checked_name(&config.name)?,
+        };
+        Ok(Self { name, control, data: Address::new(host, data_port) })
+    }
+}
+
+fn checked_name(name: &str) -> Result<String> {
+    let printable = !name.chars().any(|c| c.is_control() || c.is_whitespace());
+    match printable && !name.is_empty() && !name.starts_with('/') && name.len() <= NAME_MAX_BYTES {
+        true => Ok(name.to_owned()),
+        false => Err(Error::refused(format!(
+            "an engine's name has 1 to {NAME_MAX_BYTES} printable characters and no leading `/`"
+        ))),
+    }
+}
+
+/// The host under which peers reach us.
+async fn published_host(config: &ControlConfig) -> Result<String> {
+    if let Some(host) = &config.advertise {
+        return Ok(host.clone());
+    }
+    let named = Address::parse(&config.name);
+    match &config.metadata {
+        MetadataKind::P2p => Ok(named?.host),
+        MetadataKind::Http(url) => match named.ok().filter(|address| address.ip().is_some()) {
+            Some(address) => Ok(address.host),
+            None => route_to(url).await,
+        },
+    }
+}
+
+/// The address from which this host reaches the metadata server: where it is, the peers are too.
+/// Connecting a UDP socket only asks the routing table.
+async fn route_to(url: &str) -> Result<String> {
+    let server = metadata::server_of(url)?;
+    let limit = Duration::from_millis(METADATA_REQUEST_MS);
+    let lookup = timeout(limit, lookup_host((server.host.as_str(), server.port))).await;
+    let found: Option<SocketAddr> = lookup.ok().and_then(|found| found.ok()?.next());
+    let routed = found.and_then(|server| {
+        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
+            .or_else(|_| UdpSocket::bind(("0.0.0.0", 0)))
+            .ok()?;
+        socket.connect(server).ok()?;
+        Some(socket.local_addr().ok()?.ip().to_canonical().to_string())
+    });
+    routed.ok_or_else(|| {
+        Error::lost("no route to the metadata server tells this host's address: set it explicitly")
+            .with_peer(url)
+    })
+}

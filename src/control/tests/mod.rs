@@ -1,0 +1,146 @@
+//! Whole control planes, against raw sockets and against each other.
+
+mod daemon;
+mod descriptor;
+mod hostile;
+mod hostile_http;
+mod peers;
+mod registry;
+mod wire;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::*;
+
+/// An engine's stand-in: fixed memory, a bounded queue, and a list of data connections.
+pub(super) struct Engine {
+    identity: Identity,
+    pub buffers: Mutex<Vec<Buffer>>,
+    pub notes: Mutex<Vec<(String, Vec<u8>)>>,
+    pub room: usize,
+    pub streams: Mutex<Vec<TcpStream>>,
+    /// What `descriptor` does instead of answering.
+    pub panics: bool,
+}
+
+impl Host for Engine {
+    fn descriptor(&self) -> Descriptor {
+        assert!(!self.panics, "this host panics on purpose");
+        self.identity.descriptor(
+            self.buffers.lock().unwrap().clone(),
+            Some(Extras { version: 1, incarnation: 7 }),
+        )
+    }
+
+    fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {
+        let mut notes = self.notes.lock().unwrap();
+        if notes.len() == self.room {
+            return Err(Error::busy("no room for notifications"));
+        }
+        notes.push((name, message));
+        Ok(())
+    }
+
+    fn accepted(&self, stream: TcpStream) {
+        self.streams.lock().unwrap().push(stream);
+    }
+}
+
+pub(super) fn buffer(addr: u64, length: u64) -> Buffer {
+    Buffer { addr, length, name: "cpu:0".to_owned() }
+}
+
+pub(super) fn config(host: &str) -> ControlConfig {
+    ControlConfig::new(host, MetadataKind::P2p)
+}
+
+/// A control plane and the engine's stand-in behind it.
+pub(super) fn start(config: ControlConfig) -> (Control, Arc<Engine>) {
+    start_with(config, |_| ())
+}
+
+pub(super) fn start_with(
+    config: ControlConfig,
+    adjust: impl FnOnce(&mut Engine) + Send + 'static,
+) -> (Control, Arc<Engine>) {
+    let (send, receive) = std::sync::mpsc::channel();
+    let control = Control::start(config, move |identity| {
+        let mut engine = Engine {
+            identity: identity.clone(),
+            buffers: Mutex::new(vec![buffer(0x1000, 0x1000), buffer(0x8000, 0x2000)]),
+            notes: Mutex::default(),
+            room: 4,
+            streams: Mutex::default(),
+            panics: false,
+        };
+        adjust(&mut engine);
+        let engine = Arc::new(engine);
+        send.send(Arc::clone(&engine)).unwrap();
+        engine
+    })
+    .unwrap();
+    (control, receive.recv().unwrap())
+}
+
+/// Waits on any thread, with no executor: what the control plane promises.
+pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
+    futures_lite::future::block_on(future)
+}
+
+/// A client that knows nothing but bytes. Reads give up after a time far beyond any bound under
+/// test, so that a failing test ends.
+pub(super) struct Raw(pub TcpStream);
+
+impl Raw {
+    pub fn connect(control: &Control) -> Self {
+        Self::to(([127, 0, 0, 1], control.identity().control.port).into())
+    }
+
+    pub fn to(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self(stream)
+    }
+
+    pub fn send(mut self, bytes: &[u8]) -> Self {
+        self.0.write_all(bytes).unwrap();
+        self
+    }
+
+    /// All bytes until the daemon closes; a reset ends them too.
+    pub fn receive(mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self.0.read_to_end(&mut bytes) {
+            Ok(_) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => bytes,
+            Err(error) => panic!("the daemon neither answered nor closed: {error}"),
+        }
+    }
+
+    /// Sends until the daemon closes.
+    pub fn send_what_it_takes(mut self, bytes: &[u8]) -> Self {
+        // Losing the connection is what the tests that call this provoke.
+        let _ = self.0.write_all(bytes);
+        self
+    }
+
+    /// Ends our side, if the daemon has not ended both.
+    pub fn shutdown_write_if_open(self) -> Self {
+        let _ = self.0.shutdown(Shutdown::Write);
+        self
+    }
+}
+
+/// A frame written by hand.
+pub(super) fn frame(payload: &[u8]) -> Vec<u8> {
+    [&(payload.len() as u64).to_le_bytes(), payload].concat()
+}
+
+/// A good client's question and its answer.
+pub(super) fn probe_raw(control: &Control) -> Vec<u8> {
+    Raw::connect(control).send(&frame(b"\x03{}")).receive()
+}

@@ -1,0 +1,202 @@
+//! The life of one posted batch: parts go out to shards and come back; then the event, if any,
+//! is announced; then it is done. Pure, but for [`Flight`] at the bottom, which lets one caller
+//! wait for it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::memory::Visit;
+use crate::transfer::Plan;
+use crate::{Error, ErrorKind};
+
+/// What is to be done after a part has come back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Other parts are still out.
+    Wait,
+    /// All data is in place: announce the event.
+    Announce,
+    /// It is over: wake the caller.
+    Finish,
+}
+
+/// Where a batch is between posting and its end.
+#[derive(Debug)]
+pub(crate) struct Life {
+    parts_out: usize,
+    has_event: bool,
+    failures: Vec<(usize, Error)>,
+    is_done: bool,
+}
+
+impl Life {
+    /// A batch whose data goes out in `parts`, followed by an event or not.
+    pub(crate) fn new(parts: usize, has_event: bool) -> Self {
+        Self { parts_out: parts, has_event, failures: Vec::new(), is_done: false }
+    }
+
+    /// A part came back: every slice of it has ended and its memory is quiet.
+    pub(crate) fn part_back(&mut self, failures: Vec<(usize, Error)>) -> Next {
+        debug_assert!(self.parts_out > 0 && !self.is_done, "a part came back twice");
+        self.failures.extend(failures);
+        self.parts_out -= 1;
+        if self.parts_out > 0 {
+            return Next::Wait;
+        }
+        if self.has_event && self.failures.is_empty() {
+            self.has_event = false;
+            self.parts_out = 1;
+            return Next::Announce;
+        }
+        self.is_done = true;
+        Next::Finish
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    /// How it ended, for a batch of `requests`.
+    pub(crate) fn landing(&mut self, requests: usize) -> Landing {
+        let mut statuses = vec![Ok(()); requests];
+        let mut first_error = None;
+        for (request, error) in std::mem::take(&mut self.failures) {
+            match statuses.get_mut(request) {
+                Some(status) if status.is_ok() => *status = Err(error.clone()),
+                _ => {}
+            }
+            first_error.get_or_insert(error);
+        }
+        Landing { statuses, first_error }
+    }
+}
+
+/// How a batch ended.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    /// Each request's end: the first failure of any slice of it.
+    pub(crate) statuses: Vec<Result<(), Error>>,
+    /// The first failure of anything, the event included.
+    pub(crate) first_error: Option<Error>,
+}
+
+/// The request number of a batch's event.
+pub(crate) const EVENT: usize = usize::MAX;
+
+/// Sends the event of a flight whose data is in place.
+pub(crate) type Announce = Box<dyn FnOnce(&Arc<Flight>) + Send>;
+
+/// One posted batch, shared by its caller and the shards that carry its parts.
+pub(crate) struct Flight {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) deadline_ns: Option<u64>,
+    abandoned: AtomicBool,
+    shared: Mutex<Shared>,
+    /// Regions of this process that the flight reaches without a lease.
+    _visits: Vec<Visit>,
+}
+
+struct Shared {
+    life: Life,
+    announce: Option<Announce>,
+    waker: Option<Waker>,
+}
+
+impl Flight {
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        parts: usize,
+        announce: Option<Announce>,
+        deadline_ns: Option<u64>,
+        visits: Vec<Visit>,
+    ) -> Arc<Self> {
+        let life = Life::new(parts, announce.is_some());
+        let shared = Mutex::new(Shared { life, announce, waker: None });
+        let abandoned = AtomicBool::new(false);
+        Arc::new(Self { plan, deadline_ns, abandoned, shared, _visits: visits })
+    }
+
+    /// Nobody waits any more: what wasn't posted yet needn't be.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Why nothing more of this flight should be posted, if so.
+    pub(crate) fn ended_early(&self, now_ns: u64) -> Option<ErrorKind> {
+        if self.abandoned.load(Ordering::Relaxed) {
+            return Some(ErrorKind::Cancelled);
+        }
+        self.deadline_ns.filter(|&deadline_ns| deadline_ns <= now_ns).map(|_| ErrorKind::Expired)
+    }
+
+    /// A part came back with what failed in it, by request number.
+    pub(crate) fn part_back(self: &Arc<Self>, failures: Vec<(usize, Error)>) {
+        let mut shared = self.lock();
+        match shared.life.part_back(failures) {
+            Next::Wait => {}
+            Next::Announce => {
+                let announce = shared.announce.take().expect("an event has its announcement");
+                drop(shared);
+                announce(self);
+            }
+            Next::Finish => {
+                let waker = shared.waker.take();
+                self.plan.landed();
+                drop(shared);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<Landing> {
+        let mut shared = self.lock();
+        if shared.life.is_done() {
+            return Poll::Ready(shared.life.landing(self.plan.requests()));
+        }
+        shared.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(request: usize) -> Vec<(usize, Error)> {
+        vec![(request, Error::lost("test"))]
+    }
+
+    #[test]
+    fn the_event_follows_the_last_part_and_only_a_success() {
+        let mut life = Life::new(2, true);
+        assert_eq!(life.part_back(Vec::new()), Next::Wait);
+        assert_eq!(life.part_back(Vec::new()), Next::Announce);
+        assert!(!life.is_done());
+        assert_eq!(life.part_back(Vec::new()), Next::Finish);
+        let landing = life.landing(2);
+        assert!(landing.first_error.is_none() && landing.statuses.iter().all(Result::is_ok));
+
+        let mut life = Life::new(2, true);
+        assert_eq!(life.part_back(failed(1)), Next::Wait);
+        assert_eq!(life.part_back(Vec::new()), Next::Finish, "no event behind a failure");
+        let landing = life.landing(2);
+        assert!(landing.statuses[0].is_ok() && landing.statuses[1].is_err());
+        assert!(landing.first_error.is_some());
+    }
+
+    #[test]
+    fn a_failed_event_fails_the_batch_and_no_request() {
+        let mut life = Life::new(1, true);
+        life.part_back(Vec::new());
+        assert_eq!(life.part_back(failed(EVENT)), Next::Finish);
+        let landing = life.landing(3);
+        assert!(landing.first_error.is_some() && landing.statuses.iter().all(Result::is_ok));
+    }
+}

@@ -1,0 +1,128 @@
+//! The ways by which bytes travel, as actors on the shards.
+
+pub(crate) mod local;
+pub(crate) mod tcp;
+
+use std::sync::Arc;
+
+use kvrail_reactors::uring::Uring;
+
+use self::local::{Copies, LocalCopy};
+use self::tcp::{Dial, Message, TcpShard};
+use crate::arrivals::Arrivals;
+use crate::control::Control;
+use crate::limits::RING_OPERATIONS_MAX;
+use crate::memory::RegionsView;
+use crate::peer::{Route, RouteKind};
+use crate::runtime::{Pump, PumpAddress, PumpContext, Runtime};
+use crate::{Error, Result};
+
+/// The TCP path of one shard.
+pub(crate) struct TcpActor {
+    shard: TcpShard,
+    context: PumpContext<Message>,
+}
+
+impl TcpActor {
+    /// Starts it; waits until its ring is there.
+    pub(crate) fn spawn(
+        runtime: &Runtime,
+        shard: usize,
+        regions: RegionsView,
+        arrivals: Arc<Arrivals>,
+        control: Arc<Control>,
+    ) -> Result<PumpAddress<Message>> {
+        let (report, ready) = std::sync::mpsc::sync_channel(1);
+        let address = runtime.try_spawn_pump(shard, move |context| {
+            let started = Uring::new(RING_OPERATIONS_MAX, context.doorbell.raw_fd()).map(|ring| {
+                let dial = dial(control, context.address.clone());
+                Self { shard: TcpShard::new(ring, regions, arrivals, dial), context }
+            });
+            // Who started us waits for the answer.
+            let _ = report.send(started.as_ref().err().map(std::io::Error::kind));
+            started.ok()
+        })?;
+        match ready.recv() {
+            Ok(None) => Ok(address),
+            Ok(Some(kind)) => Err(Error::refused(
+                "io_uring gives a shard no ring: raise `ulimit -l` or allow io_uring",
+            )
+            .with_source(std::io::Error::from(kind))),
+            Err(_) => Err(Error::closed("the shard ended while starting")),
+        }
+    }
+}
+
+impl Pump for TcpActor {
+    type Message = Message;
+
+    fn handle(&mut self, message: Message) {
+        self.shard.handle(message, self.context.now_ns());
+    }
+
+    fn poll(&mut self, now_ns: u64) -> usize {
+        self.shard.poll(now_ns)
+    }
+
+    fn arm(&mut self, now_ns: u64) -> bool {
+        self.shard.arm(now_ns)
+    }
+
+    fn stopping(&mut self, now_ns: u64) -> bool {
+        self.shard.stopping(now_ns)
+    }
+}
+
+/// Connections are made on the control thread, which knows names and time-outs.
+fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> Dial {
+    Box::new(move |route: &Arc<Route>| {
+        let RouteKind::Tcp(tcp) = &route.kind else { return };
+        let (host, port, peer) = (tcp.host.clone(), tcp.port, route.key);
+        let (caller, shard) = (control.clone(), shard.clone());
+        control.detach(async move {
+            let result = caller.connect(&host, port).await;
+            let mut message = Message::Dialed { peer, result };
+            // Requests wait for the answer, so a full inbox must not lose it.
+            while let Err(crate::runtime::SendError::Full(back)) = shard.send(message) {
+                message = back;
+                tokio::time::sleep(DIAL_RETRY).await;
+            }
+        });
+    })
+}
+
+/// Pause before a full inbox is tried again; a shard empties it within microseconds.
+const DIAL_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// The local copies of one shard.
+pub(crate) struct CopyActor {
+    copy: LocalCopy,
+    context: PumpContext<Copies>,
+}
+
+impl CopyActor {
+    pub(crate) fn spawn(runtime: &Runtime, shard: usize) -> Result<PumpAddress<Copies>> {
+        runtime.spawn_pump(shard, |context| Self { copy: LocalCopy::new(), context })
+    }
+}
+
+impl Pump for CopyActor {
+    type Message = Copies;
+
+    fn handle(&mut self, copies: Copies) {
+        self.copy.handle(copies, self.context.now_ns());
+    }
+
+    fn poll(&mut self, _now_ns: u64) -> usize {
+        self.copy.poll()
+    }
+
+    fn arm(&mut self, _now_ns: u64) -> bool {
+        self.copy.arm()
+    }
+
+    /// Copies end by themselves within milliseconds.
+    fn stopping(&mut self, _now_ns: u64) -> bool {
+        self.copy.arm()
+    }
+}

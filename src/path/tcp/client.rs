@@ -1,0 +1,333 @@
+//! One connection to a peer, as a pure state machine: requests are pipelined in order and
+//! answered in order.
+//!
+//! Version 1 never answers a WRITE. Its servers handle one connection strictly in order, so a
+//! one-byte READ behind the WRITEs proves them stored: any byte that comes back answers all
+//! WRITEs before it. (Observed with Mooncake 0.3.11.post1 and 0.3.13.post1; Mooncake's own
+//! initiator reports success before anything is stored.)
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kvrail_reactors::region::Slice;
+use kvrail_reactors::vector::{Filled, Vector};
+
+use super::wire::{Header, STATUS_BYTES, Status, Verb, Version};
+use crate::limits::{
+    LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS, RECEIVE_MAX_BYTES, SEND_MAX_BYTES, SEND_MAX_PARTS,
+};
+use crate::memory::Operation;
+use crate::window::Window;
+
+/// One slice of a transfer on its way, or the event behind it.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// The part of a transfer it belongs to.
+    pub(crate) part: u64,
+    /// The user's request within that transfer.
+    pub(crate) index: usize,
+    pub(crate) action: Action,
+    /// Where at the peer.
+    pub(crate) addr: u64,
+    /// How often it has been sent before.
+    pub(crate) attempts: u32,
+}
+
+#[derive(Debug)]
+pub(crate) enum Action {
+    Write(Slice),
+    Read(Slice),
+    Event(Arc<[u8]>),
+}
+
+impl Request {
+    /// Payload bytes, in whichever direction.
+    pub(crate) fn len(&self) -> usize {
+        match &self.action {
+            Action::Write(slice) | Action::Read(slice) => slice.len(),
+            Action::Event(body) => body.len(),
+        }
+    }
+
+    fn header(&self, version: Version) -> Header {
+        let verb = match self.action {
+            Action::Write(_) => Verb::Transfer(Operation::Write),
+            Action::Read(_) => Verb::Transfer(Operation::Read),
+            Action::Event(_) => Verb::Event,
+        };
+        Header { len: self.len() as u64, addr: self.addr, verb, version }
+    }
+}
+
+/// How the peer answered a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Done,
+    Refused,
+    Busy,
+    /// A status code that no version defines.
+    Failed(u32),
+}
+
+/// Why a connection can't go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the peer refused a request and closes this connection")]
+    Rejected,
+    #[error("the peer's answer is not a version 2 status")]
+    NotAStatus,
+    #[error("the peer sent bytes that nobody asked for")]
+    Unasked,
+}
+
+/// A client's side of one connection.
+#[derive(Debug)]
+pub(crate) struct ClientStream {
+    version: Version,
+    unanswered: VecDeque<Unanswered>,
+    window: Window,
+    /// One request at a time, so that a peer that closes without a word names the culprit.
+    careful: bool,
+}
+
+#[derive(Debug)]
+struct Unanswered {
+    /// None: the one-byte READ that proves the WRITEs before it.
+    request: Option<Request>,
+    status: [u8; STATUS_BYTES],
+    status_len: usize,
+    received: usize,
+}
+
+impl ClientStream {
+    pub(crate) fn new(version: Version, careful: bool) -> Self {
+        let window = if careful { 1 } else { LANE_WINDOW_REQUESTS };
+        Self {
+            version,
+            unanswered: VecDeque::new(),
+            window: Window::new(window, LANE_WINDOW_BYTES),
+            careful,
+        }
+    }
+
+    pub(crate) fn is_careful(&self) -> bool {
+        self.careful
+    }
+
+    /// Whether the peer owes an answer.
+    pub(crate) fn has_unanswered(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+
+    /// Moves requests from `queue` into `vector`, as many as one send and the window take. Those
+    /// that `unwanted` picks are left out and returned.
+    pub(crate) fn send_into(
+        &mut self,
+        vector: &mut Vector,
+        queue: &mut VecDeque<Request>,
+        mut unwanted: impl FnMut(&Request) -> bool,
+    ) -> Vec<Request> {
+        let mut dropped = Vec::new();
+        let mut unproven = None;
+        while vector.parts() < SEND_MAX_PARTS && vector.len() < SEND_MAX_BYTES {
+            let Some(request) = queue.front() else { break };
+            if unwanted(request) {
+                dropped.extend(queue.pop_front());
+                continue;
+            }
+            if !self.window.take(request.len()) {
+                break;
+            }
+            unproven = self.needs_proof(request).then_some(request.addr);
+            let request = queue.pop_front().expect("just looked at");
+            self.send(request, vector);
+        }
+        if let Some(addr) = unproven {
+            self.send_proof(addr, vector);
+        }
+        dropped
+    }
+
+    /// Fills in where the next answers go. Never empty: an end of the stream is to be noticed.
+    pub(crate) fn receive_into(&self, vector: &mut Vector) {
+        for entry in &self.unanswered {
+            if vector.parts() >= SEND_MAX_PARTS || vector.len() >= RECEIVE_MAX_BYTES {
+                break;
+            }
+            if self.version == Version::V2 {
+                vector.push_room(STATUS_BYTES - entry.status_len);
+            }
+            match &entry.request {
+                None => vector.push_room(1),
+                Some(Request { action: Action::Read(slice), .. }) => {
+                    let mut rest = slice.clone();
+                    rest.advance(entry.received);
+                    rest.truncate(RECEIVE_MAX_BYTES);
+                    vector.push_memory(rest);
+                }
+                Some(_) => {}
+            }
+        }
+        if vector.is_empty() {
+            vector.push_room(STATUS_BYTES);
+        }
+    }
+
+    /// The first `count` bytes of `vector` were received; answered requests go to `answered`.
+    pub(crate) fn received(
+        &mut self,
+        vector: &Vector,
+        count: usize,
+        mut answered: impl FnMut(Request, Answer),
+    ) -> Result<(), Broken> {
+        for filled in vector.filled(count) {
+            match filled {
+                Filled::Memory(len) => {
+                    self.skip_proven(&mut answered);
+                    self.data(len, None, &mut answered)?;
+                }
+                Filled::Bytes(mut bytes) => {
+                    while !bytes.is_empty() {
+                        self.skip_proven(&mut answered);
+                        let used = self.bytes(bytes, &mut answered)?;
+                        bytes = &bytes[used..];
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests that were sent and not answered, in order.
+    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &Request> {
+        self.unanswered.iter().filter_map(|entry| entry.request.as_ref())
+    }
+
+    /// Ends the stream: the requests that were sent and not answered, in order.
+    pub(crate) fn into_unanswered(self) -> Vec<Request> {
+        self.unanswered.into_iter().filter_map(|entry| entry.request).collect()
+    }
+
+    fn needs_proof(&self, request: &Request) -> bool {
+        self.version == Version::V1 && matches!(request.action, Action::Write(_))
+    }
+
+    fn send(&mut self, request: Request, vector: &mut Vector) {
+        vector.push_bytes(&request.header(self.version).encode());
+        match &request.action {
+            Action::Write(slice) => vector.push_memory(slice.clone()),
+            Action::Event(body) => vector.push_bytes(body),
+            Action::Read(_) => {}
+        }
+        self.unanswered.push_back(Unanswered::new(Some(request)));
+    }
+
+    /// Reads back the first byte of the last WRITE.
+    fn send_proof(&mut self, addr: u64, vector: &mut Vector) {
+        let verb = Verb::Transfer(Operation::Read);
+        vector.push_bytes(&Header { len: 1, addr, verb, version: self.version }.encode());
+        self.unanswered.push_back(Unanswered::new(None));
+    }
+
+    /// Version 1: more bytes prove every WRITE that was sent before what they answer.
+    fn skip_proven(&mut self, answered: &mut impl FnMut(Request, Answer)) {
+        while self
+            .unanswered
+            .front()
+            .and_then(|entry| entry.request.as_ref())
+            .is_some_and(|request| self.needs_proof(request))
+        {
+            self.finish(Answer::Done, answered);
+        }
+    }
+
+    /// Looks at the first bytes; returns how many.
+    fn bytes(
+        &mut self,
+        bytes: &[u8],
+        answered: &mut impl FnMut(Request, Answer),
+    ) -> Result<usize, Broken> {
+        let version = self.version;
+        let entry = self.unanswered.front_mut().ok_or(Broken::Unasked)?;
+        if version == Version::V2 && entry.status_len < STATUS_BYTES {
+            let used = bytes.len().min(STATUS_BYTES - entry.status_len);
+            entry.status[entry.status_len..][..used].copy_from_slice(&bytes[..used]);
+            entry.status_len += used;
+            if entry.status_len == STATUS_BYTES {
+                self.status(answered)?;
+            }
+            return Ok(used);
+        }
+        let used = bytes.len().min(entry.expected() - entry.received);
+        self.data(used, Some(&bytes[..used]), answered)?;
+        Ok(used)
+    }
+
+    fn status(&mut self, answered: &mut impl FnMut(Request, Answer)) -> Result<(), Broken> {
+        let entry = self.unanswered.front().ok_or(Broken::Unasked)?;
+        let is_read = entry.expected() > 0;
+        let is_event = matches!(entry.request, Some(Request { action: Action::Event(_), .. }));
+        match Status::decode(&entry.status).map_err(|_| Broken::NotAStatus)? {
+            Status::Ok if is_read => {}
+            Status::Ok => self.finish(Answer::Done, answered),
+            Status::Busy => self.finish(Answer::Busy, answered),
+            // An event asks for a counter that nobody has open; the connection goes on.
+            Status::Refused if is_event => self.finish(Answer::Refused, answered),
+            Status::Refused => {
+                self.finish(Answer::Refused, answered);
+                return Err(Broken::Rejected);
+            }
+            Status::Other(code) => {
+                self.finish(Answer::Failed(code), answered);
+                return Err(Broken::Rejected);
+            }
+        }
+        Ok(())
+    }
+
+    /// `len` bytes of the front entry's data: in place already, or in `bytes`.
+    fn data(
+        &mut self,
+        len: usize,
+        bytes: Option<&[u8]>,
+        answered: &mut impl FnMut(Request, Answer),
+    ) -> Result<(), Broken> {
+        let entry = self.unanswered.front_mut().ok_or(Broken::Unasked)?;
+        if len == 0 || len > entry.expected() - entry.received {
+            return Err(Broken::Unasked);
+        }
+        if let (Some(bytes), Some(Request { action: Action::Read(slice), .. })) =
+            (bytes, &entry.request)
+        {
+            slice.write(entry.received, bytes).map_err(|_| Broken::Unasked)?;
+        }
+        entry.received += len;
+        if entry.received == entry.expected() {
+            self.finish(Answer::Done, answered);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, answer: Answer, answered: &mut impl FnMut(Request, Answer)) {
+        let entry = self.unanswered.pop_front().expect("the caller looked at it");
+        if let Some(request) = entry.request {
+            self.window.give(request.len());
+            answered(request, answer);
+        }
+    }
+}
+
+impl Unanswered {
+    fn new(request: Option<Request>) -> Self {
+        Self { request, status: [0; STATUS_BYTES], status_len: 0, received: 0 }
+    }
+
+    /// Data bytes that answer it, the status aside.
+    fn expected(&self) -> usize {
+        match &self.request {
+            None => 1,
+            Some(Request { action: Action::Read(slice), .. }) => slice.len(),
+            Some(_) => 0,
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! One socket and what is under way on it: at most one send and one receive in the ring. Memory
+//! that they touch is quiet when both have come back.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+
+use kvrail_reactors::Reactor;
+use kvrail_reactors::region::Region;
+use kvrail_reactors::uring::{Direction, Done, Uring, Work};
+use kvrail_reactors::vector::Vector;
+
+use super::client::{Broken, ClientStream, Request};
+use super::server::{Served, ServerStream};
+
+/// Why a connection is over.
+#[derive(Debug, Clone)]
+pub(super) enum End {
+    /// The peer closed it: it does not store anything from it any more.
+    PeerClosed,
+    /// The socket failed; for a client the peer is gone or has closed.
+    Io(Arc<io::Error>),
+    /// The peer broke the protocol.
+    Broken(Broken),
+    /// The peer moved no byte for too long.
+    Stalled,
+    /// We wanted it: the engine stops, or the memory it touches goes away.
+    Ours,
+}
+
+/// Whose connection it is.
+#[derive(Debug)]
+pub(super) enum Role {
+    Server(ServerStream),
+    /// A lane to the peer with this key.
+    Client {
+        stream: ClientStream,
+        peer: u64,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Arc<TcpStream>,
+    pub(super) role: Role,
+    sending: Option<u64>,
+    receiving: Option<u64>,
+    /// First addresses of the regions that the send under way reads from.
+    sending_from: Vec<u64>,
+    /// The peer does not take bytes any more; its last answers may still be on their way.
+    send_failed: bool,
+    /// The peer refused a request and will close; what it sends until then means nothing.
+    pub(super) rejected: bool,
+    pub(super) end: Option<End>,
+    /// When a byte last moved.
+    pub(super) progress_ns: u64,
+    /// Vectors to use again.
+    spare: Vec<Vector>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: TcpStream, role: Role, now_ns: u64) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            role,
+            sending: None,
+            receiving: None,
+            sending_from: Vec::new(),
+            send_failed: false,
+            rejected: false,
+            end: None,
+            progress_ns: now_ns,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Posts what can be posted. A client takes requests from `queue`, leaving out those that are
+    /// `unwanted`, which it returns.
+    pub(super) fn start(
+        &mut self,
+        tag: u64,
+        ring: &mut Uring,
+        queue: &mut VecDeque<Request>,
+        unwanted: impl FnMut(&Request) -> bool,
+    ) -> Vec<Request> {
+        if self.end.is_some() {
+            return Vec::new();
+        }
+        let mut dropped = Vec::new();
+        if self.sending.is_none() && !self.send_failed && !self.rejected {
+            let mut vector = self.spare.pop().unwrap_or_default();
+            match &mut self.role {
+                Role::Server(stream) => stream.send_into(&mut vector),
+                Role::Client { stream, .. } => {
+                    dropped = stream.send_into(&mut vector, queue, unwanted);
+                }
+            }
+            self.send(tag, ring, vector);
+        }
+        if self.receiving.is_none() {
+            let mut vector = self.spare.pop().unwrap_or_default();
+            match &self.role {
+                Role::Server(stream) => stream.receive_into(&mut vector),
+                Role::Client { stream, .. } => stream.receive_into(&mut vector),
+            }
+            self.receiving = self.post(tag, ring, Direction::Receive, vector);
+        }
+        self.finish_if_closing(ring);
+        dropped
+    }
+
+    fn send(&mut self, tag: u64, ring: &mut Uring, vector: Vector) {
+        self.sending_from.clear();
+        self.sending_from.extend(vector.memory().map(|slice| slice.region().addr()));
+        self.sending_from.dedup();
+        self.sending = self.post(tag, ring, Direction::Send, vector);
+    }
+
+    fn post(
+        &mut self,
+        tag: u64,
+        ring: &mut Uring,
+        direction: Direction,
+        vector: Vector,
+    ) -> Option<u64> {
+        if vector.is_empty() {
+            self.spare.push(vector);
+            return None;
+        }
+        let work = Work { tag, socket: self.socket.clone(), direction, vector };
+        match ring.submit(work) {
+            Ok(name) => Some(name),
+            Err(_) => {
+                // The ring holds two operations for every connection that the limits allow.
+                self.close(ring, End::Io(Arc::new(io::ErrorKind::OutOfMemory.into())));
+                None
+            }
+        }
+    }
+
+    /// A send came back. The server may go on reading what it had put off.
+    pub(super) fn sent(
+        &mut self,
+        tag: u64,
+        mut done: Done,
+        ring: &mut Uring,
+        now_ns: u64,
+        served: &mut impl Served,
+    ) {
+        self.sending = None;
+        match done.result {
+            Ok(count) if count < done.vector.len() => {
+                self.progress_ns = now_ns;
+                done.vector.advance(count);
+                self.send(tag, ring, done.vector);
+                return;
+            }
+            Ok(_) => self.progress_ns = now_ns,
+            // A client's peer may have answered before it closed: its receive will tell.
+            Err(_) if matches!(self.role, Role::Client { .. }) => self.send_failed = true,
+            Err(error) => self.close(ring, End::Io(Arc::new(error))),
+        }
+        self.sending_from.clear();
+        if let Role::Server(stream) = &mut self.role {
+            stream.sent(served);
+        }
+        self.recycle(done.vector);
+    }
+
+    /// A receive came back; returns its vector and the bytes in it, or ends the connection.
+    pub(super) fn received(
+        &mut self,
+        done: Done,
+        ring: &mut Uring,
+        now_ns: u64,
+    ) -> Option<(Vector, usize)> {
+        self.receiving = None;
+        match done.result {
+            Ok(0) => self.peer_closed(ring),
+            Ok(count) => {
+                self.progress_ns = now_ns;
+                return Some((done.vector, count));
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionReset) => {
+                self.close(ring, End::PeerClosed);
+            }
+            Err(error) => self.close(ring, End::Io(Arc::new(error))),
+        }
+        self.recycle(done.vector);
+        None
+    }
+
+    pub(super) fn recycle(&mut self, mut vector: Vector) {
+        vector.clear();
+        self.spare.push(vector);
+    }
+
+    /// A server that was half-closed still answers; Mooncake's v1 initiator closes right behind
+    /// its WRITE.
+    fn peer_closed(&mut self, ring: &mut Uring) {
+        let answers_left = match &mut self.role {
+            Role::Server(stream) => {
+                stream.close();
+                stream.has_replies() || self.sending.is_some()
+            }
+            Role::Client { .. } => false,
+        };
+        if !answers_left {
+            self.close(ring, End::PeerClosed);
+        }
+    }
+
+    fn finish_if_closing(&mut self, ring: &mut Uring) {
+        let is_over = match &self.role {
+            Role::Server(stream) => stream.is_closing() && !stream.has_replies(),
+            Role::Client { .. } => false,
+        };
+        if is_over && self.sending.is_none() {
+            self.close(ring, End::Ours);
+        }
+    }
+
+    /// Ends the connection; its memory is quiet once [`Connection::is_quiet`].
+    pub(super) fn close(&mut self, ring: &mut Uring, end: End) {
+        if self.end.is_some() {
+            return;
+        }
+        self.end = Some(end);
+        // An error means that the socket is down already.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        for name in [self.sending, self.receiving].into_iter().flatten() {
+            ring.fence(name);
+        }
+    }
+
+    /// Nothing is under way: the kernel does not touch any memory for this connection.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.sending.is_none() && self.receiving.is_none()
+    }
+
+    /// Whether it may read from or write to `region`.
+    pub(super) fn touches(&self, region: &Region) -> bool {
+        let under_way = match &self.role {
+            Role::Server(stream) => stream.touches(region),
+            Role::Client { .. } => false,
+        };
+        under_way || self.sending_from.contains(&region.addr())
+    }
+
+    /// Whether the peer owes us progress: otherwise it is idle and may stay so for ever.
+    pub(super) fn is_mid_request(&self) -> bool {
+        self.rejected
+            || match &self.role {
+                Role::Server(stream) => stream.is_mid_request() || self.sending.is_some(),
+                Role::Client { stream, .. } => stream.has_unanswered(),
+            }
+    }
+}

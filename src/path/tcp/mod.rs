@@ -1,0 +1,12 @@
+//! The TCP path: Mooncake's classic protocol, both versions, both sides.
+
+mod client;
+mod connection;
+mod peers;
+mod server;
+mod shard;
+mod wire;
+
+pub(crate) use self::client::{Action, Request};
+pub(crate) use self::shard::{Dial, Message, TcpShard};
+pub(crate) use self::wire::{Event, Status};

@@ -1,0 +1,133 @@
+//! A shard's view of one peer: requests that wait, the lanes that carry them, and what happens
+//! when a lane dies.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kvrail_reactors::ticket::Ticket;
+
+use super::client::{Action, Broken, Request};
+use super::connection::{Connection, End};
+use super::wire::Version;
+use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
+use crate::peer::{Route, RouteKind};
+use crate::{Error, ErrorKind, Landed, PathKind};
+
+/// How a lane died.
+pub(super) struct Loss {
+    pub(super) end: End,
+    pub(super) was_careful: bool,
+    /// The peer had refused a request on it.
+    pub(super) was_rejected: bool,
+}
+
+/// Requests for one peer and the connections to it.
+pub(super) struct Lanes {
+    pub(super) route: Arc<Route>,
+    pub(super) waiting: VecDeque<Request>,
+    pub(super) lanes: Vec<Ticket<Connection>>,
+    /// Connections that are being made.
+    pub(super) dialing: usize,
+    /// A version 1 peer closed without a word: one request at a time, to find out which.
+    careful: bool,
+}
+
+impl Lanes {
+    pub(super) fn new(route: Arc<Route>) -> Self {
+        Self { route, waiting: VecDeque::new(), lanes: Vec::new(), dialing: 0, careful: false }
+    }
+
+    /// How many connections should be made for what waits now.
+    pub(super) fn missing(&self) -> usize {
+        if self.waiting.is_empty() {
+            return 0;
+        }
+        let waiting_bytes: usize = self.waiting.iter().map(Request::len).sum();
+        let lanes_max = if self.careful { 1 } else { LANES_MAX };
+        let wanted = (waiting_bytes / LANE_SPREAD_BYTES + 1).min(lanes_max);
+        wanted.saturating_sub(self.lanes.len() + self.dialing)
+    }
+
+    /// The framing of a new lane, and whether it sends one request at a time.
+    pub(super) fn framing(&self) -> (Version, bool) {
+        match &self.route.kind {
+            RouteKind::Tcp(tcp) if tcp.speaks_v2 => (Version::V2, false),
+            _ => (Version::V1, self.careful),
+        }
+    }
+
+    /// A lane died with these requests unanswered, and nothing of them moves any more on our
+    /// side. Those that the peer provably doesn't work on either wait for another lane; the rest
+    /// is returned with its error.
+    pub(super) fn lane_lost(
+        &mut self,
+        lane: Ticket<Connection>,
+        loss: &Loss,
+        unanswered: Vec<Request>,
+    ) -> Vec<(Request, Error)> {
+        let Loss { end, was_careful, was_rejected } = loss;
+        self.lanes.retain(|other| *other != lane);
+        let version = self.framing().0;
+        // Only a peer that closed has stopped storing what we sent.
+        let may_resend = matches!(end, End::PeerClosed | End::Broken(Broken::Rejected));
+        let mut failed = Vec::new();
+        let mut again = Vec::new();
+        for (position, mut request) in unanswered.into_iter().enumerate() {
+            let is_culprit = *was_careful && position == 0;
+            if is_culprit || !may_resend || request.attempts + 1 >= ATTEMPTS_MAX {
+                let error = self.lost(&request, end, is_culprit);
+                failed.push((request, error));
+                continue;
+            }
+            // A refused request takes its lane down: the others behind it are not to blame. Nor is
+            // anybody but the culprit on a careful lane.
+            request.attempts += u32::from(version == Version::V2 && !was_rejected);
+            again.push(request);
+        }
+        if version == Version::V1 && may_resend && !*was_careful && !again.is_empty() {
+            self.careful = true;
+        }
+        for request in again.into_iter().rev() {
+            self.waiting.push_front(request);
+        }
+        failed
+    }
+
+    /// Nothing waits any more: whatever made us careful is over.
+    pub(super) fn relax(&mut self) {
+        self.careful = false;
+    }
+
+    /// The error of a request that was sent and not answered.
+    fn lost(&self, request: &Request, end: &End, is_culprit: bool) -> Error {
+        let landed = match request.action {
+            Action::Event(_) | Action::Read(_) | Action::Write(_) => Landed::Maybe,
+        };
+        let error = match end {
+            End::Ours => Error::closed("the engine closed the connection"),
+            End::PeerClosed if is_culprit => Error::refused(
+                "the peer closed the connection at this request: it has no such region or left",
+            ),
+            End::PeerClosed => Error::lost("the peer closed the connection"),
+            End::Stalled => Error::lost("the peer moved no byte for too long"),
+            End::Io(source) => Error::lost("the connection failed").with_source(source.clone()),
+            End::Broken(source) => Error::lost("the peer broke the protocol").with_source(*source),
+        };
+        self.blame(error).with_landed(landed)
+    }
+
+    /// Names this peer and path.
+    pub(super) fn blame(&self, error: Error) -> Error {
+        error.with_peer(self.route.name.clone()).with_path(PathKind::Tcp)
+    }
+
+    /// The error of a request that was not sent since its transfer ended before.
+    pub(super) fn unsent(&self, kind: ErrorKind) -> Error {
+        let what = match kind {
+            ErrorKind::Expired => "the deadline passed before it was sent",
+            ErrorKind::Closed => "the engine stopped before it was sent",
+            _ => "the transfer was dropped before it was sent",
+        };
+        self.blame(Error::new(kind, what))
+    }
+}

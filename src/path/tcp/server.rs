@@ -1,0 +1,251 @@
+//! One connection that a peer opened, as a pure state machine: which bytes are wanted next and
+//! where they go, what was received, what is to be answered. Any bytes in any chunks change
+//! nothing outside the ranges that [`Served::find`] allows.
+
+use std::collections::VecDeque;
+
+use kvrail_reactors::region::{Region, Slice};
+use kvrail_reactors::vector::{Filled, Vector};
+
+use super::wire::{Event, HEADER_BYTES, Header, Status, Verb, Version};
+use crate::limits::{
+    EVENT_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS,
+    SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
+};
+use crate::memory::Operation;
+
+/// What a connection asks of its engine.
+pub(crate) trait Served {
+    /// The memory that a request may touch; none where it is refused.
+    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice>;
+    /// Counts and queues an event; answers Ok, Busy or Refused.
+    fn event(&mut self, event: Event) -> Status;
+}
+
+/// A server's side of one connection.
+#[derive(Debug)]
+pub(crate) struct ServerStream {
+    receiving: Receiving,
+    header: [u8; HEADER_BYTES],
+    header_len: usize,
+    replies: VecDeque<Reply>,
+    /// Received but not looked at yet, since too many replies are waiting.
+    backlog: Vec<u8>,
+    /// No request is read any more; the connection ends when the replies are out.
+    closing: bool,
+    /// The last request was small: read ahead, since a copy costs less than a system call.
+    read_ahead: bool,
+}
+
+#[derive(Debug)]
+enum Receiving {
+    Header,
+    Body { target: Slice, version: Version },
+    Event { body: Vec<u8>, len: usize },
+}
+
+#[derive(Debug)]
+enum Reply {
+    Status(Status),
+    Memory(Slice),
+}
+
+impl Default for ServerStream {
+    fn default() -> Self {
+        Self {
+            receiving: Receiving::Header,
+            header: [0; HEADER_BYTES],
+            header_len: 0,
+            replies: VecDeque::new(),
+            backlog: Vec::new(),
+            closing: false,
+            read_ahead: false,
+        }
+    }
+}
+
+impl ServerStream {
+    /// Fills in where the next bytes go; nothing where none may be read now.
+    pub(crate) fn receive_into(&self, vector: &mut Vector) {
+        if self.closing || !self.backlog.is_empty() || self.replies.len() >= REPLIES_MAX {
+            return;
+        }
+        if let Receiving::Body { target, .. } = &self.receiving {
+            let mut next = target.clone();
+            next.truncate(RECEIVE_MAX_BYTES);
+            let is_last = next.len() == target.len();
+            vector.push_memory(next);
+            if !is_last {
+                return;
+            }
+        }
+        // Bytes behind a body are the next header, so both come with one call.
+        vector.push_room(match self.receiving {
+            Receiving::Event { .. } => SMALL_ROOM_BYTES,
+            _ if self.read_ahead => SMALL_ROOM_BYTES,
+            _ => HEADER_BYTES - self.header_len,
+        });
+    }
+
+    /// The first `count` bytes of `vector` were received.
+    pub(crate) fn received(&mut self, vector: &Vector, count: usize, served: &mut impl Served) {
+        for filled in vector.filled(count) {
+            match filled {
+                Filled::Memory(len) => self.stored(len),
+                Filled::Bytes(bytes) => self.read(bytes, served),
+            }
+        }
+    }
+
+    /// Moves waiting replies into `vector`, as many as one send takes.
+    pub(crate) fn send_into(&mut self, vector: &mut Vector) {
+        while vector.parts() < SEND_MAX_PARTS && vector.len() < SEND_MAX_BYTES {
+            match self.replies.pop_front() {
+                None => return,
+                Some(Reply::Status(status)) => vector.push_bytes(&status.encode()),
+                Some(Reply::Memory(mut slice)) => {
+                    let mut now = slice.clone();
+                    now.truncate(SEND_MAX_BYTES - vector.len());
+                    slice.advance(now.len());
+                    vector.push_memory(now);
+                    if !slice.is_empty() {
+                        self.replies.push_front(Reply::Memory(slice));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Replies were sent: looks at what was put off.
+    pub(crate) fn sent(&mut self, served: &mut impl Served) {
+        if self.replies.len() < REPLIES_MAX && !self.backlog.is_empty() {
+            let backlog = std::mem::take(&mut self.backlog);
+            self.read(&backlog, served);
+        }
+    }
+
+    /// The peer sends nothing more: the connection ends when the replies are out.
+    pub(crate) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Whether the connection is to be closed once nothing is left to send.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Whether there is something to send.
+    pub(crate) fn has_replies(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
+    /// Whether a request is under way: a peer that pauses now is stalling, not idle.
+    pub(crate) fn is_mid_request(&self) -> bool {
+        self.header_len > 0 || !matches!(self.receiving, Receiving::Header) || self.has_replies()
+    }
+
+    /// Whether a request under way reads from or writes to `region`.
+    pub(crate) fn touches(&self, region: &Region) -> bool {
+        let is_in = |slice: &Slice| std::ptr::eq(&**slice.region(), region);
+        let receiving = matches!(&self.receiving, Receiving::Body { target, .. } if is_in(target));
+        receiving || self.replies.iter().any(|reply| matches!(reply, Reply::Memory(s) if is_in(s)))
+    }
+
+    /// `len` bytes of the body are in place.
+    fn stored(&mut self, len: usize) {
+        if let Receiving::Body { target, version } = &mut self.receiving {
+            target.advance(len);
+            if target.is_empty() {
+                let version = *version;
+                self.receiving = Receiving::Header;
+                self.acknowledge(version, Status::Ok);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, version: Version, status: Status) {
+        if version == Version::V2 {
+            self.replies.push_back(Reply::Status(status));
+        }
+    }
+
+    fn read(&mut self, mut bytes: &[u8], served: &mut impl Served) {
+        while !bytes.is_empty() && !self.closing {
+            if self.replies.len() >= REPLIES_MAX {
+                self.backlog.extend_from_slice(bytes);
+                return;
+            }
+            let used = self.step(bytes, served);
+            bytes = &bytes[used..];
+        }
+    }
+
+    /// Looks at the first bytes; returns how many.
+    fn step(&mut self, bytes: &[u8], served: &mut impl Served) -> usize {
+        match &mut self.receiving {
+            Receiving::Header => {
+                let used = bytes.len().min(HEADER_BYTES - self.header_len);
+                self.header[self.header_len..][..used].copy_from_slice(&bytes[..used]);
+                self.header_len += used;
+                if self.header_len == HEADER_BYTES {
+                    self.header_len = 0;
+                    self.begin(served);
+                }
+                used
+            }
+            Receiving::Body { target, .. } => {
+                let used = bytes.len().min(target.len());
+                let stored = target.write(0, &bytes[..used]);
+                debug_assert_eq!(stored, Ok(()));
+                self.stored(used);
+                used
+            }
+            Receiving::Event { body, len } => {
+                let used = bytes.len().min(*len - body.len());
+                body.extend_from_slice(&bytes[..used]);
+                if body.len() == *len {
+                    let body = std::mem::take(body);
+                    self.receiving = Receiving::Header;
+                    self.deliver(&body, served);
+                }
+                used
+            }
+        }
+    }
+
+    /// A header is complete.
+    fn begin(&mut self, served: &mut impl Served) {
+        let header = match Header::decode(&self.header) {
+            Ok(header) => header,
+            Err(unknown) => return self.refuse(unknown.0),
+        };
+        self.read_ahead = header.len <= SMALL_REQUEST_BYTES;
+        match header.verb {
+            Verb::Event if (1..=EVENT_MAX_BYTES).contains(&header.len) => {
+                self.receiving = Receiving::Event { body: Vec::new(), len: header.len as usize };
+            }
+            Verb::Event => self.refuse(header.version),
+            Verb::Transfer(operation) => match served.find(header.addr, header.len, operation) {
+                None => self.refuse(header.version),
+                Some(target) if operation == Operation::Write => {
+                    self.receiving = Receiving::Body { target, version: header.version };
+                }
+                Some(source) => {
+                    self.acknowledge(header.version, Status::Ok);
+                    self.replies.push_back(Reply::Memory(source));
+                }
+            },
+        }
+    }
+
+    /// Mooncake's way: a status where the peer understands one, then the connection ends.
+    fn refuse(&mut self, version: Version) {
+        self.acknowledge(version, Status::Refused);
+        self.closing = true;
+    }
+
+    fn deliver(&mut self, body: &[u8], served: &mut impl Served) {
+        let status = Event::decode(body).map_or(Status::Refused, |event| served.event(event));
+        self.acknowledge(Version::V2, status);
+    }
+}

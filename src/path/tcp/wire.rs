@@ -1,0 +1,234 @@
+//! Mooncake's TCP framing: the 24-byte request header, the 8-byte status of version 2, and the
+//! event frame that only kvrail peers send each other. Pure.
+
+use crate::memory::Operation;
+
+/// Request header: size u64, address u64, opcode u8, 7 bytes of padding; little-endian.
+pub(crate) const HEADER_BYTES: usize = 24;
+
+/// Status frame of version 2: magic and code in one u64, little-endian.
+pub(crate) const STATUS_BYTES: usize = 8;
+
+/// Upper half of a status frame: "MCTV".
+const STATUS_MAGIC: u64 = 0x4D43_5456;
+
+/// Bit 7 of the opcode: the sender wants statuses (version 2).
+const VERSION_2: u8 = 0x80;
+
+const OPCODE_READ: u8 = 0;
+const OPCODE_WRITE: u8 = 1;
+/// An event for counters and notifications; sent only to peers that publish kvrail's extras.
+const OPCODE_EVENT: u8 = 0x40;
+
+/// Which of the two framings a request uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// No statuses: a refused request ends the connection without a word.
+    V1,
+    /// Every request is answered by a status.
+    V2,
+}
+
+/// What a header asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Transfer(Operation),
+    Event,
+}
+
+/// A request header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) len: u64,
+    pub(crate) addr: u64,
+    pub(crate) verb: Verb,
+    pub(crate) version: Version,
+}
+
+/// An opcode that is neither READ, WRITE nor EVENT.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnknownOpcode(pub(crate) Version);
+
+impl Header {
+    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
+        let opcode = match self.verb {
+            Verb::Transfer(Operation::Read) => OPCODE_READ,
+            Verb::Transfer(Operation::Write) => OPCODE_WRITE,
+            Verb::Event => OPCODE_EVENT,
+        };
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..8].copy_from_slice(&self.len.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.addr.to_le_bytes());
+        bytes[16] = opcode | if self.version == Version::V2 { VERSION_2 } else { 0 };
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, UnknownOpcode> {
+        let version = if bytes[16] & VERSION_2 == 0 { Version::V1 } else { Version::V2 };
+        let verb = match bytes[16] & !VERSION_2 {
+            OPCODE_READ => Verb::Transfer(Operation::Read),
+            OPCODE_WRITE => Verb::Transfer(Operation::Write),
+            OPCODE_EVENT if version == Version::V2 => Verb::Event,
+            _ => return Err(UnknownOpcode(version)),
+        };
+        Ok(Self { len: word(bytes, 0), addr: word(bytes, 8), verb, version })
+    }
+}
+
+/// How a version 2 request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Ok,
+    /// The range isn't registered or not permitted; the server closes.
+    Refused,
+    /// An event that found its queue full; between kvrail peers only. The connection lives on.
+    Busy,
+    /// A code we don't know: a failure.
+    Other(u32),
+}
+
+/// A status frame without its magic: the peer does not speak version 2.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NotAStatus;
+
+impl Status {
+    pub(crate) fn encode(self) -> [u8; STATUS_BYTES] {
+        let code = match self {
+            Self::Ok => 0,
+            Self::Refused => 1,
+            Self::Busy => 2,
+            Self::Other(code) => code,
+        };
+        (STATUS_MAGIC << 32 | u64::from(code)).to_le_bytes()
+    }
+
+    pub(crate) fn decode(bytes: &[u8; STATUS_BYTES]) -> Result<Self, NotAStatus> {
+        let word = u64::from_le_bytes(*bytes);
+        if word >> 32 != STATUS_MAGIC {
+            return Err(NotAStatus);
+        }
+        Ok(match word as u32 {
+            0 => Self::Ok,
+            1 => Self::Refused,
+            2 => Self::Busy,
+            code => Self::Other(code),
+        })
+    }
+}
+
+/// What a kvrail peer says after its data has been stored: counter steps, a notification, or
+/// both. Body: counter u64, amount u64, has-message u8, name length u16, name, message.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Event {
+    /// Counter and by how much it advances.
+    pub(crate) count: Option<(u64, u64)>,
+    /// The sender's segment name and its message.
+    pub(crate) message: Option<(String, Vec<u8>)>,
+}
+
+const EVENT_FIXED_BYTES: usize = 8 + 8 + 1 + 2;
+
+/// An event body that doesn't parse.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct BadEvent;
+
+impl Event {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let (counter, amount) = self.count.unwrap_or_default();
+        let (name, message) = match &self.message {
+            Some((name, message)) => (name.as_str(), message.as_slice()),
+            None => ("", &[][..]),
+        };
+        let name = &name.as_bytes()[..name.len().min(u16::MAX as usize)];
+        let mut body = Vec::with_capacity(EVENT_FIXED_BYTES + name.len() + message.len());
+        body.extend(counter.to_le_bytes());
+        body.extend(amount.to_le_bytes());
+        body.push(u8::from(self.message.is_some()));
+        body.extend((name.len() as u16).to_le_bytes());
+        body.extend(name);
+        body.extend(message);
+        body
+    }
+
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, BadEvent> {
+        let (fixed, rest) = body.split_at_checked(EVENT_FIXED_BYTES).ok_or(BadEvent)?;
+        let (counter, amount) = (word(fixed, 0), word(fixed, 8));
+        let name_len = usize::from(u16::from_le_bytes([fixed[17], fixed[18]]));
+        let (name, message) = rest.split_at_checked(name_len).ok_or(BadEvent)?;
+        let name = std::str::from_utf8(name).map_err(|_| BadEvent)?;
+        let message = match fixed[16] {
+            0 if rest.is_empty() => None,
+            1 => Some((name.to_owned(), message.to_vec())),
+            _ => return Err(BadEvent),
+        };
+        Ok(Self { count: (amount > 0).then_some((counter, amount)), message })
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let header = Header {
+            len: 0x10,
+            addr: 0x7f00_0000_1000,
+            verb: Verb::Transfer(Operation::Write),
+            version: Version::V2,
+        };
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0] = 0x10;
+        bytes[8..16].copy_from_slice(&[0, 0x10, 0, 0, 0, 0x7f, 0, 0]);
+        bytes[16] = 0x81;
+        assert_eq!(header.encode(), bytes);
+        assert_eq!(Status::Ok.encode(), [0, 0, 0, 0, 0x56, 0x54, 0x43, 0x4d]);
+        assert_eq!(Status::Refused.encode(), [1, 0, 0, 0, 0x56, 0x54, 0x43, 0x4d]);
+        assert_eq!(Status::decode(&[0; 8]), Err(NotAStatus));
+    }
+
+    #[test]
+    fn padding_is_ignored_and_unknown_opcodes_are_not_guessed() {
+        let mut bytes = [0xff; HEADER_BYTES];
+        bytes[16] = 0;
+        assert_eq!(Header::decode(&bytes).unwrap().verb, Verb::Transfer(Operation::Read));
+        bytes[16] = 0x85;
+        assert_eq!(Header::decode(&bytes), Err(UnknownOpcode(Version::V2)));
+        bytes[16] = OPCODE_EVENT;
+        assert_eq!(Header::decode(&bytes), Err(UnknownOpcode(Version::V1)));
+    }
+
+    proptest! {
+        #[test]
+        fn headers_round_trip(len: u64, addr: u64, write: bool, v2: bool) {
+            let operation = if write { Operation::Write } else { Operation::Read };
+            let version = if v2 { Version::V2 } else { Version::V1 };
+            let header = Header { len, addr, verb: Verb::Transfer(operation), version };
+            prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+        }
+
+        #[test]
+        fn events_round_trip(
+            count in prop::option::of((any::<u64>(), 1u64..)),
+            message in prop::option::of((".{0,20}", prop::collection::vec(any::<u8>(), 0..50))),
+        ) {
+            let event = Event { count, message };
+            prop_assert_eq!(Event::decode(&event.encode()), Ok(event));
+        }
+
+        #[test]
+        fn any_event_body_is_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..60)) {
+            if let Ok(event) = Event::decode(&body) {
+                prop_assert_eq!(Event::decode(&event.encode()), Ok(event));
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A peer as transfers see it: its name, where its data goes, and what it said it has.
+
+use std::sync::Arc;
+
+use crate::PathKind;
+
+/// A range of a peer's memory, as its descriptor listed it when it was opened or refreshed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteBuffer {
+    /// The peer's label for it: a location such as `cpu:0`, or its segment name.
+    pub name: String,
+    /// The first byte's address at the peer.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// An opened peer. Clones are the same peer; its connections close with the last one.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    pub(crate) inner: Arc<PeerInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PeerInner {
+    pub(crate) link: Arc<Link>,
+    buffers: Vec<RemoteBuffer>,
+}
+
+impl Peer {
+    pub(crate) fn new(link: Arc<Link>, buffers: Vec<RemoteBuffer>) -> Self {
+        Self { inner: Arc::new(PeerInner { link, buffers }) }
+    }
+
+    /// Its segment name.
+    pub fn name(&self) -> &str {
+        &self.inner.link.route.name
+    }
+
+    pub(crate) fn path(&self) -> PathKind {
+        match self.inner.link.route.kind {
+            RouteKind::Local => PathKind::Local,
+            RouteKind::Tcp(_) => PathKind::Tcp,
+        }
+    }
+
+    /// The ranges that it had published when it was opened.
+    pub fn buffers(&self) -> &[RemoteBuffer] {
+        &self.inner.buffers
+    }
+}
+
+/// Keeps the connections to a peer: they close when nobody holds it any more.
+pub(crate) struct Link {
+    pub(crate) route: Arc<Route>,
+    forget: Option<Box<dyn Fn(u64) + Send + Sync>>,
+}
+
+impl Link {
+    pub(crate) fn new(route: Route, forget: impl Fn(u64) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { route: Arc::new(route), forget: Some(Box::new(forget)) })
+    }
+
+    /// The link of an engine to itself.
+    pub(crate) fn local(route: Route) -> Arc<Self> {
+        Arc::new(Self { route: Arc::new(route), forget: None })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(forget) = &self.forget {
+            forget(self.route.key);
+        }
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.route.fmt(f)
+    }
+}
+
+/// Where a peer's data goes.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// Names the peer within this engine.
+    pub(crate) key: u64,
+    /// Its segment name.
+    pub(crate) name: Arc<str>,
+    pub(crate) kind: RouteKind,
+}
+
+impl Route {
+    /// Whether it leads to this peer as it is now.
+    pub(crate) fn is(&self, name: &str, tcp: &TcpRoute) -> bool {
+        *self.name == *name && matches!(&self.kind, RouteKind::Tcp(own) if own == tcp)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum RouteKind {
+    /// This engine itself.
+    Local,
+    /// Another process.
+    Tcp(TcpRoute),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TcpRoute {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// Whether requests are sent as version 2.
+    pub(crate) speaks_v2: bool,
+    /// Which process of that name it is; none for Mooncake's, which take none of our events.
+    pub(crate) incarnation: Option<u64>,
+}

@@ -1,0 +1,128 @@
+//! What a user asks for: batches of reads and writes, contiguous, paged or strided. Checked when
+//! they are planned, trusted afterwards.
+
+use std::time::Duration;
+
+use crate::memory::{ExclusiveLease, Lease, SharedLease};
+use crate::path::tcp::Event;
+use crate::peer::Peer;
+
+/// Equal pages on both sides, paired in order: the KV cache's block lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pages {
+    /// Bytes of each page.
+    pub page_bytes: usize,
+    /// Where each page starts in the lease, in bytes.
+    pub local: Vec<u64>,
+    /// Each page's address at the peer; as many as in `local`.
+    pub remote: Vec<u64>,
+}
+
+/// Equal rows at a fixed distance on each side: for unequal tensor parallelism, where a head's
+/// share of a token is a row on one side and a part of a longer row on the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strided {
+    /// How many rows.
+    pub rows: usize,
+    /// Bytes of each row.
+    pub row_bytes: usize,
+    /// Bytes from one row's start to the next in the lease, where the first starts at 0.
+    pub local_stride: u64,
+    /// Address of the first row at the peer.
+    pub remote: u64,
+    /// Bytes from one row's start to the next at the peer.
+    pub remote_stride: u64,
+}
+
+/// Where the bytes of one request are, on both sides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// The whole lease, to or from this address.
+    Whole(u64),
+    Pages(Pages),
+    Strided(Strided),
+}
+
+/// Reads and writes between this engine's memory and one peer's, carried together.
+///
+/// Writes read from a [`SharedLease`], reads write into an [`ExclusiveLease`]; both come back
+/// with the [`Outcome`](crate::Outcome). Requests have no order among each other.
+#[derive(Debug)]
+pub struct Batch {
+    pub(crate) peer: Peer,
+    pub(crate) requests: Vec<(Lease, Shape)>,
+    pub(crate) event: Event,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl Batch {
+    /// An empty batch for `peer`.
+    pub fn new(peer: &Peer) -> Self {
+        Self { peer: peer.clone(), requests: Vec::new(), event: Event::default(), deadline: None }
+    }
+
+    /// Writes the whole lease to address `remote` at the peer.
+    pub fn write(&mut self, source: &SharedLease, remote: u64) -> &mut Self {
+        self.push(Lease::Shared(source.clone()), Shape::Whole(remote))
+    }
+
+    /// Fills the whole lease from address `remote` at the peer.
+    pub fn read(&mut self, target: ExclusiveLease, remote: u64) -> &mut Self {
+        self.push(Lease::Exclusive(target), Shape::Whole(remote))
+    }
+
+    /// Writes pages of the lease to pages of the peer, as one request.
+    pub fn write_pages(&mut self, source: &SharedLease, pages: Pages) -> &mut Self {
+        self.push(Lease::Shared(source.clone()), Shape::Pages(pages))
+    }
+
+    /// Fills pages of the lease from pages of the peer, as one request.
+    pub fn read_pages(&mut self, target: ExclusiveLease, pages: Pages) -> &mut Self {
+        self.push(Lease::Exclusive(target), Shape::Pages(pages))
+    }
+
+    /// Writes rows of the lease to rows of the peer, as one request.
+    pub fn write_strided(&mut self, source: &SharedLease, rows: Strided) -> &mut Self {
+        self.push(Lease::Shared(source.clone()), Shape::Strided(rows))
+    }
+
+    /// Fills rows of the lease from rows of the peer, as one request.
+    pub fn read_strided(&mut self, target: ExclusiveLease, rows: Strided) -> &mut Self {
+        self.push(Lease::Exclusive(target), Shape::Strided(rows))
+    }
+
+    /// Delivers `message` to the peer after all data of this batch is in place; not at all where
+    /// a request fails. Mooncake peers take text only.
+    pub fn notify(&mut self, message: impl Into<Vec<u8>>) -> &mut Self {
+        self.event.message = Some((String::new(), message.into()));
+        self
+    }
+
+    /// Advances the peer's counter `id` by `amount` after all data of this batch is in place;
+    /// not at all where a request fails. Between kvrail peers only.
+    pub fn count(&mut self, id: u64, amount: u64) -> &mut Self {
+        self.event.count = Some((id, amount));
+        self
+    }
+
+    /// Ends the batch as Expired when it isn't done in time.
+    pub fn deadline(&mut self, after: Duration) -> &mut Self {
+        self.deadline = Some(after);
+        self
+    }
+
+    /// How many requests it holds.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether it holds no request.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    fn push(&mut self, lease: Lease, shape: Shape) -> &mut Self {
+        self.requests.push((lease, shape));
+        self
+    }
+}

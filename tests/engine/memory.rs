@@ -1,0 +1,91 @@
+//! Regions come and go; what peers may do with them is what their owner said.
+
+use std::ptr::NonNull;
+
+use kvrail::{Access, Batch, ErrorKind, Foreign, Landed};
+
+use crate::{contents, engine, fill, pair, pattern, region, run};
+
+#[test]
+fn permissions_bind_peers_and_a_refusal_hurts_nobody_else() {
+    run(async {
+        let (ours, theirs, peer) = pair().await;
+        let readable = region(&theirs, 4096, Access::READ);
+        let writable = region(&theirs, 1 << 20, Access::READ_WRITE);
+        let hidden = region(&theirs, 4096, Access::LOCAL);
+        let source = region(&ours, 1 << 20, Access::LOCAL);
+        let bytes = pattern(3, source.len());
+        fill(&source, &bytes);
+        for _ in 0..10 {
+            let mut batch = Batch::new(&peer);
+            let page = |at: usize| source.share(at..at + 4096).unwrap();
+            for at in (0..1 << 20).step_by(65_536) {
+                batch.write(&page(at), writable.addr() + at as u64);
+            }
+            batch.write(&page(0), readable.addr());
+            batch.write(&page(0), hidden.addr());
+            batch.write(&page(0), writable.addr() + (1 << 20) - 1);
+            batch.write(&page(4096), writable.addr() + 4096);
+            let outcome = ours.transfer(batch).await.unwrap_err().into_outcome();
+            let kinds: Vec<_> = outcome.statuses().iter().map(|s| s.as_ref().err()).collect();
+            assert!(kinds[..16].iter().all(Option::is_none), "{kinds:?}");
+            for refused in &kinds[16..19] {
+                let error = refused.expect("it is not permitted");
+                assert_eq!((error.kind(), error.landed()), (ErrorKind::Refused, Landed::No));
+            }
+            assert!(kinds[19].is_none(), "{kinds:?}");
+        }
+        assert!(contents(&readable).iter().chain(&contents(&hidden)).all(|&byte| byte == 0));
+        assert_eq!(contents(&writable)[4096..8192], bytes[4096..8192]);
+        let target = region(&ours, 4096, Access::LOCAL);
+        let mut batch = Batch::new(&peer);
+        batch.read(target.lease(0..4096).unwrap(), hidden.addr());
+        let failed = ours.transfer(batch).await.unwrap_err();
+        assert_eq!(failed.error().kind(), ErrorKind::Refused);
+        assert_eq!(failed.into_outcome().into_leases().len(), 1, "the lease comes back");
+    });
+}
+
+#[test]
+fn foreign_memory_is_written_in_place_until_it_is_unregistered() {
+    run(async {
+        let (ours, theirs, peer) = pair().await;
+        let mut memory = vec![0u8; 1 << 20].into_boxed_slice();
+        let base = NonNull::new(memory.as_mut_ptr()).unwrap();
+        // SAFETY: the box outlives the registration, and nobody looks at it before its end.
+        let foreign = unsafe { Foreign::new(base, memory.len()) };
+        let target = theirs.register(foreign, Access::READ_WRITE).unwrap();
+        let source = region(&ours, 1 << 20, Access::LOCAL);
+        let bytes = pattern(4, source.len());
+        fill(&source, &bytes);
+        let mut batch = Batch::new(&peer);
+        batch.write(&source.share(0..source.len()).unwrap(), target.addr());
+        ours.transfer(batch).await.unwrap();
+        theirs.unregister(target.clone()).await.unwrap();
+        assert!(*memory == *bytes);
+        memory.fill(0);
+        let mut batch = Batch::new(&peer);
+        batch.write(&source.share(0..4096).unwrap(), target.addr());
+        let failed = ours.transfer(batch).await.unwrap_err();
+        assert_eq!(failed.error().kind(), ErrorKind::Refused);
+        assert!(memory.iter().all(|&byte| byte == 0));
+        assert_eq!(theirs.unregister(target).await.unwrap_err().kind(), ErrorKind::Refused);
+    });
+}
+
+#[test]
+fn impossible_regions_are_refused_with_the_numbers() {
+    let engine = engine();
+    let node = kvrail::Location::Cpu(None);
+    for (len, what) in [(0, "0 bytes"), (1 << 50, "bytes free")] {
+        let error = engine.allocate(len, node, Access::READ).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    let region = region(&engine, 8192, Access::READ);
+    let base = NonNull::new((region.addr() + 4096) as *mut u8).unwrap();
+    // SAFETY: the bytes are mapped as long as `region` lives.
+    let inside = unsafe { Foreign::new(base, 4096) };
+    let error = engine.register(inside, Access::READ).unwrap_err();
+    assert!(error.to_string().contains("overlaps"), "{error}");
+}
