@@ -183,7 +183,7 @@ fn refused_range(setup: Setup) {
         for (k, status) in outcome.statuses().iter().enumerate() {
             let kind = status.as_ref().map_err(kvrail::Error::kind);
             let want = if k == bad { Err(ErrorKind::Refused) } else { Ok(&()) };
-            assert_eq!(kind, want, "request {k} of the batch whose request {bad} is bad");
+            assert_eq!(kind, want, "request {k} of 8, of which {bad} is bad: {status:?}");
         }
     }
     (0..4).for_each(|k| pair.agent.expect(1, 2 * k * 65536, 2 * k * 65536, 65536));
