@@ -6,7 +6,7 @@ use crate::ours::{Ours, wait};
 use crate::rig::{Agent, bench_target};
 use crate::setup::{Setup, interop_tests};
 
-const LENGTH: usize = 8 << 20;
+const LENGTH: usize = 4 << 20;
 
 interop_tests!(python: v13, v13_v1, v11);
 interop_tests!(refused_range: v13, v13_v1, v11);

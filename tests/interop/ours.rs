@@ -54,8 +54,8 @@ impl Ours {
     /// Where the region first differs from pattern `seed`, if it does.
     pub fn compare(&self, seed: u8, skip: usize, offset: usize, length: usize) -> Option<usize> {
         let (have, want) = (self.bytes(offset, length), pattern(seed, skip, length));
-        let differs = have.iter().zip(&want).position(|(have, want)| have != want);
-        differs.map(|at| offset + at)
+        let position = || have.iter().zip(&want).position(|(have, want)| have != want);
+        (have != want).then(|| offset + position().unwrap())
     }
 
     pub fn bytes(&self, offset: usize, length: usize) -> Vec<u8> {

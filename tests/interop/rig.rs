@@ -24,9 +24,12 @@ const START_S: u64 = 20;
 
 /// Bytes `skip..skip + length` of pattern `seed`, as agent.py makes them.
 pub fn pattern(seed: u8, skip: usize, length: usize) -> Vec<u8> {
-    let words = (skip / 8) as u64..(skip + length).div_ceil(8) as u64;
-    let bytes = words.flat_map(|k| ((u64::from(seed) << 56) + k * 0x9E37_79B1).to_le_bytes());
-    bytes.skip(skip % 8).take(length).collect()
+    let mut bytes = Vec::with_capacity(length + 16);
+    for k in skip as u64 / 8..(skip + length).div_ceil(8) as u64 {
+        bytes.extend_from_slice(&((u64::from(seed) << 56) + k * 0x9E37_79B1).to_le_bytes());
+    }
+    bytes.truncate(skip % 8 + length);
+    bytes.split_off(skip % 8)
 }
 
 /// A child process and its log; ends with this value.

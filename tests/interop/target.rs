@@ -6,7 +6,7 @@ use crate::ours::Ours;
 use crate::rig::{Agent, Bench};
 use crate::setup::{Setup, interop_tests};
 
-const LENGTH: usize = 8 << 20;
+const LENGTH: usize = 4 << 20;
 
 interop_tests!(python: v13, v13_no_reuse, v13_v1, v13_v1_no_reuse, v11, v11_reuse);
 interop_tests!(bench: v13, v13_no_reuse, v13_v1, v13_v1_no_reuse, v11, v11_reuse);
