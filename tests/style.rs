@@ -9,8 +9,12 @@ const COLUMNS: usize = 100;
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 70;
 
-/// Where `unsafe` may be: the crate made for it, and the example's vector arithmetic.
-const UNSAFE_ROOMS: [&str; 2] = ["reactors/", "examples/prefill_decode/matmul.rs"];
+/// Where `unsafe` may be, and why.
+const UNSAFE_ROOMS: [(&str, &str); 3] = [
+    ("reactors/", "the crate made for it"),
+    ("examples/prefill_decode/kernel.rs", "vector instructions"),
+    ("tests/engine/memory.rs", "promises that memory which it registers stays"),
+];
 
 /// Functions that may be longer than the rule, each with its reason.
 const LONG_FUNCTIONS: [(&str, &str, &str); 0] = [];
@@ -49,7 +53,10 @@ fn functions_have_at_most_70_lines() {
 
 #[test]
 fn files_open_with_what_they_are_for() {
-    let headless = sources().into_iter().filter(|(_, text)| !text.starts_with("//!"));
+    let headless = sources().into_iter().filter(|(_, text)| {
+        let first = text.lines().find(|line| !line.starts_with("#!["));
+        first.is_none_or(|line| !line.starts_with("//!"))
+    });
     none(headless.map(|(path, _)| format!("{path} does not open with `//!`")));
 }
 
@@ -57,7 +64,7 @@ fn files_open_with_what_they_are_for() {
 fn unsafe_stays_in_its_rooms() {
     let outside = sources()
         .into_iter()
-        .filter(|(path, _)| UNSAFE_ROOMS.iter().all(|room| !path.starts_with(room)));
+        .filter(|(path, _)| UNSAFE_ROOMS.iter().all(|(room, _)| !path.starts_with(room)));
     let found = outside.flat_map(|(path, text)| {
         let code = blanked(&text);
         let lines = code.lines().enumerate().filter(|(_, line)| has_word(line, "unsafe"));

@@ -17,6 +17,8 @@ const CARGO_FUZZ: &str = "0.13.2";
 const WORKERS: usize = 2;
 /// Two of these leave room on a machine of 8 GiB.
 const MEMORY_LIMIT_MB: u32 = 2048;
+/// Of a failed target's log: the panic, or the sanitizer's finding, and what follows.
+const REPORT_LINES: usize = 60;
 /// One input takes microseconds; this long is a hang.
 const INPUT_LIMIT_S: u32 = 10;
 
@@ -61,7 +63,9 @@ fn one(shell: &Shell, target: &str, seconds: u32) -> Result<(), String> {
         println!("{target}: {}", lines.last().unwrap_or(&"").to_lowercase());
         return Ok(());
     }
-    println!("{target}: FAILED\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+    let is_cause = |line: &&&str| line.contains("panicked at") || line.contains("ERROR:");
+    let cause = lines.iter().skip_while(|line| !is_cause(line)).take(REPORT_LINES);
+    println!("{target}: FAILED\n{}", cause.copied().collect::<Vec<_>>().join("\n"));
     Err(format!("{target} failed; all of its output is in {}", log.display()))
 }
 
