@@ -1,7 +1,8 @@
 //! kvrail's runtime inside a tokio service: an actor owns the state, handlers on tokio call it, and
 //! heavy work runs on a shard instead of a tokio worker.
 //!
-//! `cargo run --example embed_tokio`, then `printf 'put 7 hello\nget 7\nsum 7\n' | nc 127.0.0.1 7777`
+//! `cargo run --example embed_tokio`, then
+//! `printf 'put 7 hello\nget 7\nsum 7\n' | nc 127.0.0.1 7777`
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -58,9 +58,12 @@ pub const MEMLOCK_MIN_BYTES: u64 = 512 << 10;
 /// their own.
 pub const EXECUTOR_RING_ENTRIES: usize = 16;
 
-/// The executor's preempt timer. At 100 us and below it parks with work at hand; measured clean
-/// at 1 ms.
-pub const EXECUTOR_PREEMPT: Duration = Duration::from_millis(1);
+/// The executor's preempt timer: never, as a shard is one task and has nobody to give way to.
+/// When it fires between a reactor pass and the first task after it, the executor parks with that
+/// task runnable, for ever. At 1 ms a loaded machine did so within minutes, and a container's CPU
+/// quota stops threads for up to 100 ms.
+pub const EXECUTOR_PREEMPT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Port of a control daemon whose name has none (Mooncake's `MC_HANDSHAKE_PORT`).
 pub const CONTROL_DEFAULT_PORT: u16 = 12001;
 

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     event: Option<Event>,
     deadline: Option<Duration>,
     in_flight: AtomicBool,
+    /// Nobody will ask for the leases: they go back when the flight is over.
+    is_orphan: AtomicBool,
 }
 
 /// One request's side of this process.
@@ -54,8 +56,16 @@ impl Plan {
             Err(error) => return Err((error, leases)),
         };
         let requests = leases.iter().map(Planned::new).collect();
-        let (leases, in_flight) = (Mutex::new(leases), AtomicBool::new(false));
-        Ok(Self { peer, requests, leases, slices, event, deadline, in_flight })
+        Ok(Self {
+            peer,
+            requests,
+            leases: Mutex::new(leases),
+            slices,
+            event,
+            deadline,
+            in_flight: AtomicBool::new(false),
+            is_orphan: AtomicBool::new(false),
+        })
     }
 
     /// How many requests the user made.
@@ -67,13 +77,25 @@ impl Plan {
         self.peer.inner.link.route.name.clone()
     }
 
-    /// The flight is over: it may be posted again.
+    /// The flight is over and its memory quiet: it may be posted again.
     pub(crate) fn landed(&self) {
-        self.in_flight.store(false, Ordering::Release);
+        // SeqCst pairs with `abandon`: one of the two sees the other's store.
+        self.in_flight.store(false, Ordering::SeqCst);
+        if self.is_orphan.load(Ordering::SeqCst) {
+            drop(self.take_leases());
+        }
+    }
+
+    /// Nobody will ask for the leases any more.
+    fn abandon(&self) {
+        self.is_orphan.store(true, Ordering::SeqCst);
+        if !self.in_flight.load(Ordering::SeqCst) {
+            drop(self.take_leases());
+        }
     }
 
     fn take_off(&self) -> Result<()> {
-        match self.in_flight.swap(true, Ordering::Acquire) {
+        match self.in_flight.swap(true, Ordering::SeqCst) {
             false => Ok(()),
             true => Err(Error::busy("this prepared batch is still under way; wait for its end")),
         }
@@ -153,6 +175,13 @@ impl Prepared {
             Ok(()) => Ok(self.plan.take_leases()),
             Err(error) => Err((error, self)),
         }
+    }
+}
+
+impl Drop for Prepared {
+    /// The leases are back at once, or when the posting that is under way has ended.
+    fn drop(&mut self) {
+        self.plan.abandon();
     }
 }
 
@@ -261,6 +290,9 @@ impl Drop for Transfer {
     fn drop(&mut self) {
         if let State::Flying(flight) = &self.state {
             flight.abandon();
+            if self.returns_leases {
+                flight.plan.abandon();
+            }
         }
     }
 }
@@ -274,7 +306,7 @@ impl Inner {
             Err((error, leases)) => State::Refused(error, leases, requests),
             Ok(plan) => {
                 let plan = Arc::new(plan);
-                match self.post(&plan) {
+                match plan.take_off().and_then(|()| self.post(&plan)) {
                     Ok(flight) => State::Flying(flight),
                     Err(error) => State::Refused(error, plan.take_leases(), requests),
                 }

@@ -120,7 +120,11 @@ fn silent_and_dripping_clients_are_dropped() {
 
 #[test]
 fn half_open_connections_keep_nobody_out() {
-    let server = server(|limits| limits.connections = 16);
+    // Only eviction ends a connection within the raw client's patience.
+    let server = server(|limits| {
+        limits.connections = 16;
+        limits.connection = Duration::from_secs(600);
+    });
     let silent: Vec<Raw> = (0..100).map(|_| Raw::to(server.address()).send(b"GET ")).collect();
     lives(&server);
     drop(silent);

@@ -6,6 +6,7 @@ mod hostile;
 mod hostile_http;
 mod peers;
 mod registry;
+mod strangers;
 mod wire;
 
 use std::io::{Read, Write};

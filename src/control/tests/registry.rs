@@ -78,6 +78,19 @@ fn a_taken_name_is_refused_and_the_owner_named() {
 }
 
 #[test]
+fn a_twin_does_not_steal_a_living_engines_name() {
+    let server = server();
+    let (first, _) = start(named("twin", &server));
+    let (second, _) = start(named("twin", &server));
+    wait(first.publish()).unwrap();
+    assert_eq!(wait(second.publish()).unwrap_err().kind(), ErrorKind::Refused);
+    wait(second.stop());
+    let (near, _) = start(named("near", &server));
+    let resolved = wait(near.resolve("twin", false)).unwrap();
+    assert_eq!(resolved.control, first.identity().control);
+}
+
+#[test]
 fn a_moved_peer_is_found_again() {
     let server = server();
     let (near, _) = start(named("near", &server));
