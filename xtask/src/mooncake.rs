@@ -22,7 +22,9 @@ pub fn interop(shell: &Shell) -> Outcome {
         wheel(shell, &folder.join(version), requirements)?;
     }
     let mut tests = match shell.has_cargo("nextest") {
-        true => shell.cargo("nextest run --locked -p kvrail --test interop --run-ignored all"),
+        true => shell.cargo(
+            "nextest run --locked --no-fail-fast -p kvrail --test interop --run-ignored all",
+        ),
         false => shell.cargo("test --locked -p kvrail --test interop -- --include-ignored"),
     };
     // Each test runs up to three processes of its own.
