@@ -244,3 +244,7 @@ pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
 
 /// Room in an event for its sender's name and the event's own fields.
 pub const EVENT_NAME_MAX_BYTES: u64 = 1024;
+
+/// Slices under way on one shard, sent or waiting; more are Busy. 16 of the largest batches, at
+/// 100 bytes or so each.
+pub const OUTSTANDING_MAX: usize = 16 * BATCH_SLICES_MAX;

@@ -18,7 +18,7 @@ use super::sweep::ended_early;
 use super::wire::{Event, Status};
 use crate::arrivals::Arrivals;
 use crate::flight::Flight;
-use crate::limits::{ENDING_GRACE_NS, SERVER_CONNECTIONS_MAX, TICK_NS};
+use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, SERVER_CONNECTIONS_MAX, TICK_NS};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
 use crate::peer::Route;
@@ -69,6 +69,8 @@ pub(crate) struct TcpShard {
     pub(super) fences: Vec<Fence>,
     pub(super) dial: Dial,
     pub(super) servers: usize,
+    /// Requests of all parts that have not ended.
+    outstanding: usize,
     pub(super) next_tick_ns: u64,
     pub(super) is_stopping: bool,
 }
@@ -116,6 +118,7 @@ impl TcpShard {
             fences: Vec::new(),
             dial,
             servers: 0,
+            outstanding: 0,
             next_tick_ns: 0,
             is_stopping: false,
         }
@@ -183,6 +186,16 @@ impl TcpShard {
         now_ns: u64,
     ) {
         let outstanding = requests.len();
+        if self.outstanding + outstanding > OUTSTANDING_MAX {
+            let error =
+                Error::busy(format!("{OUTSTANDING_MAX} slices are under way on this shard"))
+                    .with_peer(route.name.clone())
+                    .with_path(PathKind::Tcp);
+            let failures = requests.iter().map(|r| (r.index, error.clone())).collect();
+            drop(requests);
+            return flight.part_back(failures);
+        }
+        self.outstanding += outstanding;
         let part = self.parts.insert(Part { flight, outstanding, failures: Vec::new() });
         requests.iter_mut().for_each(|request| request.part = part.to_raw());
         let key = route.key;
@@ -349,6 +362,7 @@ impl TcpShard {
         }
         drop(request);
         part.outstanding -= 1;
+        self.outstanding -= 1;
         if part.outstanding == 0
             && let Some(part) = self.parts.remove(ticket)
         {
