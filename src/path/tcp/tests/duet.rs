@@ -422,6 +422,30 @@ fn answers_that_are_no_status_break_the_connection() {
     assert_eq!((answers, broken), (vec![(0, Answer::Failed(9))], Some(Broken::Rejected)));
 }
 
+/// Busy is an answer to events. A server that gives it to a READ may or may not send data behind
+/// it: nothing that follows can be told apart.
+#[test]
+fn busy_ends_a_connection_unless_it_answers_an_event() {
+    let memory = local(100);
+    let mut client = ClientStream::new(Version::V2, false);
+    send_all(&mut client, &mut reads(&memory, 2, 10));
+    let before = bytes_of(&slice(&memory, 0, 20));
+    let bytes = [&Status::Busy.encode()[..], b"0123456789"].concat();
+    let (answers, broken) = answer(&mut client, &bytes, STATUS_BYTES + 10);
+    assert_eq!((answers, broken), (vec![(0, Answer::Failed(2))], Some(Broken::Rejected)));
+    assert_eq!(bytes_of(&slice(&memory, 10, 10)), before[10..]);
+
+    let mut client = ClientStream::new(Version::V2, false);
+    let body = event(0).encode();
+    let events = [0, 1].map(|index| request(index, Action::Event(body.clone().into()), 0));
+    let sent = send_all(&mut client, &mut events.into());
+    let header = Header::decode(sent.first_chunk().unwrap()).unwrap();
+    assert_eq!((header.verb, header.len), (Verb::Event, body.len() as u64));
+    let bytes = [Status::Busy.encode(), Status::Refused.encode()].concat();
+    let (answers, broken) = answer(&mut client, &bytes, 3);
+    assert_eq!((answers, broken), (vec![(0, Answer::Busy), (1, Answer::Refused)], None));
+}
+
 proptest! {
     /// Whatever a server sends: no panic, each request answered at most once, and no byte outside
     /// of what was asked for.
