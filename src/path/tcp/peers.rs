@@ -74,8 +74,11 @@ impl Lanes {
         let mut again = Vec::new();
         for (position, mut request) in unanswered.into_iter().enumerate() {
             let is_culprit = *was_careful && position == 0;
-            if is_culprit || !may_resend || request.attempts + 1 >= ATTEMPTS_MAX {
-                let error = self.lost(&request, end, is_culprit);
+            // An event that arrived and whose answer was lost would count twice; behind a refusal
+            // nothing is carried out.
+            let may_repeat = *was_rejected || !matches!(request.action, Action::Event(_));
+            if is_culprit || !may_resend || !may_repeat || request.attempts + 1 >= ATTEMPTS_MAX {
+                let error = self.lost(end, is_culprit);
                 failed.push((request, error));
                 continue;
             }
@@ -99,10 +102,7 @@ impl Lanes {
     }
 
     /// The error of a request that was sent and not answered.
-    fn lost(&self, request: &Request, end: &End, is_culprit: bool) -> Error {
-        let landed = match request.action {
-            Action::Event(_) | Action::Read(_) | Action::Write(_) => Landed::Maybe,
-        };
+    fn lost(&self, end: &End, is_culprit: bool) -> Error {
         let error = match end {
             End::Ours => Error::closed("the engine closed the connection"),
             End::PeerClosed if is_culprit => Error::refused(
@@ -113,7 +113,7 @@ impl Lanes {
             End::Io(source) => Error::lost("the connection failed").with_source(source.clone()),
             End::Broken(source) => Error::lost("the peer broke the protocol").with_source(*source),
         };
-        self.blame(error).with_landed(landed)
+        self.blame(error).with_landed(Landed::Maybe)
     }
 
     /// Names this peer and path.

@@ -111,6 +111,19 @@ fn a_version_1_peer_that_closed_is_asked_one_by_one_who_it_was() {
     assert_eq!(lanes.framing(), (Version::V1, false));
 }
 
+/// Counted twice is worse than lost: nobody knows whether the peer had counted it when it closed.
+#[test]
+fn an_event_is_sent_again_only_behind_a_refusal() {
+    let event = || vec![request(0, Action::Event(Arc::from(&b"event"[..])))];
+    let mut lanes = lanes(true);
+    let failed = lose(&mut lanes, &loss(End::PeerClosed), event());
+    assert_eq!(failed.len(), 1);
+    assert_eq!((failed[0].1.kind(), failed[0].1.landed()), (ErrorKind::Lost, Landed::Maybe));
+    let rejected = Loss { end: End::PeerClosed, was_careful: false, was_rejected: true };
+    assert!(lose(&mut lanes, &rejected, event()).is_empty());
+    assert_eq!(lanes.waiting.len(), 1);
+}
+
 #[test]
 fn lanes_are_made_for_what_waits() {
     let mut lanes = lanes(true);
