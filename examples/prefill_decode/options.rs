@@ -13,8 +13,8 @@ const PROMPTS: [&str; 3] = [
      sun and moon stand in one line, at new and at full moon, their pulls add up to spring \
      tides, which rise highest and fall lowest; when they stand at a right angle, the weaker neap \
      tides follow. In a narrowing bay the water has nowhere to go but up, and the tide may rise \
-     by more than ten metres, while an almost closed sea hardly feels it. Why do spring tides \
-     rise higher than neap tides? Answer in one sentence.",
+     by more than ten metres, while an almost closed sea hardly feels it. Summarise this in \
+     one sentence.",
     "What is the capital of France?",
     "Write three sentences about a train that crosses a bridge at night.",
 ];
@@ -65,7 +65,7 @@ pub enum Path {
 pub enum Ship {
     /// Each layer of the blocks, as soon as it is computed
     Layer,
-    /// Whole blocks, as soon as their last layer is computed
+    /// Whole blocks, once the prompt is computed
     Block,
 }
 
@@ -106,14 +106,6 @@ impl Ship {
             Self::Block => 0,
         }
     }
-
-    /// The piece that is complete once `layer` is.
-    pub fn completed_by(self, layer: usize, layers: usize) -> Option<usize> {
-        match self {
-            Self::Layer => Some(layer),
-            Self::Block => (layer + 1 == layers).then_some(0),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -139,12 +131,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_layer_is_in_the_piece_that_its_last_layer_completes() {
+    fn every_layer_is_in_a_piece_and_every_piece_has_a_layer() {
         for ship in [Ship::Layer, Ship::Block] {
-            let complete = (0..5).filter_map(|layer| ship.completed_by(layer, 5));
-            assert!(complete.eq(0..ship.pieces(5)));
-            assert!((0..5).all(|layer| ship.piece_of(layer) < ship.pieces(5)));
+            let mut pieces: Vec<_> = (0..5).map(|layer| ship.piece_of(layer)).collect();
+            pieces.dedup();
+            assert!(pieces.into_iter().eq(0..ship.pieces(5)));
         }
+    }
+
+    #[test]
+    fn an_answer_is_cut_to_the_room_that_is_left() {
+        let model = Model::random(crate::shape::Shape::TINY, 1);
+        let ask = Options::tiny("abcd", 5).ask(&model, 0, 6).unwrap();
+        assert_eq!((ask.tokens.len(), ask.max_tokens), (4, 3));
+        assert_eq!(Options::tiny("abcd", 2).ask(&model, 0, 6).unwrap().max_tokens, 2);
+        let failure = Options::tiny("abcd", 2).ask(&model, 0, 3).unwrap_err();
+        assert!(failure.to_string().contains("room for 3"), "{failure}");
     }
 
     #[test]

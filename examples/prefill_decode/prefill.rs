@@ -67,7 +67,7 @@ impl<'a> Prefill<'a> {
         };
         let logits = self.model.prefill(&request.tokens, 0, pace, &mut cache, layer_done)?;
         let computed = Instant::now();
-
+        shipment.prompt_done(&mut cache)?;
         let first = FirstToken { token: likeliest(&logits), position: request.tokens.len() };
         let told = self.engine.notify(&peer, serde_json::to_vec(&first)?);
         wait("a sign that the first token was taken", told)??;

@@ -1,5 +1,5 @@
-//! Sends a prompt's KV cache away while it is computed: pieces are posted from the model's
-//! callback, travel on the engine's shards, and are awaited when the last layer is done.
+//! Sends a prompt's KV cache away while it is computed: layers are posted from the model's
+//! callback, travel on the engine's shards, and are awaited when the prompt is done.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -49,16 +49,33 @@ impl<'a> Shipment<'a> {
         positions: Range<usize>,
         cache: &mut PagedCache,
     ) -> Result<(), Failure> {
-        let Some(piece) = self.ship.completed_by(layer, self.shape.layers) else { return Ok(()) };
-        let is_last = positions.end == self.request.tokens.len();
-        let full = positions.end / self.shape.block_tokens;
-        let ready = if is_last { self.request.blocks.len() } else { full };
-        let blocks = self.sent[piece]..ready;
-        if blocks.is_empty() {
-            return Ok(());
+        match self.ship {
+            Ship::Layer => self.post_ready(layer, positions.end, cache),
+            Ship::Block => Ok(()),
         }
-        self.sent[piece] = ready;
-        self.post(piece, blocks, cache)
+    }
+
+    /// Posts what was kept back until the whole prompt is computed.
+    pub fn prompt_done(&mut self, cache: &mut PagedCache) -> Result<(), Failure> {
+        match self.ship {
+            Ship::Layer => Ok(()),
+            Ship::Block => self.post_ready(0, self.request.tokens.len(), cache),
+        }
+    }
+
+    /// Posts a piece of the blocks that `tokens` tokens have filled, each once. The last block
+    /// of the prompt is ready with its last token, full or not.
+    fn post_ready(
+        &mut self,
+        piece: usize,
+        tokens: usize,
+        cache: &mut PagedCache,
+    ) -> Result<(), Failure> {
+        let is_last = tokens == self.request.tokens.len();
+        let full = tokens / self.shape.block_tokens;
+        let ready = if is_last { self.request.blocks.len() } else { full };
+        let blocks = std::mem::replace(&mut self.sent[piece], ready)..ready;
+        if blocks.is_empty() { Ok(()) } else { self.post(piece, blocks, cache) }
     }
 
     fn post(

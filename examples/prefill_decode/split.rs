@@ -56,7 +56,8 @@ pub fn conduct(
     let mut rows = Vec::new();
     for request in 0..requests {
         let ask = options.ask(model, request, POOL_TOKENS.min(model.shape().context))?;
-        writeln!(out, "[{}/{requests}] {}\n", request + 1, options.question(request))?;
+        let question = shortened(options.question(request));
+        writeln!(out, "[{}/{requests}] {question}\n", request + 1)?;
         rows.push(both(&mut crew, model, options, ask, out)?);
         writeln!(out)?;
     }
@@ -65,6 +66,18 @@ pub fn conduct(
     let equal = rows.iter().all(Row::is_equal);
     writeln!(out, "logit hashes equal: {}", if equal { "yes" } else { "no" })?;
     Ok(equal)
+}
+
+/// The two ends of a text that is longer than a line.
+fn shortened(text: &str) -> String {
+    const END: usize = 36;
+    let count = text.chars().count();
+    if count <= 2 * END + 3 {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(END).collect();
+    let tail: String = text.chars().skip(count - END).collect();
+    format!("{} … {}", head.trim_end(), tail.trim_start())
 }
 
 fn both(
