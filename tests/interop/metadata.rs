@@ -4,7 +4,7 @@ use kvrail::{Batch, ErrorKind, Metadata};
 use serde_json::json;
 
 use crate::ours::{self, Ours, wait};
-use crate::rig::{Agent, MetadataServer};
+use crate::rig::{Agent, Bench, MetadataServer};
 use crate::setup::{Setup, interop_tests};
 
 const LENGTH: usize = 1 << 20;
@@ -22,7 +22,7 @@ fn our_server(setup: Setup) {
     meet(setup, &server.url());
 }
 
-/// Data, notes and probes in both directions; who left is found no more.
+/// Data, notes and probes in both directions, and their bench; who left is found no more.
 fn meet(setup: Setup, url: &str) {
     let forced = setup.is_version_1();
     let start = |name: &str| Ours::start(name, Metadata::Http(url.to_owned()), forced, LENGTH, 1);
@@ -31,6 +31,7 @@ fn meet(setup: Setup, url: &str) {
     let base = agent.register(LENGTH, 2);
     from_them(&mut agent, &ours);
     from_us(&ours, &mut agent, base);
+    bench(setup, &ours, url);
     agent.stop();
     let gone = wait(ours.engine.open("mooncake:4711")).unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::Lost, "{gone}");
@@ -71,4 +72,15 @@ fn from_us(ours: &Ours, agent: &mut Agent, base: u64) {
     ours.expect(5, high.start, high.start, high.len());
     let texts = agent.notifies(1).into_iter().map(|(_, text)| text);
     assert_eq!(texts.collect::<Vec<_>>(), ["done"]);
+}
+
+/// It writes zeros, and only where it was told to.
+fn bench(setup: Setup, ours: &Ours, url: &str) {
+    let bench = Bench { threads: 1, batch: 8, block: 4096 };
+    ours.fill(6, 0, LENGTH);
+    bench.run(setup, url, ours.engine.name(), "read");
+    ours.expect(6, 0, 0, LENGTH);
+    bench.run(setup, url, ours.engine.name(), "write");
+    assert!(ours.bytes(0, bench.span()).iter().all(|byte| *byte == 0));
+    ours.expect(6, bench.span(), bench.span(), LENGTH - bench.span());
 }
