@@ -7,7 +7,7 @@ use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
 use kvrail_reactors::ticket::{Table, Ticket};
 
-use crate::flight::Flight;
+use crate::flight::{EVENT, Flight, Portion};
 use crate::limits::COPIES_MAX;
 use crate::metrics;
 use crate::{Error, ErrorKind, Landed, PathKind, Result};
@@ -21,11 +21,18 @@ pub(crate) struct Job {
 
 /// Copies of one transfer, for one shard's actor.
 pub(crate) struct Copies {
-    pub(crate) flight: Arc<Flight>,
-    pub(crate) jobs: Vec<Job>,
+    portion: Portion,
+    jobs: Vec<Job>,
 }
 
 impl Copies {
+    /// Jobs of a flight, in the order of their requests.
+    pub(crate) fn new(flight: Arc<Flight>, jobs: Vec<Job>) -> Self {
+        let request = |job: Option<&Job>| job.map_or(EVENT, |job| job.request);
+        let requests = request(jobs.first())..=request(jobs.last());
+        Self { portion: Portion::new(flight, requests), jobs }
+    }
+
     /// Does them all here and now.
     pub(crate) fn run(self) {
         for job in &self.jobs {
@@ -33,14 +40,14 @@ impl Copies {
             metrics::carried(PathKind::Local, bytes, None);
         }
         drop(self.jobs);
-        self.flight.part_back(Vec::new());
+        self.portion.back(Vec::new());
     }
 
     /// Fails them all: they could not be queued.
     pub(crate) fn fail(self, error: &Error) {
         let failures = self.jobs.iter().map(|job| (job.request, error.clone())).collect();
         drop(self.jobs);
-        self.flight.part_back(failures);
+        self.portion.back(failures);
     }
 }
 
@@ -52,7 +59,7 @@ pub(crate) struct LocalCopy {
 }
 
 struct Part {
-    flight: Arc<Flight>,
+    portion: Portion,
     /// Requests by number in the order of submission; copies end in that order.
     requests: std::collections::VecDeque<(usize, usize)>,
     failures: Vec<(usize, Error)>,
@@ -64,12 +71,12 @@ impl LocalCopy {
     }
 
     pub(crate) fn handle(&mut self, copies: Copies, now_ns: u64) {
-        let Copies { flight, jobs } = copies;
-        if let Some(kind) = flight.ended_early(now_ns) {
+        if let Some(kind) = copies.portion.flight().ended_early(now_ns) {
             let error = Error::new(kind, "the transfer ended before it was copied");
-            return Copies { flight, jobs }.fail(&error.with_path(PathKind::Local));
+            return copies.fail(&error.with_path(PathKind::Local));
         }
-        let part = Part { flight, requests: Default::default(), failures: Vec::new() };
+        let Copies { portion, jobs } = copies;
+        let part = Part { portion, requests: Default::default(), failures: Vec::new() };
         let ticket = self.parts.insert(part);
         for job in jobs {
             self.submit(ticket, job);
@@ -122,7 +129,7 @@ impl LocalCopy {
         if self.parts.get(ticket).is_some_and(|part| part.requests.is_empty())
             && let Some(part) = self.parts.remove(ticket)
         {
-            part.flight.part_back(part.failures);
+            part.portion.back(part.failures);
         }
     }
 }

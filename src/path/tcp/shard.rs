@@ -16,7 +16,7 @@ use super::peers::{Lanes, Loss};
 use super::server::{Served, ServerStream};
 use super::wire::{Event, Status};
 use crate::arrivals::Arrivals;
-use crate::flight::Flight;
+use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX, TICK_NS};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
@@ -26,7 +26,7 @@ use crate::{Error, ErrorKind, Landed, PathKind, Result};
 /// What a shard's TCP actor is told.
 pub(crate) enum Message {
     /// Carry a part of a transfer to a peer.
-    Carry { flight: Arc<Flight>, route: Arc<Route>, requests: Vec<Request> },
+    Carry { portion: Portion, route: Arc<Route>, requests: Vec<Request> },
     /// A peer connected to our data port.
     Accepted(TcpStream),
     /// A connection that was asked for, to the peer with this key.
@@ -45,7 +45,7 @@ pub(crate) type Dial = Box<dyn Fn(&Arc<Route>)>;
 
 /// A part of a transfer, from the shard's side.
 struct Part {
-    flight: Arc<Flight>,
+    portion: Portion,
     outstanding: usize,
     failures: Vec<(usize, Error)>,
 }
@@ -57,7 +57,9 @@ struct Fence {
     _guard: Guard,
 }
 
-/// One shard's TCP.
+/// One shard's TCP. Dropped with work under way (it panicked, or the time to stop was over), it
+/// ends it: the ring goes first and waits until the kernel touches nothing, then the parts fail
+/// and the fences' guards go.
 pub(crate) struct TcpShard {
     ring: Uring,
     done: Vec<Done>,
@@ -122,8 +124,8 @@ impl TcpShard {
 
     pub(crate) fn handle(&mut self, message: Message, now_ns: u64) {
         match message {
-            Message::Carry { flight, route, requests } => {
-                self.carry(flight, route, requests, now_ns);
+            Message::Carry { portion, route, requests } => {
+                self.carry(portion, route, requests, now_ns);
             }
             Message::Accepted(socket) => self.accept(socket, now_ns),
             Message::Dialed { peer, result } => self.dialed(peer, result, now_ns),
@@ -176,13 +178,13 @@ impl TcpShard {
 
     fn carry(
         &mut self,
-        flight: Arc<Flight>,
+        portion: Portion,
         route: Arc<Route>,
         mut requests: Vec<Request>,
         now_ns: u64,
     ) {
         let outstanding = requests.len();
-        let part = self.parts.insert(Part { flight, outstanding, failures: Vec::new() });
+        let part = self.parts.insert(Part { portion, outstanding, failures: Vec::new() });
         requests.iter_mut().for_each(|request| request.part = part.to_raw());
         let key = route.key;
         let lanes = self.peers.entry(key).or_insert_with(|| Lanes::new(route));
@@ -329,7 +331,7 @@ impl TcpShard {
             Answer::Busy => Error::busy("the peer's queue of notifications is full"),
             Answer::Failed(code) => Error::refused(format!("the peer answered status {code}")),
         };
-        let name = self.part(&request).map(|part| part.flight.plan.peer_name());
+        let name = self.part(&request).map(|part| part.portion.flight().plan.peer_name());
         let error = name.into_iter().fold(what, |error, name| error.with_peer(name));
         self.ended(request, Err(error.with_path(PathKind::Tcp).with_landed(Landed::No)));
     }
@@ -351,7 +353,7 @@ impl TcpShard {
         if part.outstanding == 0
             && let Some(part) = self.parts.remove(ticket)
         {
-            part.flight.part_back(part.failures);
+            part.portion.back(part.failures);
         }
     }
 
@@ -520,9 +522,17 @@ impl TcpShard {
     }
 }
 
+impl Drop for TcpShard {
+    fn drop(&mut self) {
+        for (_, connection) in self.connections.iter_mut() {
+            connection.close(&mut self.ring, End::Ours);
+        }
+    }
+}
+
 /// Why a request's transfer has ended early, if it has.
 fn ended_early(parts: &Table<Part>, request: &Request, now_ns: u64) -> Option<ErrorKind> {
-    parts.get(Ticket::from_raw(request.part))?.flight.ended_early(now_ns)
+    parts.get(Ticket::from_raw(request.part))?.portion.flight().ended_early(now_ns)
 }
 
 /// io_uring waits on blocking sockets only.
