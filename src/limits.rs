@@ -85,7 +85,7 @@ pub const CONTROL_CONNECTIONS_MAX: usize = 256;
 /// Bytes that all control connections together hold: thirty-two of the largest frames.
 pub const CONTROL_BUFFERED_MAX_BYTES: usize = 32 * CONTROL_FRAME_MAX_BYTES;
 
-/// Time for a client to send its whole request, and again for it to take our answer. Mooncake allows
+/// Time for a client to send its whole request, and again for it to take our answer. Mooncake has
 /// 5 s for each read; we bound the whole, so that dripping a byte at a time gains nothing.
 pub const CONTROL_REQUEST_MS: u64 = 10_000;
 
@@ -109,7 +109,7 @@ pub const CONTROL_ANSWER_MS: u64 = 60_000;
 /// Calls (resolve, notify, probe, connect) under way at once; more are Busy.
 pub const CONTROL_CALLS_MAX: usize = 1024;
 
-/// Time for stopping the control thread after the keys are withdrawn: name lookups that hang in libc
+/// Time for stopping the control thread after the keys are withdrawn: lookups that hang in libc
 /// are left behind.
 pub const CONTROL_STOP_MS: u64 = 1_000;
 
@@ -244,3 +244,7 @@ pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
 
 /// Room in an event for its sender's name and the event's own fields.
 pub const EVENT_NAME_MAX_BYTES: u64 = 1024;
+
+/// Slices under way on one shard, sent or waiting; more are Busy. 16 of the largest batches, at
+/// 100 bytes or so each.
+pub const OUTSTANDING_MAX: usize = 16 * BATCH_SLICES_MAX;

@@ -212,7 +212,8 @@ impl Outcome {
     }
 }
 
-/// A batch of which a request or the event failed; its outcome holds the leases and every request's status.
+/// A batch of which a request or the event failed; its outcome holds the leases and every
+/// request's status.
 #[derive(Debug)]
 pub struct Failed {
     error: Error,

@@ -108,8 +108,8 @@ impl Model {
     ) -> Result<Vec<f32>, Failure> {
         let mut pass = Pass::new(self, tokens, position, threads);
         for (index, layer) in self.layers.iter().enumerate() {
-            let query = pass.project(index, layer, cache);
-            pass.remembered.gather(index, cache);
+            let query = pass.project(index, layer, cache)?;
+            pass.remembered.gather(index, cache)?;
             layer_done(index, pass.positions.clone(), cache)?;
             pass.attend(layer, &query);
             pass.feed(layer);
@@ -151,7 +151,12 @@ impl Pass {
     }
 
     /// Computes Q, which it gives back, and K and V, which it puts into the cache.
-    fn project<C: KvCache>(&self, index: usize, layer: &Layer, cache: &mut C) -> Vec<f32> {
+    fn project<C: KvCache>(
+        &self,
+        index: usize,
+        layer: &Layer,
+        cache: &mut C,
+    ) -> Result<Vec<f32>, Failure> {
         let shape = &self.shape;
         let input = normalise(self.kernel, &self.states, &layer.attention_norm, shape.epsilon);
         let mut query = self.multiply(&layer.query, &input);
@@ -163,9 +168,9 @@ impl Pass {
         let value: Vec<u16> = value.into_iter().map(to_bf16).collect();
         let rows = key.chunks_exact(shape.row()).zip(value.chunks_exact(shape.row()));
         for (position, (key, value)) in self.positions.clone().zip(rows) {
-            cache.put(index, position, key, value);
+            cache.put(index, position, key, value)?;
         }
-        query
+        Ok(query)
     }
 
     /// Adds to each token what it finds in the tokens before it and in itself.
@@ -216,11 +221,12 @@ impl Remembered {
         Self { bits, keys: vec![0.0; numbers], values: vec![0.0; numbers], tokens }
     }
 
-    fn gather<C: KvCache>(&mut self, layer: usize, cache: &C) {
+    fn gather<C: KvCache>(&mut self, layer: usize, cache: &C) -> Result<(), Failure> {
         let [keys, values] = &mut self.bits;
-        cache.gather(layer, self.tokens, keys, values);
+        cache.gather(layer, self.tokens, keys, values)?;
         widen(keys, &mut self.keys);
         widen(values, &mut self.values);
+        Ok(())
     }
 
     /// All heads of one token over the first `seen` tokens.
@@ -386,7 +392,7 @@ mod tests {
         let rows = |cache: &VecCache, layer| {
             let mut rows = [vec![0; 8 * Shape::TINY.row()], vec![0; 8 * Shape::TINY.row()]];
             let [k, v] = &mut rows;
-            cache.gather(layer, 8, k, v);
+            cache.gather(layer, 8, k, v).unwrap();
             rows
         };
         let mut reported = Vec::new();

@@ -1,6 +1,7 @@
 //! Transfers that stay in this process: copied on the caller's thread when small, by the
 //! local-copy actors of several shards when large.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
@@ -10,7 +11,7 @@ use kvrail_reactors::ticket::{Table, Ticket};
 use crate::flight::Flight;
 use crate::limits::COPIES_MAX;
 use crate::metrics;
-use crate::{Error, ErrorKind, Landed, PathKind, Result};
+use crate::{Error, ErrorKind, Landed, PathKind};
 
 /// A copy with the request it belongs to.
 #[derive(Debug)]
@@ -28,10 +29,11 @@ pub(crate) struct Copies {
 impl Copies {
     /// Does them all here and now.
     pub(crate) fn run(self) {
+        let mut carried = metrics::Carried::default();
         for job in &self.jobs {
-            let bytes = job.work.source.copy_to(&job.work.target);
-            metrics::carried(PathKind::Local, bytes, None);
+            carried.add(job.work.source.copy_to(&job.work.target));
         }
+        carried.record(PathKind::Local, &[]);
         drop(self.jobs);
         self.flight.part_back(Vec::new());
     }
@@ -54,8 +56,9 @@ pub(crate) struct LocalCopy {
 struct Part {
     flight: Arc<Flight>,
     /// Requests by number in the order of submission; copies end in that order.
-    requests: std::collections::VecDeque<(usize, usize)>,
+    requests: VecDeque<(usize, usize)>,
     failures: Vec<(usize, Error)>,
+    carried: metrics::Carried,
 }
 
 impl LocalCopy {
@@ -69,7 +72,12 @@ impl LocalCopy {
             let error = Error::new(kind, "the transfer ended before it was copied");
             return Copies { flight, jobs }.fail(&error.with_path(PathKind::Local));
         }
-        let part = Part { flight, requests: Default::default(), failures: Vec::new() };
+        let part = Part {
+            flight,
+            requests: VecDeque::new(),
+            failures: Vec::new(),
+            carried: Default::default(),
+        };
         let ticket = self.parts.insert(part);
         for job in jobs {
             self.submit(ticket, job);
@@ -108,13 +116,12 @@ impl LocalCopy {
         let ticket = Ticket::from_raw(done.tag);
         let Some(part) = self.parts.get_mut(ticket) else { return };
         let Some((request, bytes)) = part.requests.pop_front() else { return };
-        let result: Result<()> = if done.copied_bytes == bytes {
-            Ok(())
+        if done.copied_bytes == bytes {
+            part.carried.add(bytes);
         } else {
-            Err(Error::new(ErrorKind::Cancelled, "the copy was fenced").with_landed(Landed::Maybe))
-        };
-        metrics::carried(PathKind::Local, done.copied_bytes, result.as_ref().err());
-        part.failures.extend(result.err().map(|error| (request, error)));
+            let error = Error::new(ErrorKind::Cancelled, "the copy was fenced");
+            part.failures.push((request, error.with_landed(Landed::Maybe)));
+        }
         self.finish_if_done(ticket);
     }
 
@@ -122,6 +129,7 @@ impl LocalCopy {
         if self.parts.get(ticket).is_some_and(|part| part.requests.is_empty())
             && let Some(part) = self.parts.remove(ticket)
         {
+            part.carried.record(PathKind::Local, &part.failures);
             part.flight.part_back(part.failures);
         }
     }

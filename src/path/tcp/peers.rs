@@ -72,11 +72,15 @@ impl Lanes {
         // Only a peer that closed has stopped storing what we sent.
         let may_resend = matches!(loss.end, End::PeerClosed | End::Broken(Broken::Rejected));
         let mut failed = Vec::new();
+        let mut is_unwell = false;
         for mut request in unanswered.into_iter().rev() {
             request.attempts += u32::from(loss.was_careful && !loss.was_rejected);
-            // An event that was sent may have been counted: never send it twice.
-            let is_event = matches!(request.action, Action::Event(_));
-            if may_resend && !is_event && request.attempts < self.attempts_max() {
+            let is_exhausted = request.attempts >= self.attempts_max();
+            is_unwell |= is_exhausted;
+            // An event that arrived and whose answer was lost would count twice; behind a refusal
+            // nothing is carried out.
+            let may_repeat = loss.was_rejected || !matches!(request.action, Action::Event(_));
+            if may_resend && may_repeat && !is_exhausted {
                 self.waiting.push_front(request);
             } else {
                 let error = self.lost(loss);
@@ -86,7 +90,7 @@ impl Lanes {
         if may_resend && !loss.was_rejected && !self.waiting.is_empty() {
             self.careful = true;
         }
-        if loss.was_careful && !failed.is_empty() && self.framing().0 == Version::V2 {
+        if is_unwell && self.framing().0 == Version::V2 {
             // It closed on one request thrice and said nothing: it is the peer, not the request.
             let error = self.lost(loss).with_landed(Landed::No);
             failed.extend(self.waiting.drain(..).map(|request| (request, error.clone())));

@@ -18,7 +18,7 @@ use super::sweep::ended_early;
 use super::wire::{Event, Status};
 use crate::arrivals::Arrivals;
 use crate::flight::Flight;
-use crate::limits::{ENDING_GRACE_NS, SERVER_CONNECTIONS_MAX, TICK_NS};
+use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, SERVER_CONNECTIONS_MAX, TICK_NS};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
 use crate::peer::Route;
@@ -49,6 +49,7 @@ pub(super) struct Part {
     pub(super) flight: Arc<Flight>,
     pub(super) outstanding: usize,
     pub(super) failures: Vec<(usize, Error)>,
+    carried: metrics::Carried,
 }
 
 pub(super) struct Fence {
@@ -69,6 +70,8 @@ pub(crate) struct TcpShard {
     pub(super) fences: Vec<Fence>,
     pub(super) dial: Dial,
     pub(super) servers: usize,
+    /// Requests of all parts that have not ended.
+    outstanding: usize,
     pub(super) next_tick_ns: u64,
     pub(super) is_stopping: bool,
 }
@@ -77,6 +80,7 @@ pub(crate) struct TcpShard {
 struct Engine {
     regions: RegionsView,
     arrivals: Arc<Arrivals>,
+    serving: metrics::Serving,
 }
 
 impl Served for Engine {
@@ -87,7 +91,7 @@ impl Served for Engine {
         operation: Operation,
     ) -> Option<kvrail_reactors::region::Slice> {
         let found = self.regions.current().find(addr, len, operation);
-        metrics::served(operation, len, found.is_ok());
+        self.serving.add(operation, len, found.is_ok());
         found.inspect_err(|error| tracing::debug!(%error, "refused a peer's request")).ok()
     }
 
@@ -110,12 +114,13 @@ impl TcpShard {
             ring,
             done: Vec::new(),
             connections: Table::default(),
-            served: Engine { regions, arrivals },
+            served: Engine { regions, arrivals, serving: Default::default() },
             peers: HashMap::new(),
             parts: Table::default(),
             fences: Vec::new(),
             dial,
             servers: 0,
+            outstanding: 0,
             next_tick_ns: 0,
             is_stopping: false,
         }
@@ -146,6 +151,7 @@ impl TcpShard {
         }
         self.done = done;
         if now_ns >= self.next_tick_ns {
+            self.served.serving.record();
             self.tick(now_ns);
         } else if polled > 0 && !self.fences.is_empty() {
             self.check_fences(now_ns);
@@ -155,6 +161,7 @@ impl TcpShard {
 
     /// Before parking: `false` where something is ready already.
     pub(crate) fn arm(&mut self, now_ns: u64) -> bool {
+        self.served.serving.record();
         if self.has_clocks() {
             self.ring.set_alarm(now_ns + TICK_NS, now_ns);
         }
@@ -183,7 +190,22 @@ impl TcpShard {
         now_ns: u64,
     ) {
         let outstanding = requests.len();
-        let part = self.parts.insert(Part { flight, outstanding, failures: Vec::new() });
+        if self.outstanding + outstanding > OUTSTANDING_MAX {
+            let error =
+                Error::busy(format!("{OUTSTANDING_MAX} slices are under way on this shard"))
+                    .with_peer(route.name.clone())
+                    .with_path(PathKind::Tcp);
+            let failures = requests.iter().map(|r| (r.index, error.clone())).collect();
+            drop(requests);
+            return flight.part_back(failures);
+        }
+        self.outstanding += outstanding;
+        let part = self.parts.insert(Part {
+            flight,
+            outstanding,
+            failures: Vec::new(),
+            carried: Default::default(),
+        });
         requests.iter_mut().for_each(|request| request.part = part.to_raw());
         let key = route.key;
         let lanes = self.peers.entry(key).or_insert_with(|| Lanes::new(route));
@@ -343,15 +365,17 @@ impl TcpShard {
     pub(super) fn ended(&mut self, request: Request, result: Result<()>) {
         let ticket = Ticket::from_raw(request.part);
         let Some(part) = self.parts.get_mut(ticket) else { return };
-        metrics::carried(PathKind::Tcp, request.len(), result.as_ref().err());
-        if let Err(error) = result {
-            part.failures.push((request.index, error));
+        match result {
+            Ok(()) => part.carried.add(request.len()),
+            Err(error) => part.failures.push((request.index, error)),
         }
         drop(request);
         part.outstanding -= 1;
+        self.outstanding -= 1;
         if part.outstanding == 0
             && let Some(part) = self.parts.remove(ticket)
         {
+            part.carried.record(PathKind::Tcp, &part.failures);
             part.flight.part_back(part.failures);
         }
     }

@@ -46,7 +46,8 @@ impl TcpShard {
             return;
         };
         if !unanswered.is_empty() {
-            tracing::debug!(peer = %lanes.route.name, end = ?loss.end, requests = unanswered.len(), "lost a lane");
+            let (peer, requests) = (&lanes.route.name, unanswered.len());
+            tracing::debug!(%peer, end = ?loss.end, requests, "lost a lane");
         }
         let failed = lanes.lane_lost(lane, loss, unanswered);
         for (request, error) in failed {

@@ -1,0 +1,5 @@
+//! The streams and lanes without a kernel.
+
+mod duet;
+mod lanes;
+mod server;
