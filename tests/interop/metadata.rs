@@ -4,7 +4,7 @@ use kvrail::{Batch, ErrorKind, Metadata};
 use serde_json::json;
 
 use crate::ours::{self, Ours, wait};
-use crate::rig::{Agent, Bench, MetadataServer};
+use crate::rig::{Agent, Bench, MetadataServer, eventually};
 use crate::setup::{Setup, interop_tests};
 
 const LENGTH: usize = 1 << 20;
@@ -81,6 +81,6 @@ fn bench(setup: Setup, ours: &Ours, url: &str) {
     bench.run(setup, url, ours.engine.name(), "read");
     ours.expect(6, 0, 0, LENGTH);
     bench.run(setup, url, ours.engine.name(), "write");
-    assert!(ours.bytes(0, bench.span()).iter().all(|byte| *byte == 0));
+    eventually("zeros", || ours.bytes(0, bench.span()).iter().all(|byte| *byte == 0));
     ours.expect(6, bench.span(), bench.span(), LENGTH - bench.span());
 }
