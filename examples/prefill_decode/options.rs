@@ -26,7 +26,8 @@ pub struct Options {
     #[arg(long, global = true)]
     pub prompt: Option<String>,
     /// How many questions to ask
-    #[arg(long, global = true, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub requests: u16,
     /// How the KV cache travels
     #[arg(long, global = true, value_enum, default_value_t = Path::Auto)]

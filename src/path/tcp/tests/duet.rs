@@ -90,7 +90,7 @@ impl Duet {
 
     /// Takes turns until nothing moves any more.
     fn finish(&mut self) {
-        while (0..4).fold(false, |moved, which| self.step(which, usize::MAX) || moved) {}
+        while (0..4).filter(|&which| self.step(which, usize::MAX)).count() > 0 {}
     }
 
     fn client_sends(&mut self, chunk: usize) -> bool {
@@ -218,7 +218,8 @@ proptest! {
 
     #[test]
     fn every_request_is_answered_once_and_moves_its_bytes(
-        kinds in prop::collection::vec((any::<u8>(), prop_oneof![1usize..40, 1usize..9_000]), 0..60),
+        kinds in prop::collection::vec(
+            (any::<u8>(), prop_oneof![1usize..40, 1usize..9_000]), 0..60),
         v2: bool,
         careful: bool,
         script in prop::collection::vec((0u8..4, 1usize..4_000), 0..300),
