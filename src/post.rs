@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvrail_reactors::copy::CopyWork;
 
 use crate::engine::{Inner, not_taken};
-use crate::flight::{Announce, EVENT, Flight};
+use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{COPY_GROUP_BYTES, COPY_INLINE_MAX_BYTES, TCP_GROUP_BYTES};
 use crate::memory::{Operation, Visit};
 use crate::path::local::{Copies, Job};
@@ -42,7 +42,7 @@ impl Inner {
         // A batch without data has one part, which is back at once.
         let flight = Flight::new(plan.clone(), parts.max(1), announce, deadline_ns, visits);
         if parts == 0 {
-            flight.part_back(Vec::new());
+            Portion::new(flight.clone(), EVENT..=EVENT).back(Vec::new());
         }
         flight
     }
@@ -56,22 +56,29 @@ impl Inner {
         for (position, group) in groups.into_iter().enumerate() {
             let requests =
                 plan.slices[group].iter().map(|slice| tcp_request(plan, slice)).collect();
-            self.carry(&flight, first + position, requests);
+            self.carry(flight.clone(), first + position, requests);
         }
         flight
     }
 
-    /// Gives requests of a flight to a shard; one that does not take them fails them.
-    fn carry(&self, flight: &Arc<Flight>, shard: usize, requests: Vec<Request>) {
+    /// Gives requests of a flight, in their order, to a shard; one that does not take them fails
+    /// them.
+    fn carry(&self, flight: Arc<Flight>, shard: usize, requests: Vec<Request>) {
+        let index = |request: Option<&Request>| request.map_or(EVENT, |request| request.index);
+        let span = index(requests.first())..=index(requests.last());
+        self.carry_portion(Portion::new(flight, span), shard, requests);
+    }
+
+    fn carry_portion(&self, portion: Portion, shard: usize, requests: Vec<Request>) {
         let shards = self.shards();
-        let route = flight.plan.peer.inner.link.route.clone();
-        let message = Message::Carry { flight: flight.clone(), route, requests };
+        let route = portion.flight().plan.peer.inner.link.route.clone();
+        let message = Message::Carry { portion, route, requests };
         if let Err(error) = shards[shard % shards.len()].send(message) {
             let what = not_taken(&error).with_path(PathKind::Tcp);
-            if let Message::Carry { requests, .. } = error.into_inner() {
+            if let Message::Carry { portion, requests, .. } = error.into_inner() {
                 let failures = requests.iter().map(|r| (r.index, what.clone())).collect();
                 drop(requests);
-                flight.part_back(failures);
+                portion.back(failures);
             }
         }
     }
@@ -80,31 +87,31 @@ impl Inner {
     /// through its control daemon.
     fn announce_tcp(self: &Arc<Self>, event: Event) -> Announce {
         let engine = Arc::downgrade(self);
-        Box::new(move |flight: &Arc<Flight>| {
+        Box::new(move |portion: Portion| {
             let Some(engine) = engine.upgrade() else {
                 let error = Error::new(ErrorKind::Closed, "the engine was dropped");
-                return flight.part_back(vec![(EVENT, error)]);
+                return portion.back(vec![(EVENT, error)]);
             };
-            match &flight.plan.peer.inner.link.route.kind {
+            match &portion.flight().plan.peer.inner.link.route.kind {
                 RouteKind::Tcp(tcp) if tcp.incarnation.is_none() => {
-                    engine.notify_peer(flight, event)
+                    engine.notify_peer(portion, event);
                 }
                 _ => {
                     let action = Action::Event(event.encode().into());
                     let request = Request { part: 0, index: EVENT, action, addr: 0, attempts: 0 };
-                    engine.carry(flight, engine.next_shard(), vec![request]);
+                    engine.carry_portion(portion, engine.next_shard(), vec![request]);
                 }
             }
         })
     }
 
-    fn notify_peer(&self, flight: &Arc<Flight>, event: Event) {
-        let (control, flight) = (self.control().clone(), flight.clone());
+    fn notify_peer(&self, portion: Portion, event: Event) {
+        let control = self.control().clone();
         let text = event.message.map(|(_, message)| message).unwrap_or_default();
         self.control().detach(async move {
             let text = String::from_utf8_lossy(&text);
-            let sent = control.notify(flight.plan.peer.name(), &text).await;
-            flight.part_back(sent.err().map(|error| (EVENT, error)).into_iter().collect());
+            let sent = control.notify(portion.flight().plan.peer.name(), &text).await;
+            portion.back(sent.err().map(|error| (EVENT, error)).into_iter().collect());
         });
     }
 
@@ -124,7 +131,7 @@ impl Inner {
         let flight = self.flight(plan, parts, announce, visits);
         self.spread_copies(&flight, jobs.split_off(own), &groups);
         if own > 0 {
-            Copies { flight: flight.clone(), jobs }.run();
+            Copies::new(flight.clone(), jobs).run();
         }
         Ok(flight)
     }
@@ -135,7 +142,7 @@ impl Inner {
         let first = self.next_shard();
         // From the back, so that each group is split off the end.
         for (position, group) in groups.iter().enumerate().rev() {
-            let copies = Copies { flight: flight.clone(), jobs: jobs.split_off(group.start) };
+            let copies = Copies::new(flight.clone(), jobs.split_off(group.start));
             if let Err(error) = actors[(first + position) % actors.len()].send(copies) {
                 let what = not_taken(&error).with_path(PathKind::Local);
                 error.into_inner().fail(&what);
@@ -168,14 +175,14 @@ impl Inner {
 
     fn announce_local(self: &Arc<Self>, event: Event) -> Announce {
         let arrivals = self.arrivals().clone();
-        Box::new(move |flight: &Arc<Flight>| {
+        Box::new(move |portion: Portion| {
             let error = match arrivals.event(event) {
                 Status::Ok => None,
                 Status::Busy => Some(Error::busy("the queue of notifications is full")),
                 _ => Some(Error::refused("nobody has opened this counter")),
             };
             let failed = error.map(|error| (EVENT, error.with_path(PathKind::Local)));
-            flight.part_back(failed.into_iter().collect());
+            portion.back(failed.into_iter().collect());
         })
     }
 }

@@ -38,7 +38,7 @@ struct Planned {
 }
 
 impl Plan {
-    fn new(batch: Batch, name: &str) -> Result<Self, (Error, Vec<Lease>)> {
+    pub(crate) fn new(batch: Batch, name: &str) -> Result<Self, (Error, Vec<Lease>)> {
         let Batch { peer, requests, event, deadline } = batch;
         let (leases, shapes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
         let mut slices = Vec::new();

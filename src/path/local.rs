@@ -8,7 +8,7 @@ use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
 use kvrail_reactors::ticket::{Table, Ticket};
 
-use crate::flight::Flight;
+use crate::flight::{EVENT, Flight, Portion};
 use crate::limits::COPIES_MAX;
 use crate::metrics;
 use crate::{Error, ErrorKind, Landed, PathKind};
@@ -22,11 +22,18 @@ pub(crate) struct Job {
 
 /// Copies of one transfer, for one shard's actor.
 pub(crate) struct Copies {
-    pub(crate) flight: Arc<Flight>,
-    pub(crate) jobs: Vec<Job>,
+    portion: Portion,
+    jobs: Vec<Job>,
 }
 
 impl Copies {
+    /// Jobs of a flight, in the order of their requests.
+    pub(crate) fn new(flight: Arc<Flight>, jobs: Vec<Job>) -> Self {
+        let request = |job: Option<&Job>| job.map_or(EVENT, |job| job.request);
+        let requests = request(jobs.first())..=request(jobs.last());
+        Self { portion: Portion::new(flight, requests), jobs }
+    }
+
     /// Does them all here and now.
     pub(crate) fn run(self) {
         let mut carried = metrics::Carried::default();
@@ -35,14 +42,14 @@ impl Copies {
         }
         carried.record(PathKind::Local, &[]);
         drop(self.jobs);
-        self.flight.part_back(Vec::new());
+        self.portion.back(Vec::new());
     }
 
     /// Fails them all: they could not be queued.
     pub(crate) fn fail(self, error: &Error) {
         let failures = self.jobs.iter().map(|job| (job.request, error.clone())).collect();
         drop(self.jobs);
-        self.flight.part_back(failures);
+        self.portion.back(failures);
     }
 }
 
@@ -54,7 +61,7 @@ pub(crate) struct LocalCopy {
 }
 
 struct Part {
-    flight: Arc<Flight>,
+    portion: Portion,
     /// Requests by number in the order of submission; copies end in that order.
     requests: VecDeque<(usize, usize)>,
     failures: Vec<(usize, Error)>,
@@ -67,13 +74,13 @@ impl LocalCopy {
     }
 
     pub(crate) fn handle(&mut self, copies: Copies, now_ns: u64) {
-        let Copies { flight, jobs } = copies;
-        if let Some(kind) = flight.ended_early(now_ns) {
+        if let Some(kind) = copies.portion.flight().ended_early(now_ns) {
             let error = Error::new(kind, "the transfer ended before it was copied");
-            return Copies { flight, jobs }.fail(&error.with_path(PathKind::Local));
+            return copies.fail(&error.with_path(PathKind::Local));
         }
+        let Copies { portion, jobs } = copies;
         let part = Part {
-            flight,
+            portion,
             requests: VecDeque::new(),
             failures: Vec::new(),
             carried: Default::default(),
@@ -130,7 +137,7 @@ impl LocalCopy {
             && let Some(part) = self.parts.remove(ticket)
         {
             part.carried.record(PathKind::Local, &part.failures);
-            part.flight.part_back(part.failures);
+            part.portion.back(part.failures);
         }
     }
 }

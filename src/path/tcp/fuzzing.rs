@@ -190,7 +190,8 @@ pub(crate) fn feed(
         let chunk = chunks.get(turn % chunks.len().max(1)).copied().unwrap_or(usize::MAX);
         turn += 1;
         let is_lazy = chunk == 0 && !vector.is_empty() && turn <= 2 * REPLIES_MAX;
-        let count = vector.store(&input[..chunk.max(1).min(input.len())]);
+        let chunk = if chunk == 0 { HEADER_BYTES } else { chunk };
+        let count = vector.store(&input[..chunk.min(input.len())]);
         input = &input[count..];
         stream.received(&vector, count, world);
         if is_lazy && !input.is_empty() {

@@ -17,7 +17,7 @@ use super::server::{Served, ServerStream};
 use super::sweep::ended_early;
 use super::wire::{Event, Status};
 use crate::arrivals::Arrivals;
-use crate::flight::Flight;
+use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, SERVER_CONNECTIONS_MAX, TICK_NS};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
@@ -27,7 +27,7 @@ use crate::{Error, ErrorKind, Landed, PathKind, Result};
 /// What a shard's TCP actor is told.
 pub(crate) enum Message {
     /// Carry a part of a transfer to a peer.
-    Carry { flight: Arc<Flight>, route: Arc<Route>, requests: Vec<Request> },
+    Carry { portion: Portion, route: Arc<Route>, requests: Vec<Request> },
     /// A peer connected to our data port.
     Accepted(TcpStream),
     /// A connection that was asked for, to the peer with this key.
@@ -46,7 +46,7 @@ pub(crate) type Dial = Box<dyn Fn(&Arc<Route>)>;
 
 /// A part of a transfer, from the shard's side.
 pub(super) struct Part {
-    pub(super) flight: Arc<Flight>,
+    pub(super) portion: Portion,
     pub(super) outstanding: usize,
     pub(super) failures: Vec<(usize, Error)>,
     carried: metrics::Carried,
@@ -59,7 +59,9 @@ pub(super) struct Fence {
     _guard: Guard,
 }
 
-/// One shard's TCP.
+/// One shard's TCP. Dropped with work under way (it panicked, or the time to stop was over), it
+/// ends it: the ring goes first and waits until the kernel touches nothing, then the parts fail
+/// and the fences' guards go.
 pub(crate) struct TcpShard {
     pub(super) ring: Uring,
     pub(super) done: Vec<Done>,
@@ -128,8 +130,8 @@ impl TcpShard {
 
     pub(crate) fn handle(&mut self, message: Message, now_ns: u64) {
         match message {
-            Message::Carry { flight, route, requests } => {
-                self.carry(flight, route, requests, now_ns);
+            Message::Carry { portion, route, requests } => {
+                self.carry(portion, route, requests, now_ns);
             }
             Message::Accepted(socket) => self.accept(socket, now_ns),
             Message::Dialed { peer, result } => self.dialed(peer, result, now_ns),
@@ -184,7 +186,7 @@ impl TcpShard {
 
     fn carry(
         &mut self,
-        flight: Arc<Flight>,
+        portion: Portion,
         route: Arc<Route>,
         mut requests: Vec<Request>,
         now_ns: u64,
@@ -197,11 +199,11 @@ impl TcpShard {
                     .with_path(PathKind::Tcp);
             let failures = requests.iter().map(|r| (r.index, error.clone())).collect();
             drop(requests);
-            return flight.part_back(failures);
+            return portion.back(failures);
         }
         self.outstanding += outstanding;
         let part = self.parts.insert(Part {
-            flight,
+            portion,
             outstanding,
             failures: Vec::new(),
             carried: Default::default(),
@@ -352,7 +354,7 @@ impl TcpShard {
             Answer::Busy => Error::busy("the peer's queue of notifications is full"),
             Answer::Failed(code) => Error::refused(format!("the peer answered status {code}")),
         };
-        let name = self.part(&request).map(|part| part.flight.plan.peer_name());
+        let name = self.part(&request).map(|part| part.portion.flight().plan.peer_name());
         let error = name.into_iter().fold(what, |error, name| error.with_peer(name));
         self.ended(request, Err(error.with_path(PathKind::Tcp).with_landed(Landed::No)));
     }
@@ -376,7 +378,7 @@ impl TcpShard {
             && let Some(part) = self.parts.remove(ticket)
         {
             part.carried.record(PathKind::Tcp, &part.failures);
-            part.flight.part_back(part.failures);
+            part.portion.back(part.failures);
         }
     }
 
@@ -397,6 +399,14 @@ impl TcpShard {
                     connection.close(&mut self.ring, End::Ours);
                 }
             }
+        }
+    }
+}
+
+impl Drop for TcpShard {
+    fn drop(&mut self) {
+        for (_, connection) in self.connections.iter_mut() {
+            connection.close(&mut self.ring, End::Ours);
         }
     }
 }

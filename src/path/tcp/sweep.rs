@@ -163,5 +163,5 @@ pub(super) fn ended_early(
     request: &Request,
     now_ns: u64,
 ) -> Option<ErrorKind> {
-    parts.get(Ticket::from_raw(request.part))?.flight.ended_early(now_ns)
+    parts.get(Ticket::from_raw(request.part))?.portion.flight().ended_early(now_ns)
 }
