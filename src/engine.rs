@@ -275,7 +275,7 @@ impl Engine {
     /// Carries a batch. The future may be awaited anywhere and dropped at any time: what is not
     /// under way then is not sent, and leases come back when nothing touches their memory.
     pub fn transfer(&self, batch: Batch) -> Transfer {
-        self.inner.transfer(batch)
+        Transfer::start(&self.inner, batch)
     }
 
     /// Checks and plans a batch once, to be posted any number of times.
@@ -283,12 +283,12 @@ impl Engine {
     /// # Errors
     /// Refused: a request is wrong, with the numbers.
     pub fn prepare(&self, batch: Batch) -> Result<Prepared> {
-        self.inner.prepare(batch)
+        Prepared::new(&self.inner, batch)
     }
 
     /// Posts a prepared batch. One posting at a time: the next is Busy until this one has ended.
     pub fn post(&self, prepared: &Prepared) -> Transfer {
-        self.inner.post_prepared(prepared)
+        Transfer::repeat(&self.inner, prepared)
     }
 
     /// Sends a message to a peer; Mooncake peers take text only.

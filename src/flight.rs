@@ -1,14 +1,15 @@
 //! The life of one posted batch: parts go out to shards and come back; then the event, if any,
 //! is announced; then it is done. Pure, but for [`Flight`] at the bottom, which lets one caller
-//! wait for it.
+//! wait for it, and its [`Portion`]s, none of which can get lost.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::memory::Visit;
 use crate::transfer::Plan;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Landed};
 
 /// What is to be done after a part has come back.
 #[derive(Debug, PartialEq, Eq)]
@@ -84,8 +85,8 @@ pub(crate) struct Landing {
 /// The request number of a batch's event.
 pub(crate) const EVENT: usize = usize::MAX;
 
-/// Sends the event of a flight whose data is in place.
-pub(crate) type Announce = Box<dyn FnOnce(&Arc<Flight>) + Send>;
+/// Sends the event of a flight whose data is in place, which is a part of it too.
+pub(crate) type Announce = Box<dyn FnOnce(Portion) + Send>;
 
 /// One posted batch, shared by its caller and the shards that carry its parts.
 pub(crate) struct Flight {
@@ -131,14 +132,14 @@ impl Flight {
     }
 
     /// A part came back with what failed in it, by request number.
-    pub(crate) fn part_back(self: &Arc<Self>, failures: Vec<(usize, Error)>) {
+    fn part_back(self: &Arc<Self>, failures: Vec<(usize, Error)>) {
         let mut shared = self.lock();
         match shared.life.part_back(failures) {
             Next::Wait => {}
             Next::Announce => {
                 let announce = shared.announce.take().expect("an event has its announcement");
                 drop(shared);
-                announce(self);
+                announce(Portion::new(self.clone(), EVENT..=EVENT));
             }
             Next::Finish => {
                 let waker = shared.waker.take();
@@ -162,6 +163,41 @@ impl Flight {
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A part of a flight that is out. Dropped before it came back (its shard panicked, or ended with
+/// it in the inbox), it fails its requests as Closed: nobody waits for it for ever.
+pub(crate) struct Portion {
+    flight: Arc<Flight>,
+    /// The requests that have slices in it.
+    requests: RangeInclusive<usize>,
+    is_back: bool,
+}
+
+impl Portion {
+    pub(crate) fn new(flight: Arc<Flight>, requests: RangeInclusive<usize>) -> Self {
+        Self { flight, requests, is_back: false }
+    }
+
+    pub(crate) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// Every slice of it has ended and its memory is quiet; with what failed, by request number.
+    pub(crate) fn back(mut self, failures: Vec<(usize, Error)>) {
+        self.is_back = true;
+        self.flight.part_back(failures);
+    }
+}
+
+impl Drop for Portion {
+    fn drop(&mut self) {
+        if !self.is_back {
+            let error = Error::closed("the shard ended under it").with_landed(Landed::Maybe);
+            let requests = self.requests.clone();
+            self.flight.part_back(requests.map(|request| (request, error.clone())).collect());
+        }
     }
 }
 

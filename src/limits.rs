@@ -1,4 +1,4 @@
-//! Every bound by name, with its reason. What users may change is in [`crate::config`].
+//! Every bound by name, with its reason. What users may change is in [`crate::EngineBuilder`].
 
 use std::time::Duration;
 
@@ -36,6 +36,10 @@ pub const SHARD_COMMANDS: usize = 1024;
 /// turn, few enough that the next completion source waits microseconds.
 pub const TURN_BURST: usize = 64;
 
+/// Turns in vain after which a spinning shard offers its CPU to other threads: with more spinning
+/// threads than CPUs, a round trip between two shards took 7.7 ms (two time slices) without it.
+pub const SPIN_TURNS: u32 = 64;
+
 /// How long a stopping runtime lets actors and pumps finish, by default. A transfer that needs
 /// longer has lost its peer.
 pub const STOP_DRAIN: Duration = Duration::from_secs(5);
@@ -54,9 +58,12 @@ pub const MEMLOCK_MIN_BYTES: u64 = 512 << 10;
 /// their own.
 pub const EXECUTOR_RING_ENTRIES: usize = 16;
 
-/// The executor's preempt timer. At 100 us and below it parks with work at hand; measured clean
-/// at 1 ms.
-pub const EXECUTOR_PREEMPT: Duration = Duration::from_millis(1);
+/// The executor's preempt timer: never, as a shard is one task and has nobody to give way to.
+/// When it fires between a reactor pass and the first task after it, the executor parks with that
+/// task runnable, for ever. At 1 ms a loaded machine did so within minutes, and a container's CPU
+/// quota stops threads for up to 100 ms.
+pub const EXECUTOR_PREEMPT: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Port of a control daemon whose name has none (Mooncake's `MC_HANDSHAKE_PORT`).
 pub const CONTROL_DEFAULT_PORT: u16 = 12001;
 
@@ -78,7 +85,7 @@ pub const CONTROL_CONNECTIONS_MAX: usize = 256;
 /// Bytes that all control connections together hold: thirty-two of the largest frames.
 pub const CONTROL_BUFFERED_MAX_BYTES: usize = 32 * CONTROL_FRAME_MAX_BYTES;
 
-/// Time for a client to send its whole request, and again for it to take our answer. Mooncake allows
+/// Time for a client to send its whole request, and again for it to take our answer. Mooncake has
 /// 5 s for each read; we bound the whole, so that dripping a byte at a time gains nothing.
 pub const CONTROL_REQUEST_MS: u64 = 10_000;
 
@@ -102,7 +109,7 @@ pub const CONTROL_ANSWER_MS: u64 = 60_000;
 /// Calls (resolve, notify, probe, connect) under way at once; more are Busy.
 pub const CONTROL_CALLS_MAX: usize = 1024;
 
-/// Time for stopping the control thread after the keys are withdrawn: name lookups that hang in libc
+/// Time for stopping the control thread after the keys are withdrawn: lookups that hang in libc
 /// are left behind.
 pub const CONTROL_STOP_MS: u64 = 1_000;
 
@@ -192,8 +199,8 @@ pub const LANES_MAX: usize = 4;
 /// Bytes that wait for a peer for each connection to it: below, another connection gains nothing.
 pub const LANE_SPREAD_BYTES: usize = 2 << 20;
 
-/// Attempts to send one slice. A peer that closed a connection has stopped storing from it, so
-/// the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
+/// Attempts to send one slice alone. A peer that closed a connection has stopped storing from it,
+/// so the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
 /// closing.
 pub const ATTEMPTS_MAX: u32 = 3;
 
@@ -225,8 +232,19 @@ pub const SLICE_BYTES: usize = 1 << 20;
 /// A batch goes to one more shard for each of these; below, the hop costs more than it gains.
 pub const TCP_GROUP_BYTES: usize = 4 << 20;
 
-/// Local copies up to this size are done on the caller's thread.
+/// Local copies up to this size, and as much of larger ones, are done on the caller's thread:
+/// 50 us where they hit the caches, when a hop to a shard that sleeps costs 25 us and more
+/// (`cargo bench --bench local_copy`, `--bench inbox_hop`).
 pub const COPY_INLINE_MAX_BYTES: usize = 2 << 20;
 
 /// A local copy goes to one more shard for each of these.
 pub const COPY_GROUP_BYTES: usize = 1 << 20;
+/// Bytes of requests that all connections to a metadata server hold: sixty-four of the largest.
+pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
+
+/// Room in an event for its sender's name and the event's own fields.
+pub const EVENT_NAME_MAX_BYTES: u64 = 1024;
+
+/// Slices under way on one shard, sent or waiting; more are Busy. 16 of the largest batches, at
+/// 100 bytes or so each.
+pub const OUTSTANDING_MAX: usize = 16 * BATCH_SLICES_MAX;

@@ -1,5 +1,8 @@
 //! Requests into slices that tile them exactly. Pure: lengths and addresses in, slices out.
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
+
 use std::ops::Range;
 
 use crate::limits::BATCH_SLICES_MAX;
@@ -72,6 +75,14 @@ impl Planner<'_> {
     fn rows(&mut self, rows: &Strided) -> Result<()> {
         if rows.rows == 0 {
             return Err(self.refused("no rows".to_owned()));
+        }
+        // Every other kind ends at its first row too many.
+        let (row_bytes, strides) = (rows.row_bytes as u64, [rows.local_stride, rows.remote_stride]);
+        if strides == [row_bytes; 2] {
+            return match rows.rows.checked_mul(rows.row_bytes) {
+                Some(bytes) => self.extent(0, rows.remote, bytes),
+                None => Err(self.refused("the rows are longer than memory".to_owned())),
+            };
         }
         for row in 0..rows.rows as u64 {
             let at = |start: u64, stride: u64| start.checked_add(row.checked_mul(stride)?);
@@ -216,6 +227,19 @@ mod tests {
     fn a_batch_of_too_many_slices_is_busy() {
         let error = plan(0, usize::MAX >> 1, &Shape::Whole(0), 1, &mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), crate::ErrorKind::Busy);
+    }
+
+    #[test]
+    fn dense_rows_are_one_extent_however_many() {
+        let rows =
+            Strided { rows: 1 << 45, row_bytes: 1, local_stride: 1, remote: 5, remote_stride: 1 };
+        let mut slices = Vec::new();
+        plan(0, 1 << 45, &Shape::Strided(rows), 1 << 30, &mut slices).unwrap();
+        assert_eq!((slices.len(), slices[1].addr), (1 << 15, 5 + (1 << 30)));
+        let rows = Strided { rows: usize::MAX, row_bytes: 8, local_stride: 8, ..rows };
+        let rows = Strided { remote_stride: 8, ..rows };
+        let error = plan(0, 1 << 45, &Shape::Strided(rows), 1 << 30, &mut slices).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Refused);
     }
 
     proptest! {

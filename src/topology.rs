@@ -326,7 +326,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cpu_lists_read_what_they_write(members in prop::collection::btree_set(0..300usize, 0..40)) {
+        fn cpu_lists_read_what_they_write(
+            members in prop::collection::btree_set(0..300usize, 0..40),
+        ) {
             let set: CpuSet = members.into_iter().collect();
             prop_assert_eq!(set.to_string().parse::<CpuSet>().unwrap(), set);
         }

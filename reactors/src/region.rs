@@ -60,6 +60,8 @@ enum Backing {
     Memfd { file: File, mapped_bytes: usize },
     /// The caller's.
     Foreign,
+    /// A larger region's, which it keeps mapped.
+    Within(#[expect(dead_code, reason = "held for its drop")] Arc<Region>),
 }
 
 // SAFETY: all access goes through raw copies below, whose bounds are checked; concurrent copies
@@ -124,6 +126,19 @@ impl Region {
         Self { base: foreign.base, len: foreign.len, backing: Backing::Foreign }
     }
 
+    /// `len` bytes of `parent` from `offset` on as a region of their own, for tests that look at
+    /// the bytes around it.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] where the parent ends before.
+    #[doc(hidden)]
+    pub fn within(parent: &Arc<Self>, offset: usize, len: usize) -> Result<Self, OutOfRange> {
+        check(offset, len, parent.len)?;
+        // SAFETY: the offset lies inside the parent, whose mapping this region keeps.
+        let base = unsafe { parent.base.add(offset) };
+        Ok(Self { base, len, backing: Backing::Within(parent.clone()) })
+    }
+
     /// The first byte's address: what peers name.
     pub fn addr(&self) -> u64 {
         self.base.as_ptr() as u64
@@ -148,7 +163,7 @@ impl Region {
     pub fn memfd(&self) -> Option<RawFd> {
         match &self.backing {
             Backing::Memfd { file, .. } => Some(file.as_raw_fd()),
-            Backing::Foreign => None,
+            Backing::Foreign | Backing::Within(_) => None,
         }
     }
 }

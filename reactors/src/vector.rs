@@ -142,6 +142,41 @@ impl Vector {
         })
     }
 
+    /// Receives `bytes` without a kernel, for tests: as many as there is room for; returns how many.
+    #[doc(hidden)]
+    pub fn store(&mut self, bytes: &[u8]) -> usize {
+        let mut stored = 0;
+        for part in &self.parts[self.first..] {
+            let now = &bytes[stored..][..part.len().min(bytes.len() - stored)];
+            stored += now.len();
+            match part {
+                Part::Scratch(range) => {
+                    self.scratch[range.start..][..now.len()].copy_from_slice(now);
+                }
+                Part::Memory(slice) => slice.write(0, now).expect("no more than the slice's bytes"),
+            }
+        }
+        stored
+    }
+
+    /// Sends without a kernel, for tests: the first `count` bytes (all where there are fewer).
+    #[doc(hidden)]
+    pub fn copy_out(&self, mut count: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for part in &self.parts[self.first..] {
+            let (start, len) = (out.len(), part.len().min(count));
+            count -= len;
+            match part {
+                Part::Scratch(range) => out.extend(&self.scratch[range.start..][..len]),
+                Part::Memory(slice) => {
+                    out.resize(start + len, 0);
+                    slice.read(0, &mut out[start..]).expect("no more than the slice's bytes");
+                }
+            }
+        }
+        out
+    }
+
     /// Describes what remains to the kernel. The entries are valid until the vector is next
     /// changed; the scratch allocation does not move while it isn't pushed to.
     pub(crate) fn fill_iovecs(&mut self, iovecs: &mut Vec<libc::iovec>) {
@@ -185,5 +220,20 @@ mod tests {
         vector.advance(99);
         assert!(vector.is_empty());
         assert_eq!(vector.scratch(), b"head\0\0\0");
+    }
+
+    #[test]
+    fn bytes_go_in_and_out_without_a_kernel() {
+        let region = Arc::new(Region::allocate(4096, None).unwrap());
+        let mut vector = Vector::default();
+        vector.push_room(2);
+        vector.push_memory(Slice::new(region, 0, 3).unwrap());
+        vector.push_room(1);
+        assert_eq!(vector.store(b"abcd"), 4);
+        assert_eq!(vector.copy_out(99), b"abcd\0\0");
+        vector.advance(1);
+        assert_eq!(vector.store(b"1234567"), 5);
+        assert_eq!(vector.copy_out(4), b"1234");
+        assert_eq!(vector.copy_out(99), b"12345");
     }
 }

@@ -9,6 +9,8 @@ mod client;
 mod daemon;
 mod descriptor;
 mod directory;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 pub mod metadata;
 mod seats;
 mod settings;
@@ -103,6 +105,7 @@ impl Control {
     }
 
     /// Name and addresses, as peers see them.
+    #[cfg(test)]
     pub fn identity(&self) -> &Identity {
         &self.shared.identity
     }
@@ -111,11 +114,6 @@ impl Control {
     /// answering whoever asks, so there it only checks.
     pub async fn publish(&self) -> Result<()> {
         self.call(|shared| async move { shared.publish().await }).await
-    }
-
-    /// Takes back what was published; stopping does so too.
-    pub async fn withdraw(&self) -> Result<()> {
-        self.call(|shared| async move { shared.withdraw().await }).await
     }
 
     /// What the engine called `name` publishes, as last seen, or as it is now if `refresh`.

@@ -1,16 +1,17 @@
 //! Transfers that stay in this process: copied on the caller's thread when small, by the
 //! local-copy actors of several shards when large.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
 use kvrail_reactors::ticket::{Table, Ticket};
 
-use crate::flight::Flight;
+use crate::flight::{EVENT, Flight, Portion};
 use crate::limits::COPIES_MAX;
 use crate::metrics;
-use crate::{Error, ErrorKind, Landed, PathKind, Result};
+use crate::{Error, ErrorKind, Landed, PathKind};
 
 /// A copy with the request it belongs to.
 #[derive(Debug)]
@@ -21,26 +22,34 @@ pub(crate) struct Job {
 
 /// Copies of one transfer, for one shard's actor.
 pub(crate) struct Copies {
-    pub(crate) flight: Arc<Flight>,
-    pub(crate) jobs: Vec<Job>,
+    portion: Portion,
+    jobs: Vec<Job>,
 }
 
 impl Copies {
+    /// Jobs of a flight, in the order of their requests.
+    pub(crate) fn new(flight: Arc<Flight>, jobs: Vec<Job>) -> Self {
+        let request = |job: Option<&Job>| job.map_or(EVENT, |job| job.request);
+        let requests = request(jobs.first())..=request(jobs.last());
+        Self { portion: Portion::new(flight, requests), jobs }
+    }
+
     /// Does them all here and now.
     pub(crate) fn run(self) {
+        let mut carried = metrics::Carried::default();
         for job in &self.jobs {
-            let bytes = job.work.source.copy_to(&job.work.target);
-            metrics::carried(PathKind::Local, bytes, None);
+            carried.add(job.work.source.copy_to(&job.work.target));
         }
+        carried.record(PathKind::Local, &[]);
         drop(self.jobs);
-        self.flight.part_back(Vec::new());
+        self.portion.back(Vec::new());
     }
 
     /// Fails them all: they could not be queued.
     pub(crate) fn fail(self, error: &Error) {
         let failures = self.jobs.iter().map(|job| (job.request, error.clone())).collect();
         drop(self.jobs);
-        self.flight.part_back(failures);
+        self.portion.back(failures);
     }
 }
 
@@ -52,10 +61,11 @@ pub(crate) struct LocalCopy {
 }
 
 struct Part {
-    flight: Arc<Flight>,
+    portion: Portion,
     /// Requests by number in the order of submission; copies end in that order.
-    requests: std::collections::VecDeque<(usize, usize)>,
+    requests: VecDeque<(usize, usize)>,
     failures: Vec<(usize, Error)>,
+    carried: metrics::Carried,
 }
 
 impl LocalCopy {
@@ -64,12 +74,17 @@ impl LocalCopy {
     }
 
     pub(crate) fn handle(&mut self, copies: Copies, now_ns: u64) {
-        let Copies { flight, jobs } = copies;
-        if let Some(kind) = flight.ended_early(now_ns) {
+        if let Some(kind) = copies.portion.flight().ended_early(now_ns) {
             let error = Error::new(kind, "the transfer ended before it was copied");
-            return Copies { flight, jobs }.fail(&error.with_path(PathKind::Local));
+            return copies.fail(&error.with_path(PathKind::Local));
         }
-        let part = Part { flight, requests: Default::default(), failures: Vec::new() };
+        let Copies { portion, jobs } = copies;
+        let part = Part {
+            portion,
+            requests: VecDeque::new(),
+            failures: Vec::new(),
+            carried: Default::default(),
+        };
         let ticket = self.parts.insert(part);
         for job in jobs {
             self.submit(ticket, job);
@@ -108,13 +123,12 @@ impl LocalCopy {
         let ticket = Ticket::from_raw(done.tag);
         let Some(part) = self.parts.get_mut(ticket) else { return };
         let Some((request, bytes)) = part.requests.pop_front() else { return };
-        let result: Result<()> = if done.copied_bytes == bytes {
-            Ok(())
+        if done.copied_bytes == bytes {
+            part.carried.add(bytes);
         } else {
-            Err(Error::new(ErrorKind::Cancelled, "the copy was fenced").with_landed(Landed::Maybe))
-        };
-        metrics::carried(PathKind::Local, done.copied_bytes, result.as_ref().err());
-        part.failures.extend(result.err().map(|error| (request, error)));
+            let error = Error::new(ErrorKind::Cancelled, "the copy was fenced");
+            part.failures.push((request, error.with_landed(Landed::Maybe)));
+        }
         self.finish_if_done(ticket);
     }
 
@@ -122,7 +136,8 @@ impl LocalCopy {
         if self.parts.get(ticket).is_some_and(|part| part.requests.is_empty())
             && let Some(part) = self.parts.remove(ticket)
         {
-            part.flight.part_back(part.failures);
+            part.carried.record(PathKind::Local, &part.failures);
+            part.portion.back(part.failures);
         }
     }
 }

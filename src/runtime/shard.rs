@@ -17,7 +17,7 @@ use super::inbox::{Receiver, may_wait};
 use super::pump::{Driven, Turn};
 use super::seam::{self, Waiter};
 use super::task::{Tasks, unwinding};
-use crate::limits::{IDLE_BUDGET, STOP_TICK, TURN_BURST};
+use crate::limits::{IDLE_BUDGET, SPIN_TURNS, STOP_TICK, TURN_BURST};
 
 /// What a shard does when it finds nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +155,7 @@ impl Shard {
         };
         let budget_ns = self.parts.idle.budget_ns();
         let mut busy_ns = self.parts.clock.now_ns();
+        let mut vain = 0u32;
         loop {
             let now_ns = self.parts.clock.now_ns();
             let done = self.turn(now_ns);
@@ -162,13 +163,17 @@ impl Shard {
                 return;
             }
             if done > 0 {
-                busy_ns = now_ns;
+                (busy_ns, vain) = (now_ns, 0);
             } else if budget_ns.is_some_and(|budget| now_ns.saturating_sub(busy_ns) >= budget) {
                 if let Err(error) = self.park(&waiter, now_ns).await {
                     return tracing::error!(shard = self.index(), %error, "can't park");
                 }
                 busy_ns = self.parts.clock.now_ns();
             } else {
+                vain = vain.wrapping_add(1);
+                if vain.is_multiple_of(SPIN_TURNS) {
+                    std::thread::yield_now();
+                }
                 std::hint::spin_loop();
             }
         }

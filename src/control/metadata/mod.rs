@@ -6,6 +6,7 @@
 
 mod http;
 mod p2p;
+pub mod server;
 
 use tokio::time::timeout;
 
@@ -107,40 +108,26 @@ impl Registry {
         json: Vec<u8>,
         limits: &ControlLimits,
     ) -> Result<()> {
-        self.put_rpc_meta(name, control, limits).await?;
+        self.claim(name, control, limits).await?;
         if self.store.get(&self.keys.ram(name)).await?.is_some() {
             tracing::info!(name, "replacing the descriptor that an earlier engine left behind");
         }
         self.put_descriptor(name, json).await
     }
 
-    async fn put_rpc_meta(
-        &self,
-        name: &str,
-        control: &Address,
-        limits: &ControlLimits,
-    ) -> Result<()> {
+    /// Takes the name, unless another engine has it. Not every server refuses to give a name away
+    /// twice, and peers that then reach the wrong engine write into the wrong memory: look first.
+    async fn claim(&self, name: &str, control: &Address, limits: &ControlLimits) -> Result<()> {
         let ours = RpcMeta { ip_or_host_name: control.host.clone(), rpc_port: control.port };
         let key = self.keys.rpc(name);
-        if let Put::Stored = self.store.put(&key, ours.to_json()).await? {
-            return Ok(());
-        }
-        // Mooncake's servers never replace this entry, and a killed engine leaves it behind. On our
-        // own host we can tell whether its owner lives: nobody else gets the port of a live one.
-        let theirs = self.store.get(&key).await?.map(|json| RpcMeta::parse(&json)).transpose()?;
-        let abandoned = match &theirs {
-            None => true,
-            Some(theirs) if *theirs == ours => return Ok(()),
-            Some(theirs) if theirs.ip_or_host_name == ours.ip_or_host_name => {
-                let owner = Address::new(&theirs.ip_or_host_name, theirs.rpc_port);
-                is_gone(&owner, limits).await
+        match self.store.get(&key).await?.map(|json| RpcMeta::parse(&json)).transpose()? {
+            None => {}
+            Some(theirs) if theirs == ours => return Ok(()),
+            Some(theirs) if is_abandoned(&theirs, &ours, limits).await => {
+                self.store.delete(&key).await?;
             }
-            Some(_) => false,
-        };
-        if !abandoned {
-            return Err(self.name_taken(name, theirs));
+            Some(theirs) => return Err(self.name_taken(name, Some(theirs))),
         }
-        self.store.delete(&key).await?;
         match self.store.put(&key, ours.to_json()).await? {
             Put::Stored => Ok(()),
             Put::Duplicate => Err(self.name_taken(name, None)),
@@ -196,9 +183,14 @@ impl Registry {
     }
 }
 
-/// Whether nobody listens there. Silence is no proof.
-async fn is_gone(owner: &Address, limits: &ControlLimits) -> bool {
-    match timeout(limits.metadata_connect, client::connect(owner, limits)).await {
+/// Whether a killed engine left `theirs` behind. Only on our own host can we tell: there a refused
+/// connection proves that nobody listens. Silence is no proof.
+async fn is_abandoned(theirs: &RpcMeta, ours: &RpcMeta, limits: &ControlLimits) -> bool {
+    if theirs.ip_or_host_name != ours.ip_or_host_name {
+        return false;
+    }
+    let owner = Address::new(&theirs.ip_or_host_name, theirs.rpc_port);
+    match timeout(limits.metadata_connect, client::connect(&owner, limits)).await {
         Ok(Err(error)) => error.kind() == ErrorKind::Lost,
         _ => false,
     }

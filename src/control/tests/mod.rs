@@ -1,10 +1,16 @@
 //! Whole control planes, against raw sockets and against each other.
 
 mod daemon;
+mod descriptor;
+mod hostile;
+mod hostile_http;
 mod peers;
+mod registry;
+mod strangers;
+mod wire;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -91,8 +97,11 @@ pub(super) struct Raw(pub TcpStream);
 
 impl Raw {
     pub fn connect(control: &Control) -> Self {
-        let port = control.identity().control.port;
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Self::to(([127, 0, 0, 1], control.identity().control.port).into())
+    }
+
+    pub fn to(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
         Self(stream)
@@ -113,8 +122,16 @@ impl Raw {
         }
     }
 
-    pub fn shutdown_write(self) -> Self {
-        self.0.shutdown(Shutdown::Write).unwrap();
+    /// Sends until the daemon closes.
+    pub fn send_what_it_takes(mut self, bytes: &[u8]) -> Self {
+        // Losing the connection is what the tests that call this provoke.
+        let _ = self.0.write_all(bytes);
+        self
+    }
+
+    /// Ends our side, if the daemon has not ended both.
+    pub fn shutdown_write_if_open(self) -> Self {
+        let _ = self.0.shutdown(Shutdown::Write);
         self
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use kvrail_reactors::region::Slice;
 use kvrail_reactors::vector::{Filled, Vector};
 
-use super::wire::{Header, STATUS_BYTES, Status, Verb, Version};
+use super::wire::{BUSY_CODE, Header, STATUS_BYTES, Status, Verb, Version};
 use crate::limits::{
     LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS, RECEIVE_MAX_BYTES, SEND_MAX_BYTES, SEND_MAX_PARTS,
 };
@@ -270,7 +270,12 @@ impl ClientStream {
         match Status::decode(&entry.status).map_err(|_| Broken::NotAStatus)? {
             Status::Ok if is_read => {}
             Status::Ok => self.finish(Answer::Done, answered),
-            Status::Busy => self.finish(Answer::Busy, answered),
+            Status::Busy if is_event => self.finish(Answer::Busy, answered),
+            // Nobody knows whether data follows, so nothing behind it can be told apart.
+            Status::Busy => {
+                self.finish(Answer::Failed(BUSY_CODE), answered);
+                return Err(Broken::Rejected);
+            }
             // An event asks for a counter that nobody has open; the connection goes on.
             Status::Refused if is_event => self.finish(Answer::Refused, answered),
             Status::Refused => {

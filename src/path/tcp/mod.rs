@@ -2,9 +2,14 @@
 
 mod client;
 mod connection;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod peers;
 mod server;
 mod shard;
+mod sweep;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub(crate) use self::client::{Action, Request};

@@ -28,7 +28,7 @@ pub(super) struct Lanes {
     pub(super) lanes: Vec<Ticket<Connection>>,
     /// Connections that are being made.
     pub(super) dialing: usize,
-    /// A version 1 peer closed without a word: one request at a time, to find out which.
+    /// The peer closed without a word: one request at a time, to find out at which.
     careful: bool,
 }
 
@@ -51,7 +51,7 @@ impl Lanes {
     /// The framing of a new lane, and whether it sends one request at a time.
     pub(super) fn framing(&self) -> (Version, bool) {
         match &self.route.kind {
-            RouteKind::Tcp(tcp) if tcp.speaks_v2 => (Version::V2, false),
+            RouteKind::Tcp(tcp) if tcp.speaks_v2 => (Version::V2, self.careful),
             _ => (Version::V1, self.careful),
         }
     }
@@ -59,38 +59,49 @@ impl Lanes {
     /// A lane died with these requests unanswered, and nothing of them moves any more on our
     /// side. Those that the peer provably doesn't work on either wait for another lane; the rest
     /// is returned with its error.
+    ///
+    /// A refusal may get lost with the connection it ends (a reset throws away what the peer had
+    /// still to send), so the next lane is careful: one request at a time, which names the culprit.
     pub(super) fn lane_lost(
         &mut self,
         lane: Ticket<Connection>,
         loss: &Loss,
         unanswered: Vec<Request>,
     ) -> Vec<(Request, Error)> {
-        let Loss { end, was_careful, was_rejected } = loss;
         self.lanes.retain(|other| *other != lane);
-        let version = self.framing().0;
         // Only a peer that closed has stopped storing what we sent.
-        let may_resend = matches!(end, End::PeerClosed | End::Broken(Broken::Rejected));
+        let may_resend = matches!(loss.end, End::PeerClosed | End::Broken(Broken::Rejected));
         let mut failed = Vec::new();
-        let mut again = Vec::new();
-        for (position, mut request) in unanswered.into_iter().enumerate() {
-            let is_culprit = *was_careful && position == 0;
-            if is_culprit || !may_resend || request.attempts + 1 >= ATTEMPTS_MAX {
-                let error = self.lost(&request, end, is_culprit);
+        let mut is_unwell = false;
+        for mut request in unanswered.into_iter().rev() {
+            request.attempts += u32::from(loss.was_careful && !loss.was_rejected);
+            let is_exhausted = request.attempts >= self.attempts_max();
+            is_unwell |= is_exhausted;
+            // An event that arrived and whose answer was lost would count twice; behind a refusal
+            // nothing is carried out.
+            let may_repeat = loss.was_rejected || !matches!(request.action, Action::Event(_));
+            if may_resend && may_repeat && !is_exhausted {
+                self.waiting.push_front(request);
+            } else {
+                let error = self.lost(loss);
                 failed.push((request, error));
-                continue;
             }
-            // A refused request takes its lane down: the others behind it are not to blame. Nor is
-            // anybody but the culprit on a careful lane.
-            request.attempts += u32::from(version == Version::V2 && !was_rejected);
-            again.push(request);
         }
-        if version == Version::V1 && may_resend && !*was_careful && !again.is_empty() {
+        if may_resend && !loss.was_rejected && !self.waiting.is_empty() {
             self.careful = true;
         }
-        for request in again.into_iter().rev() {
-            self.waiting.push_front(request);
+        if is_unwell && self.framing().0 == Version::V2 {
+            // It closed on one request thrice and said nothing: it is the peer, not the request.
+            let error = self.lost(loss).with_landed(Landed::No);
+            failed.extend(self.waiting.drain(..).map(|request| (request, error.clone())));
         }
         failed
+    }
+
+    /// Lonely attempts of a request. A version 1 peer refuses by closing, so its first word is
+    /// final.
+    fn attempts_max(&self) -> u32 {
+        if self.framing().0 == Version::V1 { 1 } else { ATTEMPTS_MAX }
     }
 
     /// Nothing waits any more: whatever made us careful is over.
@@ -99,13 +110,11 @@ impl Lanes {
     }
 
     /// The error of a request that was sent and not answered.
-    fn lost(&self, request: &Request, end: &End, is_culprit: bool) -> Error {
-        let landed = match request.action {
-            Action::Event(_) | Action::Read(_) | Action::Write(_) => Landed::Maybe,
-        };
-        let error = match end {
+    fn lost(&self, loss: &Loss) -> Error {
+        let is_v1 = self.framing().0 == Version::V1;
+        let error = match &loss.end {
             End::Ours => Error::closed("the engine closed the connection"),
-            End::PeerClosed if is_culprit => Error::refused(
+            End::PeerClosed if loss.was_careful && is_v1 => Error::refused(
                 "the peer closed the connection at this request: it has no such region or left",
             ),
             End::PeerClosed => Error::lost("the peer closed the connection"),
@@ -113,7 +122,7 @@ impl Lanes {
             End::Io(source) => Error::lost("the connection failed").with_source(source.clone()),
             End::Broken(source) => Error::lost("the peer broke the protocol").with_source(*source),
         };
-        self.blame(error).with_landed(landed)
+        self.blame(error).with_landed(Landed::Maybe)
     }
 
     /// Names this peer and path.

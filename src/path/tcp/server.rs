@@ -151,6 +151,18 @@ impl ServerStream {
         receiving || self.replies.iter().any(|reply| matches!(reply, Reply::Memory(s) if is_in(s)))
     }
 
+    /// Replies that wait, for tests of their bound.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn waiting_replies(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// Bytes that are put off, for tests of their bound.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn backlog_bytes(&self) -> usize {
+        self.backlog.len()
+    }
+
     /// `len` bytes of the body are in place.
     fn stored(&mut self, len: usize) {
         if let Receiving::Body { target, version } = &mut self.receiving {

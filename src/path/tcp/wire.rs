@@ -12,6 +12,9 @@ pub(crate) const STATUS_BYTES: usize = 8;
 /// Upper half of a status frame: "MCTV".
 const STATUS_MAGIC: u64 = 0x4D43_5456;
 
+/// The status that only kvrail's events are answered with.
+pub(crate) const BUSY_CODE: u32 = 2;
+
 /// Bit 7 of the opcode: the sender wants statuses (version 2).
 const VERSION_2: u8 = 0x80;
 
@@ -96,7 +99,7 @@ impl Status {
         let code = match self {
             Self::Ok => 0,
             Self::Refused => 1,
-            Self::Busy => 2,
+            Self::Busy => BUSY_CODE,
             Self::Other(code) => code,
         };
         (STATUS_MAGIC << 32 | u64::from(code)).to_le_bytes()
@@ -110,7 +113,7 @@ impl Status {
         Ok(match word as u32 {
             0 => Self::Ok,
             1 => Self::Refused,
-            2 => Self::Busy,
+            BUSY_CODE => Self::Busy,
             code => Self::Other(code),
         })
     }

@@ -1,0 +1,248 @@
+//! A server's stream without a kernel: any bytes in any chunks, over real regions, against a
+//! reference that reads the whole input at once. Nothing but permitted ranges may change.
+
+use std::sync::Arc;
+
+use kvrail_reactors::region::{self, Slice};
+use kvrail_reactors::vector::Vector;
+
+use super::server::{Served, ServerStream};
+use super::wire::{Event, HEADER_BYTES, Header, STATUS_BYTES, Status, Verb, Version};
+use crate::limits::{
+    EVENT_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS, SMALL_ROOM_BYTES,
+};
+use crate::memory::{Access, Location, Operation, Region, Regions, RegionsView};
+
+/// Memory with registered ranges in it and guard bytes around them. Peers name bytes by their
+/// offset; addresses outside of it reach the table of regions as they are.
+pub(crate) struct World {
+    pub(crate) memory: Arc<region::Region>,
+    windows: Vec<Window>,
+    view: RegionsView,
+    /// What was delivered, in order.
+    pub(crate) events: Vec<Event>,
+}
+
+/// A registered range.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    pub(crate) access: Access,
+}
+
+/// Every permission once, with gaps, one of them between pages.
+pub(crate) const WINDOWS: [Window; 4] = [
+    Window { start: 1_000, len: 5_000, access: Access::READ_WRITE },
+    Window { start: 6_001, len: 999, access: Access::READ },
+    Window { start: 8_192, len: 4_096, access: Access::WRITE },
+    Window { start: 13_000, len: 2_000, access: Access::LOCAL },
+];
+
+impl World {
+    pub(crate) fn new(len: usize, windows: &[Window]) -> Self {
+        let memory = Arc::new(region::Region::allocate(len, None).expect("memory"));
+        let regions = Arc::new(Regions::default());
+        for window in windows {
+            let inner = region::Region::within(&memory, window.start, window.len).expect("room");
+            let region = Region::new(inner, window.access, Location::Cpu(None));
+            regions.insert(region).expect("no overlap");
+        }
+        let view = RegionsView::new(regions);
+        let world = Self { memory, windows: windows.to_vec(), view, events: Vec::new() };
+        let bytes: Vec<u8> = (0..len).map(|at| (at * 31 >> 3) as u8).collect();
+        world.all().write(0, &bytes).expect("all of it");
+        world
+    }
+
+    pub(crate) fn all(&self) -> Slice {
+        Slice::new(self.memory.clone(), 0, self.memory.len()).expect("all of it")
+    }
+
+    pub(crate) fn contents(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.memory.len()];
+        self.all().read(0, &mut bytes).expect("all of it");
+        bytes
+    }
+}
+
+impl Served for World {
+    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
+        let is_ours = addr < self.memory.len() as u64;
+        let addr = if is_ours { self.memory.addr() + addr } else { addr };
+        self.view.current().find(addr, len, operation).ok()
+    }
+
+    fn event(&mut self, event: Event) -> Status {
+        let status = status_of(&event);
+        self.events.push(event);
+        status
+    }
+}
+
+/// All three answers to events, chosen by the event itself.
+fn status_of(event: &Event) -> Status {
+    match event.count {
+        Some((0, _)) => Status::Refused,
+        Some((1, _)) => Status::Busy,
+        _ => Status::Ok,
+    }
+}
+
+/// What a server owes for the whole input.
+#[derive(Debug, Default)]
+pub(crate) struct Expected {
+    /// None: a byte of memory that this input writes too, so its value depends on timing.
+    pub(crate) replies: Vec<Option<u8>>,
+    pub(crate) memory: Vec<u8>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) closes: bool,
+}
+
+/// Reads the input as one piece, with plain slices and no state.
+pub(crate) fn expected(world: &World, mut input: &[u8]) -> Expected {
+    let mut expected = Expected { memory: world.contents(), ..Expected::default() };
+    while let Some((header, rest)) = input.split_first_chunk::<HEADER_BYTES>() {
+        let header = match Header::decode(header) {
+            Ok(header) => header,
+            Err(unknown) => return expected.refused(unknown.0),
+        };
+        let len = usize::try_from(header.len).unwrap_or(usize::MAX);
+        let body = &rest[..len.min(rest.len())];
+        input = &rest[body.len()..];
+        match header.verb {
+            Verb::Event if !(1..=EVENT_MAX_BYTES).contains(&header.len) => {
+                return expected.refused(header.version);
+            }
+            Verb::Event if body.len() < len => break,
+            Verb::Event => {
+                let event = Event::decode(body);
+                expected.status(event.as_ref().map_or(Status::Refused, status_of));
+                expected.events.extend(event);
+            }
+            Verb::Transfer(operation) => {
+                let Some(access) = permitted(&world.windows, header.addr, header.len, operation)
+                else {
+                    return expected.refused(header.version);
+                };
+                let start = header.addr as usize;
+                if operation == Operation::Read {
+                    input = rest;
+                    expected.answer(header.version);
+                    let bytes = &expected.memory[start..start + len];
+                    let known = bytes.iter().map(|&byte| (!access.write).then_some(byte));
+                    expected.replies.extend(known);
+                } else {
+                    expected.memory[start..start + body.len()].copy_from_slice(body);
+                    if body.len() < len {
+                        break;
+                    }
+                    expected.answer(header.version);
+                }
+            }
+        }
+    }
+    expected
+}
+
+fn permitted(windows: &[Window], addr: u64, len: u64, operation: Operation) -> Option<Access> {
+    let end = u128::from(addr) + u128::from(len);
+    let inside = |w: &&Window| addr >= w.start as u64 && end <= (w.start + w.len) as u128;
+    let access = windows.iter().find(inside).filter(|_| len > 0)?.access;
+    let allowed = if operation == Operation::Read { access.read } else { access.write };
+    allowed.then_some(access)
+}
+
+impl Expected {
+    fn status(&mut self, status: Status) {
+        self.replies.extend(status.encode().map(Some));
+    }
+
+    fn answer(&mut self, version: Version) {
+        if version == Version::V2 {
+            self.status(Status::Ok);
+        }
+    }
+
+    fn refused(mut self, version: Version) -> Self {
+        if version == Version::V2 {
+            self.status(Status::Refused);
+        }
+        self.closes = true;
+        self
+    }
+}
+
+/// Feeds `input` in `chunks`, over and over. A chunk of 0 lets the replies wait a turn longer, as
+/// a peer does that does not read. Returns the replies; panics where a bound does not hold.
+pub(crate) fn feed(
+    stream: &mut ServerStream,
+    world: &mut World,
+    mut input: &[u8],
+    chunks: &[usize],
+) -> Vec<u8> {
+    let mut replies = Vec::new();
+    let mut turn = 0;
+    loop {
+        let mut vector = Vector::default();
+        stream.receive_into(&mut vector);
+        assert!(vector.parts() <= 2, "a body and what is behind it");
+        let chunk = chunks.get(turn % chunks.len().max(1)).copied().unwrap_or(usize::MAX);
+        turn += 1;
+        let is_lazy = chunk == 0 && !vector.is_empty() && turn <= 2 * REPLIES_MAX;
+        let chunk = if chunk == 0 { HEADER_BYTES } else { chunk };
+        let count = vector.store(&input[..chunk.min(input.len())]);
+        input = &input[count..];
+        stream.received(&vector, count, world);
+        if is_lazy && !input.is_empty() {
+            continue;
+        }
+        let sent = send(stream, world, &mut replies);
+        if count == 0 && sent == 0 {
+            break;
+        }
+    }
+    assert!(input.is_empty() || stream.is_closing(), "{} bytes are not read", input.len());
+    replies
+}
+
+/// Takes one send's worth of replies.
+fn send(stream: &mut ServerStream, world: &mut World, replies: &mut Vec<u8>) -> usize {
+    let mut vector = Vector::default();
+    stream.send_into(&mut vector);
+    assert!(vector.parts() <= SEND_MAX_PARTS + 1);
+    assert!(vector.len() <= SEND_MAX_BYTES + STATUS_BYTES);
+    replies.extend(vector.copy_out(usize::MAX));
+    stream.sent(world);
+    assert!(stream.waiting_replies() <= REPLIES_MAX + 1, "replies are bounded");
+    assert!(stream.backlog_bytes() <= SMALL_ROOM_BYTES, "what is put off is bounded");
+    vector.len()
+}
+
+/// See [`crate::fuzzing::tcp_stream`].
+pub(crate) fn stream(input: &[u8]) {
+    let count = input.first().map_or(0, |&first| usize::from(first % 8)).min(input.len());
+    let (chunks, input) = input.split_at(count);
+    let chunks: Vec<usize> = chunks.iter().skip(1).map(|&chunk| chunk_bytes(chunk)).collect();
+    holds(16 << 10, &WINDOWS, input, &chunks);
+}
+
+/// Mostly small ones: they cut headers and statuses.
+fn chunk_bytes(byte: u8) -> usize {
+    if byte < 200 { usize::from(byte) } else { usize::from(byte) << 6 }
+}
+
+/// The stream does what the reference says, in these chunks.
+pub(crate) fn holds(len: usize, windows: &[Window], input: &[u8], chunks: &[usize]) {
+    let mut world = World::new(len, windows);
+    let expected = expected(&world, input);
+    let mut stream = ServerStream::default();
+    let replies = feed(&mut stream, &mut world, input, chunks);
+    assert_eq!(replies.len(), expected.replies.len(), "bytes of replies");
+    for (at, (got, known)) in replies.iter().zip(&expected.replies).enumerate() {
+        assert_eq!(*got, known.unwrap_or(*got), "byte {at} of the replies");
+    }
+    assert!(world.contents() == expected.memory, "the memory differs");
+    assert_eq!(world.events, expected.events);
+    assert_eq!(stream.is_closing(), expected.closes);
+}

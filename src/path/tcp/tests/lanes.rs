@@ -1,0 +1,154 @@
+//! What happens to requests whose lane died: resent where the peer provably doesn't work on them
+//! any more, failed otherwise, and never for ever.
+
+use std::io;
+use std::sync::Arc;
+
+use kvrail_reactors::region::{Region, Slice};
+use kvrail_reactors::ticket::Ticket;
+
+use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
+use crate::path::tcp::client::{Action, Broken, Request};
+use crate::path::tcp::connection::End;
+use crate::path::tcp::peers::{Lanes, Loss};
+use crate::path::tcp::wire::Version;
+use crate::peer::{Route, RouteKind, TcpRoute};
+use crate::{Error, ErrorKind, Landed};
+
+fn lanes(speaks_v2: bool) -> Lanes {
+    let tcp = TcpRoute { host: "peer".into(), port: 1, speaks_v2, incarnation: Some(1) };
+    Lanes::new(Arc::new(Route { key: 1, name: "peer:1".into(), kind: RouteKind::Tcp(tcp) }))
+}
+
+fn request(index: usize, action: Action) -> Request {
+    Request { part: 0, index, action, addr: 0, attempts: 0 }
+}
+
+fn writes(count: usize) -> Vec<Request> {
+    let region = Arc::new(Region::allocate(4_096, None).unwrap());
+    let slice = || Slice::new(region.clone(), 0, 10).unwrap();
+    (0..count).map(|index| request(index, Action::Write(slice()))).collect()
+}
+
+fn loss(end: End) -> Loss {
+    Loss { end, was_careful: false, was_rejected: false }
+}
+
+/// A lane with one request at a time, closed by the peer.
+const CAREFUL: Loss = Loss { end: End::PeerClosed, was_careful: true, was_rejected: false };
+
+fn lose(lanes: &mut Lanes, loss: &Loss, requests: Vec<Request>) -> Vec<(Request, Error)> {
+    lanes.lane_lost(Ticket::from_raw(0), loss, requests)
+}
+
+fn indexes<'a>(requests: impl IntoIterator<Item = &'a Request>) -> Vec<usize> {
+    requests.into_iter().map(|request| request.index).collect()
+}
+
+#[test]
+fn a_peer_that_closed_is_sent_to_again_in_order_and_one_by_one() {
+    let mut lanes = lanes(true);
+    lanes.waiting.extend(writes(5).split_off(3));
+    assert!(lose(&mut lanes, &loss(End::PeerClosed), writes(3)).is_empty());
+    assert_eq!(indexes(&lanes.waiting), [0, 1, 2, 3, 4], "ahead of what waited");
+    assert_eq!(lanes.framing(), (Version::V2, true), "the refusal may be lost: find the culprit");
+    assert!(lanes.waiting.iter().all(|request| request.attempts == 0), "nobody is to blame yet");
+}
+
+#[test]
+fn a_peer_that_closes_on_a_lonely_request_again_and_again_is_lost() {
+    let mut lanes = lanes(true);
+    lanes.waiting.extend(writes(3));
+    for attempt in 1..ATTEMPTS_MAX {
+        let first = lanes.waiting.pop_front().unwrap();
+        assert!(lose(&mut lanes, &CAREFUL, vec![first]).is_empty());
+        assert_eq!(lanes.waiting[0].attempts, attempt);
+    }
+    let first = lanes.waiting.pop_front().unwrap();
+    let failed = lose(&mut lanes, &CAREFUL, vec![first]);
+    assert_eq!(indexes(failed.iter().map(|(request, _)| request)), [0, 1, 2], "it is the peer");
+    assert!(failed.iter().all(|(_, error)| error.kind() == ErrorKind::Lost));
+    let landed: Vec<_> = failed.iter().map(|(_, error)| error.landed()).collect();
+    assert_eq!(landed, [Landed::Maybe, Landed::No, Landed::No]);
+    assert_eq!(failed[0].1.peer(), Some("peer:1"));
+    assert!(lanes.waiting.is_empty());
+}
+
+#[test]
+fn a_refusal_is_not_held_against_those_behind_it() {
+    let mut lanes = lanes(true);
+    let rejected = Loss { end: End::PeerClosed, was_careful: false, was_rejected: true };
+    for _ in 0..10 * ATTEMPTS_MAX {
+        assert!(lose(&mut lanes, &rejected, writes(2)).is_empty());
+        assert!(lanes.waiting.drain(..).all(|request| request.attempts == 0));
+    }
+}
+
+#[test]
+fn a_peer_that_may_still_store_is_not_sent_to_again() {
+    let io = || End::Io(Arc::new(io::ErrorKind::TimedOut.into()));
+    let ends = [
+        (End::Ours, ErrorKind::Closed),
+        (End::Stalled, ErrorKind::Lost),
+        (io(), ErrorKind::Lost),
+        (End::Broken(Broken::NotAStatus), ErrorKind::Lost),
+        (End::Broken(Broken::Unasked), ErrorKind::Lost),
+    ];
+    for speaks_v2 in [true, false] {
+        for (end, kind) in &ends {
+            let mut lanes = lanes(speaks_v2);
+            let failed = lose(&mut lanes, &loss(end.clone()), writes(2));
+            assert_eq!(failed.len(), 2, "{end:?}");
+            assert!(failed.iter().all(|(_, error)| error.kind() == *kind), "{end:?}");
+            assert!(lanes.waiting.is_empty() && !lanes.framing().1);
+        }
+    }
+}
+
+#[test]
+fn a_version_1_peer_that_closed_is_asked_one_by_one_who_it_was() {
+    let mut lanes = lanes(false);
+    assert_eq!(lanes.framing(), (Version::V1, false));
+    assert!(lose(&mut lanes, &loss(End::PeerClosed), writes(3)).is_empty());
+    assert_eq!(lanes.framing(), (Version::V1, true));
+    assert_eq!(lanes.missing(), 1, "one lane while in doubt");
+    for culprit in 0..3 {
+        let first = lanes.waiting.pop_front().unwrap();
+        let failed = lose(&mut lanes, &CAREFUL, vec![first]);
+        assert_eq!(indexes(failed.iter().map(|(request, _)| request)), [culprit]);
+        assert_eq!(failed[0].1.kind(), ErrorKind::Refused);
+        assert_eq!(failed[0].1.landed(), Landed::Maybe);
+    }
+    assert!(lanes.waiting.is_empty());
+    lanes.relax();
+    assert_eq!(lanes.framing(), (Version::V1, false));
+}
+
+/// Counted twice is worse than lost: nobody knows whether the peer had counted it when it closed.
+#[test]
+fn an_event_is_sent_again_only_behind_a_refusal() {
+    let event = || vec![request(0, Action::Event(Arc::from(&b"event"[..])))];
+    let mut lanes = lanes(true);
+    let failed = lose(&mut lanes, &loss(End::PeerClosed), event());
+    assert_eq!(failed.len(), 1);
+    assert_eq!((failed[0].1.kind(), failed[0].1.landed()), (ErrorKind::Lost, Landed::Maybe));
+    let rejected = Loss { end: End::PeerClosed, was_careful: false, was_rejected: true };
+    assert!(lose(&mut lanes, &rejected, event()).is_empty());
+    assert_eq!(lanes.waiting.len(), 1);
+}
+
+#[test]
+fn lanes_are_made_for_what_waits() {
+    let mut lanes = lanes(true);
+    assert_eq!(lanes.missing(), 0);
+    lanes.waiting.extend(writes(1));
+    assert_eq!(lanes.missing(), 1);
+    lanes.dialing = 1;
+    assert_eq!(lanes.missing(), 0);
+    let region = Arc::new(Region::allocate(LANE_SPREAD_BYTES, None).unwrap());
+    for _ in 0..2 * LANES_MAX {
+        let slice = Slice::new(region.clone(), 0, region.len()).unwrap();
+        lanes.waiting.push_back(request(0, Action::Write(slice)));
+    }
+    assert_eq!(lanes.missing(), LANES_MAX - 1);
+}

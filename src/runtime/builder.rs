@@ -1,0 +1,139 @@
+//! From settings to running shards: what the machine refuses is found out before any thread starts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::Duration;
+
+use kvrail_reactors::doorbell::Doorbell;
+
+use super::actor::{ActorPanic, OnPanic};
+use super::clock::Clock;
+use super::inbox::inbox;
+use super::placement::{self, ShardPlacement, Shards};
+use super::shard::{Idle, ShardParts, Stop};
+use super::{Handle, Owner, Runtime, Shared, lock, seam};
+use crate::limits::{MAILBOX_MESSAGES, SHARD_COMMANDS, STOP_DRAIN};
+use crate::topology::Topology;
+use crate::{Error, Result};
+
+/// Settings of a [`Runtime`].
+#[must_use]
+pub struct RuntimeBuilder {
+    shards: Shards,
+    idle: Idle,
+    name: String,
+    mailbox: usize,
+    drain: Duration,
+    on_panic: OnPanic,
+}
+
+impl RuntimeBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            shards: Shards::default(),
+            idle: Idle::default(),
+            name: "kvrail".into(),
+            mailbox: MAILBOX_MESSAGES,
+            drain: STOP_DRAIN,
+            on_panic: OnPanic::default(),
+        }
+    }
+
+    /// How many shards, and where; [`Shards::Auto`] by default.
+    pub fn shards(mut self, shards: Shards) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// What an idle shard does; by default it polls for [`crate::limits::IDLE_BUDGET`], then parks.
+    pub fn idle(mut self, idle: Idle) -> Self {
+        self.idle = idle;
+        self
+    }
+
+    /// Prefix of the threads' names, `kvrail` by default.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Messages that may wait for one actor or pump, [`MAILBOX_MESSAGES`] by default; at least 1.
+    pub fn mailbox(mut self, messages: usize) -> Self {
+        self.mailbox = messages;
+        self
+    }
+
+    /// How long a stop lets actors and pumps finish, [`STOP_DRAIN`] by default.
+    pub fn drain(mut self, time: Duration) -> Self {
+        self.drain = time;
+        self
+    }
+
+    /// Who hears of panics in actors, pumps and futures, on the shard's thread; by default an
+    /// error event of `tracing`.
+    pub fn on_panic(mut self, handler: impl Fn(ActorPanic) + Send + Sync + 'static) -> Self {
+        self.on_panic = OnPanic(Arc::new(handler));
+        self
+    }
+
+    /// Starts the shards; returns when each of them runs.
+    ///
+    /// # Errors
+    /// Refused when the placement is impossible, or the system gives no io_uring, locked memory,
+    /// thread or descriptor; nothing is left running then.
+    pub fn build(self) -> Result<Runtime> {
+        if self.mailbox == 0 {
+            return Err(Error::refused("a mailbox of 0 messages takes none: ask for 1 or more"));
+        }
+        let placements = placement::place(&Topology::here()?, &self.shards)?;
+        seam::probe()?;
+        let (shared, seeds) = self.shared(placements)?;
+        let owner = Owner { shared, threads: Mutex::default() };
+        let (started, starts) = mpsc::channel();
+        for (seed, index) in seeds.into_iter().zip(0..) {
+            let thread = owner.start(format!("{}-{index}", self.name), seed, started.clone())?;
+            lock(&owner.threads).push(thread);
+        }
+        drop(started);
+        // An error ends here, and dropping the owner stops those that did start.
+        starts.iter().take(owner.shared.shards.len()).collect::<Result<()>>()?;
+        Ok(Runtime(Arc::new(owner)))
+    }
+
+    fn shared(&self, placements: Vec<ShardPlacement>) -> Result<(Arc<Shared>, Vec<ShardParts>)> {
+        static RUNTIMES: AtomicU64 = AtomicU64::new(0);
+        let runtime = RUNTIMES.fetch_add(1, Ordering::Relaxed);
+        let (clock, stop) = (Clock::new(), Arc::new(Stop::new()));
+        let mut shards = Vec::new();
+        let mut seeds = Vec::new();
+        for index in 0..placements.len() {
+            let doorbell = Arc::new(Doorbell::new().map_err(|error| {
+                Error::refused("no descriptor for a doorbell: raise `ulimit -n`").with_source(error)
+            })?);
+            let (sender, commands) = inbox(SHARD_COMMANDS, doorbell.clone());
+            shards.push(Handle { commands: sender, doorbell: doorbell.clone() });
+            seeds.push(ShardParts {
+                index,
+                runtime,
+                commands,
+                doorbell,
+                stop: stop.clone(),
+                idle: self.idle,
+                clock: clock.clone(),
+                on_panic: self.on_panic.clone(),
+            });
+        }
+        let shared = Shared {
+            runtime,
+            shards,
+            placements,
+            stop,
+            clock,
+            drain: self.drain,
+            mailbox: self.mailbox,
+            running: Mutex::new(0),
+            ended: Condvar::new(),
+        };
+        Ok((Arc::new(shared), seeds))
+    }
+}
