@@ -247,7 +247,8 @@ proptest! {
             at += len;
         }
         prop_assert!(duet.world.contents() == theirs, "the server's memory differs");
-        prop_assert!(bytes_of(&slice(&memory, 0, memory.len())) == ours, "the client's memory differs");
+        let memory = bytes_of(&slice(&memory, 0, memory.len()));
+        prop_assert!(memory == ours, "the client's memory differs");
         prop_assert_eq!(duet.world.events, events);
     }
 
