@@ -50,7 +50,7 @@ impl World {
         }
         let view = RegionsView::new(regions);
         let world = Self { memory, windows: windows.to_vec(), view, events: Vec::new() };
-        let bytes: Vec<u8> = (0..len).map(|at| (at * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8).collect();
         world.all().write(0, &bytes).expect("all of it");
         world
     }
