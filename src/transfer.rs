@@ -142,15 +142,18 @@ fn checked_event(mut event: Event, peer: &Peer, name: &str) -> Result<Option<Eve
             return Err(Error::refused(format!("a notification of {} bytes", message.len())));
         }
     }
-    let is_mooncake = matches!(
-        &peer.inner.link.route.kind, RouteKind::Tcp(tcp) if tcp.incarnation.is_none()
-    );
+    let is_mooncake =
+        matches!(&peer.inner.link.route.kind, RouteKind::Tcp(tcp) if !tcp.takes_events());
     let text = event.message.as_ref().map(|(_, message)| std::str::from_utf8(message));
     if is_mooncake && event.count.is_some() {
-        return Err(Error::refused("a Mooncake peer has no counters; notify it instead"));
+        return Err(Error::refused(
+            "a Mooncake peer, or one that is spoken to in version 1, has no counters; notify it instead",
+        ));
     }
     if is_mooncake && matches!(text, Some(Err(_))) {
-        return Err(Error::refused("a Mooncake peer takes notifications of UTF-8 text only"));
+        return Err(Error::refused(
+            "a Mooncake peer, or one that is spoken to in version 1, is notified in UTF-8 text only",
+        ));
     }
     Ok(Some(event))
 }
@@ -405,9 +408,7 @@ impl Inner {
                 return portion.back(vec![(EVENT, error)]);
             };
             match &portion.flight().plan.peer.inner.link.route.kind {
-                RouteKind::Tcp(tcp) if tcp.incarnation.is_none() => {
-                    engine.notify_peer(portion, event)
-                }
+                RouteKind::Tcp(tcp) if !tcp.takes_events() => engine.notify_peer(portion, event),
                 _ => {
                     let action = Action::Event(event.encode().into());
                     let request = Request { part: 0, index: EVENT, action, addr: 0, attempts: 0 };
