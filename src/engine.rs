@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
-use crate::config::{EngineBuilder, Metadata};
+use crate::config::{EngineBuilder, Metadata, TcpLimits};
 use crate::control::{
     Buffer, Control, ControlConfig, Descriptor, Extras, Host, Identity, MetadataKind, Resolved,
 };
@@ -111,14 +111,14 @@ impl Engine {
             host
         })?;
         let host = take.recv().map_err(|_| Error::closed("the control thread ended"))?;
-        Self::assemble(runtime, Arc::new(control), host, config.tcp_v1)
+        Self::assemble(runtime, Arc::new(control), host, (config.tcp, config.tcp_v1))
     }
 
     fn assemble(
         runtime: Runtime,
         control: Arc<Control>,
         host: Arc<HostState>,
-        tcp_v1: bool,
+        (limits, tcp_v1): (TcpLimits, bool),
     ) -> Result<Self> {
         let mut shards = Vec::new();
         let mut copies = Vec::new();
@@ -130,6 +130,7 @@ impl Engine {
                 regions,
                 host.arrivals.clone(),
                 control.clone(),
+                limits,
             )?);
             copies.push(CopyActor::spawn(&runtime, shard)?);
         }

@@ -219,6 +219,10 @@ pub const TICK_NS: u64 = 10_000_000;
 /// connection is closed under it; a healthy connection needs a few milliseconds.
 pub const ENDING_GRACE_NS: u64 = 100_000_000;
 
+/// The same for a peer that does move bytes, but slowly: a full window ([`LANE_WINDOW_BYTES`]) takes
+/// so long at 32 Mbit/s. Without it a byte now and then outlives any deadline.
+pub const ENDING_MAX_NS: u64 = 2_000_000_000;
+
 /// A peer in mid-request that moves no byte for so long is gone. Mooncake's status time-out.
 pub const PROGRESS_DEADLINE_NS: u64 = 30_000_000_000;
 

@@ -16,8 +16,9 @@ use super::peers::{Lanes, Loss};
 use super::server::{Served, ServerStream};
 use super::wire::{Event, Status};
 use crate::arrivals::Arrivals;
+use crate::config::TcpLimits;
 use crate::flight::Portion;
-use crate::limits::{ENDING_GRACE_NS, PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX, TICK_NS};
+use crate::limits::{ENDING_GRACE_NS, ENDING_MAX_NS, TICK_NS};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
 use crate::peer::Route;
@@ -69,6 +70,7 @@ pub(crate) struct TcpShard {
     parts: Table<Part>,
     fences: Vec<Fence>,
     dial: Dial,
+    limits: TcpLimits,
     servers: usize,
     next_tick_ns: u64,
     is_stopping: bool,
@@ -106,6 +108,7 @@ impl TcpShard {
         regions: RegionsView,
         arrivals: Arc<Arrivals>,
         dial: Dial,
+        limits: TcpLimits,
     ) -> Self {
         Self {
             ring,
@@ -116,6 +119,7 @@ impl TcpShard {
             parts: Table::default(),
             fences: Vec::new(),
             dial,
+            limits,
             servers: 0,
             next_tick_ns: 0,
             is_stopping: false,
@@ -237,8 +241,9 @@ impl TcpShard {
         if self.is_stopping {
             return;
         }
-        if self.servers >= SERVER_CONNECTIONS_MAX && !self.evict_idle() {
-            tracing::warn!(SERVER_CONNECTIONS_MAX, "refused a data connection: all are busy");
+        let connections_max = self.limits.connections_max;
+        if self.servers >= connections_max && !self.evict() {
+            tracing::warn!(connections_max, "refused a data connection: all are busy");
             return;
         }
         let Ok(socket) = in_blocking_mode(socket) else { return };
@@ -248,16 +253,14 @@ impl TcpShard {
         self.start(connection, now_ns);
     }
 
-    /// Closes the server connection that has been idle for longest; `false` where none is idle.
-    fn evict_idle(&mut self) -> bool {
+    /// Closes a server connection to make room for another; `false` where all are busy.
+    fn evict(&mut self) -> bool {
         let ring = &mut self.ring;
-        let idle = self
-            .connections
-            .iter_mut()
-            .map(|(_, connection)| connection)
-            .filter(|c| matches!(c.role, Role::Server(_)) && c.end.is_none() && !c.is_mid_request())
-            .min_by_key(|connection| connection.progress_ns);
-        idle.map(|connection| connection.close(ring, End::Ours)).is_some()
+        let candidates = self.connections.iter_mut().filter_map(|(_, connection)| {
+            connection.eviction_order().map(|order| (order, connection))
+        });
+        let first = candidates.min_by_key(|(order, _)| *order);
+        first.map(|(_, connection)| connection.close(ring, End::Ours)).is_some()
     }
 
     /// Posts what a connection can take.
@@ -272,6 +275,7 @@ impl TcpShard {
         let unwanted = |request: &Request| ended_early(parts, request, now_ns).is_some();
         let dropped = connection.start(
             ticket.to_raw(),
+            now_ns,
             &mut self.ring,
             waiting.unwrap_or(&mut none),
             unwanted,
@@ -481,14 +485,13 @@ impl TcpShard {
             if connection.end.is_some() || !connection.is_mid_request() {
                 continue;
             }
-            let given_up = match &connection.role {
-                Role::Client { stream, .. } => {
-                    stream.unanswered().any(|request| ended_early(parts, request, now_ns).is_some())
-                }
-                Role::Server(_) => false,
+            let is_given_up = |request: &Request| ended_early(parts, request, now_ns).is_some();
+            let silent_ns = now_ns.saturating_sub(connection.progress_ns);
+            let is_over = match connection.given_up_ns(now_ns, is_given_up) {
+                Some(since_ns) => silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS,
+                None => silent_ns > self.limits.progress_ns,
             };
-            let patience_ns = if given_up { ENDING_GRACE_NS } else { PROGRESS_DEADLINE_NS };
-            if now_ns.saturating_sub(connection.progress_ns) > patience_ns {
+            if is_over {
                 connection.close(&mut self.ring, End::Stalled);
             }
         }
