@@ -1,10 +1,12 @@
 //! How an engine is started: every choice with its default, in one typed builder.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
+use crate::limits::{PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
 use crate::runtime::{Idle, Shards};
 use crate::{Error, Result};
 
@@ -35,6 +37,21 @@ impl std::str::FromStr for Metadata {
     }
 }
 
+/// What a peer's data connections may cost us.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TcpLimits {
+    /// A peer in mid-request that moves no byte for so long is gone.
+    pub(crate) progress_ns: u64,
+    /// Connections that peers may have open to one shard.
+    pub(crate) connections_max: usize,
+}
+
+impl Default for TcpLimits {
+    fn default() -> Self {
+        Self { progress_ns: PROGRESS_DEADLINE_NS, connections_max: SERVER_CONNECTIONS_MAX }
+    }
+}
+
 /// Settings of an [`Engine`]; made by [`Engine::builder`].
 #[derive(Debug, Clone)]
 #[must_use]
@@ -47,6 +64,7 @@ pub struct EngineBuilder {
     pub(crate) shards: Shards,
     pub(crate) idle: Idle,
     pub(crate) tcp_v1: bool,
+    pub(crate) tcp: TcpLimits,
 }
 
 impl Default for EngineBuilder {
@@ -60,6 +78,7 @@ impl Default for EngineBuilder {
             shards: Shards::default(),
             idle: Idle::default(),
             tcp_v1: false,
+            tcp: TcpLimits::default(),
         }
     }
 }
@@ -118,6 +137,13 @@ impl EngineBuilder {
     /// `MC_TCP_PROTO=1`), for peers behind a descriptor that claims too much.
     pub fn tcp_version_1(mut self, only: bool) -> Self {
         self.tcp_v1 = only;
+        self
+    }
+
+    /// How long a peer that owes us bytes may move none before its connection is closed and what
+    /// it carried is Lost; 30 s by default, Mooncake's status time-out. Idle connections stay.
+    pub fn progress_deadline(mut self, after: Duration) -> Self {
+        self.tcp.progress_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         self
     }
 

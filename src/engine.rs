@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
-use crate::config::{EngineBuilder, Metadata};
+use crate::config::{EngineBuilder, Metadata, TcpLimits};
 use crate::control::{
     Buffer, Control, ControlConfig, Descriptor, Extras, Host, Identity, MetadataKind, Resolved,
 };
@@ -17,7 +17,7 @@ use crate::path::local::Copies;
 use crate::path::{CopyActor, TcpActor, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute};
 use crate::request::Batch;
-use crate::runtime::{PumpAddress, Runtime};
+use crate::runtime::{PumpAddress, Runtime, SendError};
 use crate::transfer::{Prepared, Transfer};
 use crate::{Error, ErrorKind, Foreign, Result};
 
@@ -73,11 +73,13 @@ impl Host for HostState {
         self.arrivals.notifications.push(Notification { from: name, bytes: message })
     }
 
-    fn accepted(&self, stream: std::net::TcpStream) {
-        let Some(shards) = self.tcp.get() else { return };
+    fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream> {
+        // Before the shards' actors run nobody knows our port.
+        let Some(shards) = self.tcp.get() else { return Ok(()) };
         let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
-        if shards[shard].send(tcp::Message::Accepted(stream)).is_err() {
-            tracing::warn!(shard, "dropped a new data connection: the shard's inbox is full");
+        match shards[shard].send(tcp::Message::Accepted(stream)) {
+            Err(SendError::Full(tcp::Message::Accepted(stream))) => Err(stream),
+            _ => Ok(()),
         }
     }
 }
@@ -111,14 +113,14 @@ impl Engine {
             host
         })?;
         let host = take.recv().map_err(|_| Error::closed("the control thread ended"))?;
-        Self::assemble(runtime, Arc::new(control), host, config.tcp_v1)
+        Self::assemble(runtime, Arc::new(control), host, (config.tcp, config.tcp_v1))
     }
 
     fn assemble(
         runtime: Runtime,
         control: Arc<Control>,
         host: Arc<HostState>,
-        tcp_v1: bool,
+        (limits, tcp_v1): (TcpLimits, bool),
     ) -> Result<Self> {
         let mut shards = Vec::new();
         let mut copies = Vec::new();
@@ -130,6 +132,7 @@ impl Engine {
                 regions,
                 host.arrivals.clone(),
                 control.clone(),
+                limits,
             )?);
             copies.push(CopyActor::spawn(&runtime, shard)?);
         }
@@ -221,7 +224,7 @@ impl Engine {
         for shard in self.inner.shards() {
             let region = region.memory().clone();
             let mut message = tcp::Message::Fence { region, guard: guard.clone() };
-            while let Err(crate::runtime::SendError::Full(back)) = shard.send(message) {
+            while let Err(SendError::Full(back)) = shard.send(message) {
                 message = back;
                 futures_lite::future::yield_now().await;
             }
@@ -439,11 +442,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// An error for a message that an actor did not take.
-pub(crate) fn not_taken<M>(error: &crate::runtime::SendError<M>) -> Error {
+pub(crate) fn not_taken<M>(error: &SendError<M>) -> Error {
     match error {
-        crate::runtime::SendError::Full(_) => Error::busy("the shard's inbox is full"),
-        crate::runtime::SendError::Closed(_) => {
-            Error::new(ErrorKind::Closed, "the engine was stopped")
-        }
+        SendError::Full(_) => Error::busy("the shard's inbox is full"),
+        SendError::Closed(_) => Error::new(ErrorKind::Closed, "the engine was stopped"),
     }
 }

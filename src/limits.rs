@@ -219,6 +219,10 @@ pub const TICK_NS: u64 = 10_000_000;
 /// connection is closed under it; a healthy connection needs a few milliseconds.
 pub const ENDING_GRACE_NS: u64 = 100_000_000;
 
+/// The same for a peer that does move bytes, but slowly: a full window ([`LANE_WINDOW_BYTES`])
+/// takes so long at 32 Mbit/s. Without it a byte now and then outlives any deadline.
+pub const ENDING_MAX_NS: u64 = 2_000_000_000;
+
 /// A peer in mid-request that moves no byte for so long is gone. Mooncake's status time-out.
 pub const PROGRESS_DEADLINE_NS: u64 = 30_000_000_000;
 
@@ -232,8 +236,8 @@ pub const SLICE_BYTES: usize = 1 << 20;
 /// A batch goes to one more shard for each of these; below, the hop costs more than it gains.
 pub const TCP_GROUP_BYTES: usize = 4 << 20;
 
-/// Local copies up to this size, and as much of larger ones, are done on the caller's thread: 100 us
-/// where they hit the caches. Waking a shard costs 25 us on an idle machine and a time slice on a
+/// Local copies up to this size, and as much of larger ones, are done on the caller's thread:
+/// 100 us where they hit the caches. Waking a shard costs 25 us on an idle machine and a time slice on a
 /// busy one, so handing over sooner did not pay (`cargo bench --bench local_copy`, 4 MiB: 0.8 of
 /// memcpy with a share of 2 MiB, 1.0 with 4).
 pub const COPY_INLINE_MAX_BYTES: usize = 4 << 20;
@@ -249,3 +253,7 @@ pub const EVENT_NAME_MAX_BYTES: u64 = 1024;
 /// Slices under way on one shard, sent or waiting; more are Busy. 16 of the largest batches, at
 /// 100 bytes or so each.
 pub const OUTSTANDING_MAX: usize = 16 * BATCH_SLICES_MAX;
+
+/// Pause before a data connection is offered again to shards whose inboxes were full; they empty
+/// them within microseconds.
+pub const DATA_ACCEPT_PAUSE_MS: u64 = 1;

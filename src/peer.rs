@@ -113,6 +113,13 @@ pub(crate) struct TcpRoute {
     pub(crate) port: u16,
     /// Whether requests are sent as version 2.
     pub(crate) speaks_v2: bool,
-    /// Which process of that name it is; none for Mooncake's, which take none of our events.
+    /// Which process of that name it is; none for Mooncake's, which know no events.
     pub(crate) incarnation: Option<u64>,
+}
+
+impl TcpRoute {
+    /// Whether events may follow the data. Otherwise messages go by the control daemon.
+    pub(crate) fn takes_events(&self) -> bool {
+        self.speaks_v2 && self.incarnation.is_some()
+    }
 }

@@ -93,7 +93,7 @@ impl Inner {
                 return portion.back(vec![(EVENT, error)]);
             };
             match &portion.flight().plan.peer.inner.link.route.kind {
-                RouteKind::Tcp(tcp) if tcp.incarnation.is_none() => {
+                RouteKind::Tcp(tcp) if !tcp.takes_events() => {
                     engine.notify_peer(portion, event);
                 }
                 _ => {

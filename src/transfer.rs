@@ -143,15 +143,20 @@ fn checked_event(mut event: Event, peer: &Peer, name: &str) -> Result<Option<Eve
             )));
         }
     }
-    let is_mooncake = matches!(
-        &peer.inner.link.route.kind, RouteKind::Tcp(tcp) if tcp.incarnation.is_none()
-    );
+    let takes_events = match &peer.inner.link.route.kind {
+        RouteKind::Tcp(tcp) => tcp.takes_events(),
+        RouteKind::Local => true,
+    };
     let text = event.message.as_ref().map(|(_, message)| std::str::from_utf8(message));
-    if is_mooncake && event.count.is_some() {
-        return Err(Error::refused("a Mooncake peer has no counters; notify it instead"));
+    if !takes_events && event.count.is_some() {
+        return Err(Error::refused(
+            "a Mooncake peer, or one spoken to in version 1, has no counters; notify it instead",
+        ));
     }
-    if is_mooncake && matches!(text, Some(Err(_))) {
-        return Err(Error::refused("a Mooncake peer takes notifications of UTF-8 text only"));
+    if !takes_events && matches!(text, Some(Err(_))) {
+        return Err(Error::refused(
+            "a Mooncake peer, or one spoken to in version 1, is notified in UTF-8 text only",
+        ));
     }
     Ok(Some(event))
 }

@@ -51,7 +51,9 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// was rejected.
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()>;
     /// A data connection arrived; nonblocking, with TCP_NODELAY.
-    fn accepted(&self, stream: std::net::TcpStream);
+    /// Gives it back where no shard has room now: it is offered again, and meanwhile the kernel's
+    /// backlog keeps the next ones.
+    fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
 }
 
 /// The running control plane. Dropping it stops it soon; [`Control::stop`] waits for that.

@@ -92,13 +92,14 @@ impl RegionMap {
         Ok(())
     }
 
-    fn remove(&mut self, addr: u64) -> bool {
-        match self.regions.binary_search_by_key(&addr, Region::addr) {
-            Ok(index) => {
+    fn remove(&mut self, region: &Region) -> bool {
+        match self.regions.binary_search_by_key(&region.addr(), Region::addr) {
+            // Memory of the caller's may have been registered anew at this address.
+            Ok(index) if Arc::ptr_eq(self.regions[index].memory(), region.memory()) => {
                 self.regions.remove(index);
                 true
             }
-            Err(_) => false,
+            _ => false,
         }
     }
 }
@@ -117,7 +118,7 @@ impl Regions {
 
     /// Takes the region out; `false` where it isn't registered.
     pub(crate) fn remove(&self, region: &Region) -> bool {
-        self.change(|map| Ok(map.remove(region.addr()))).unwrap_or(false)
+        self.change(|map| Ok(map.remove(region))).unwrap_or(false)
     }
 
     pub(crate) fn current(&self) -> Arc<RegionMap> {
@@ -195,6 +196,21 @@ mod tests {
         assert!(regions.remove(&a));
         assert!(!regions.remove(&a));
         assert!(view.current().find(a.addr(), 1, Operation::Read).is_err());
+    }
+
+    #[test]
+    fn an_old_handle_does_not_take_out_what_is_registered_there_now() {
+        let parent = Arc::new(region::Region::allocate(4096, None).unwrap());
+        let region = || {
+            let memory = region::Region::within(&parent, 0, 4096).unwrap();
+            Region::new(memory, Access::READ, Location::Cpu(None))
+        };
+        let (regions, old, new) = (Regions::default(), region(), region());
+        regions.insert(old.clone()).unwrap();
+        assert!(regions.remove(&old));
+        regions.insert(new.clone()).unwrap();
+        assert!(!regions.remove(&old));
+        assert!(regions.current().find(new.addr(), 1, Operation::Read).is_ok());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use kvrail_reactors::uring::Uring;
 use self::local::{Copies, LocalCopy};
 use self::tcp::{Dial, Message, TcpShard};
 use crate::arrivals::Arrivals;
+use crate::config::TcpLimits;
 use crate::control::Control;
 use crate::limits::RING_OPERATIONS_MAX;
 use crate::memory::RegionsView;
@@ -31,12 +32,13 @@ impl TcpActor {
         regions: RegionsView,
         arrivals: Arc<Arrivals>,
         control: Arc<Control>,
+        limits: TcpLimits,
     ) -> Result<PumpAddress<Message>> {
         let (report, ready) = std::sync::mpsc::sync_channel(1);
         let address = runtime.try_spawn_pump(shard, move |context| {
             let started = Uring::new(RING_OPERATIONS_MAX, context.doorbell.raw_fd()).map(|ring| {
                 let dial = dial(control, context.address.clone());
-                Self { shard: TcpShard::new(ring, regions, arrivals, dial), context }
+                Self { shard: TcpShard::new(ring, regions, arrivals, dial, limits), context }
             });
             // Who started us waits for the answer.
             let _ = report.send(started.as_ref().err().map(std::io::Error::kind));

@@ -85,6 +85,8 @@ pub(crate) enum Broken {
 pub(crate) struct ClientStream {
     version: Version,
     unanswered: VecDeque<Unanswered>,
+    /// Answers that have come.
+    answers: u64,
     window: Window,
     /// One request at a time, so that a peer that closes without a word names the culprit.
     careful: bool,
@@ -105,6 +107,7 @@ impl ClientStream {
         Self {
             version,
             unanswered: VecDeque::new(),
+            answers: 0,
             window: Window::new(window, LANE_WINDOW_BYTES),
             careful,
         }
@@ -198,9 +201,10 @@ impl ClientStream {
         Ok(())
     }
 
-    /// Requests that were sent and not answered, in order.
-    pub(crate) fn unanswered(&self) -> impl Iterator<Item = &Request> {
-        self.unanswered.iter().filter_map(|entry| entry.request.as_ref())
+    /// Requests that were sent and not answered, in order, each with the number of its answer.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u64, &Request)> {
+        let entries = (self.answers..).zip(&self.unanswered);
+        entries.filter_map(|(number, entry)| Some((number, entry.request.as_ref()?)))
     }
 
     /// Ends the stream: the requests that were sent and not answered, in order.
@@ -315,6 +319,7 @@ impl ClientStream {
 
     fn finish(&mut self, answer: Answer, answered: &mut impl FnMut(Request, Answer)) {
         let entry = self.unanswered.pop_front().expect("the caller looked at it");
+        self.answers += 1;
         if let Some(request) = entry.request {
             self.window.give(request.len());
             answered(request, answer);

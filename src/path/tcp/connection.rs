@@ -55,6 +55,8 @@ pub(super) struct Connection {
     pub(super) end: Option<End>,
     /// When a byte last moved.
     pub(super) progress_ns: u64,
+    /// The oldest answer that nobody waits for any more, by number, and since when.
+    given_up: Option<(u64, u64)>,
     /// Vectors to use again.
     spare: Vec<Vector>,
 }
@@ -71,6 +73,7 @@ impl Connection {
             rejected: false,
             end: None,
             progress_ns: now_ns,
+            given_up: None,
             spare: Vec::new(),
         }
     }
@@ -80,12 +83,17 @@ impl Connection {
     pub(super) fn start(
         &mut self,
         tag: u64,
+        now_ns: u64,
         ring: &mut Uring,
         queue: &mut VecDeque<Request>,
         unwanted: impl FnMut(&Request) -> bool,
     ) -> Vec<Request> {
         if self.end.is_some() {
             return Vec::new();
+        }
+        if !self.is_mid_request() {
+            // Time in which the peer owed nothing does not count.
+            self.progress_ns = now_ns;
         }
         let mut dropped = Vec::new();
         if self.sending.is_none() && !self.send_failed && !self.rejected {
@@ -246,6 +254,29 @@ impl Connection {
             Role::Client { .. } => false,
         };
         under_way || self.sending_from.contains(&region.addr())
+    }
+
+    /// Since when the peer has owed an answer that nobody waits for any more, if it does.
+    pub(super) fn given_up_ns(
+        &mut self,
+        now_ns: u64,
+        is_given_up: impl Fn(&Request) -> bool,
+    ) -> Option<u64> {
+        let Role::Client { stream, .. } = &self.role else { return None };
+        let oldest = stream.numbered().find(|(_, request)| is_given_up(request));
+        self.given_up = oldest.map(|(number, _)| match self.given_up {
+            Some((known, since_ns)) if known == number => (number, since_ns),
+            _ => (number, now_ns),
+        });
+        self.given_up.map(|(_, since_ns)| since_ns)
+    }
+
+    /// Whether it may be closed to make room, and in which order: strangers first, then whoever
+    /// has been idle for longest.
+    pub(super) fn eviction_order(&self) -> Option<(bool, u64)> {
+        let Role::Server(stream) = &self.role else { return None };
+        let may_go = stream.is_stranger() || !self.is_mid_request();
+        (may_go && self.end.is_none()).then_some((!stream.is_stranger(), self.progress_ns))
     }
 
     /// Whether the peer owes us progress: otherwise it is idle and may stay so for ever.

@@ -33,6 +33,8 @@ pub(crate) struct ServerStream {
     backlog: Vec<u8>,
     /// No request is read any more; the connection ends when the replies are out.
     closing: bool,
+    /// It has asked for something that it may have.
+    is_known: bool,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
 }
@@ -59,6 +61,7 @@ impl Default for ServerStream {
             replies: VecDeque::new(),
             backlog: Vec::new(),
             closing: false,
+            is_known: false,
             read_ahead: false,
         }
     }
@@ -142,6 +145,11 @@ impl ServerStream {
     /// Whether a request is under way: a peer that pauses now is stalling, not idle.
     pub(crate) fn is_mid_request(&self) -> bool {
         self.header_len > 0 || !matches!(self.receiving, Receiving::Header) || self.has_replies()
+    }
+
+    /// Whether it has never asked for anything that it may have.
+    pub(crate) fn is_stranger(&self) -> bool {
+        !self.is_known
     }
 
     /// Whether a request under way reads from or writes to `region`.
@@ -239,14 +247,19 @@ impl ServerStream {
             Verb::Event => self.refuse(header.version),
             Verb::Transfer(operation) => match served.find(header.addr, header.len, operation) {
                 None => self.refuse(header.version),
-                Some(target) if operation == Operation::Write => {
-                    self.receiving = Receiving::Body { target, version: header.version };
-                }
-                Some(source) => {
-                    self.acknowledge(header.version, Status::Ok);
-                    self.replies.push_back(Reply::Memory(source));
-                }
+                Some(memory) => self.transfer(operation, memory, header.version),
             },
+        }
+    }
+
+    fn transfer(&mut self, operation: Operation, memory: Slice, version: Version) {
+        self.is_known = true;
+        match operation {
+            Operation::Write => self.receiving = Receiving::Body { target: memory, version },
+            Operation::Read => {
+                self.acknowledge(version, Status::Ok);
+                self.replies.push_back(Reply::Memory(memory));
+            }
         }
     }
 
@@ -258,6 +271,7 @@ impl ServerStream {
 
     fn deliver(&mut self, body: &[u8], served: &mut impl Served) {
         let status = Event::decode(body).map_or(Status::Refused, |event| served.event(event));
+        self.is_known |= status == Status::Ok;
         self.acknowledge(Version::V2, status);
     }
 }

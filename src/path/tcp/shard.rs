@@ -17,8 +17,9 @@ use super::server::{Served, ServerStream};
 use super::sweep::ended_early;
 use super::wire::{Event, Status};
 use crate::arrivals::Arrivals;
+use crate::config::TcpLimits;
 use crate::flight::Portion;
-use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, SERVER_CONNECTIONS_MAX, TICK_NS};
+use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
 use crate::peer::Route;
@@ -71,6 +72,7 @@ pub(crate) struct TcpShard {
     pub(super) parts: Table<Part>,
     pub(super) fences: Vec<Fence>,
     pub(super) dial: Dial,
+    pub(super) limits: TcpLimits,
     pub(super) servers: usize,
     /// Requests of all parts that have not ended.
     outstanding: usize,
@@ -111,6 +113,7 @@ impl TcpShard {
         regions: RegionsView,
         arrivals: Arc<Arrivals>,
         dial: Dial,
+        limits: TcpLimits,
     ) -> Self {
         Self {
             ring,
@@ -121,6 +124,7 @@ impl TcpShard {
             parts: Table::default(),
             fences: Vec::new(),
             dial,
+            limits,
             servers: 0,
             outstanding: 0,
             next_tick_ns: 0,
@@ -260,8 +264,9 @@ impl TcpShard {
         if self.is_stopping {
             return;
         }
-        if self.servers >= SERVER_CONNECTIONS_MAX && !self.evict_idle() {
-            tracing::warn!(SERVER_CONNECTIONS_MAX, "refused a data connection: all are busy");
+        let connections_max = self.limits.connections_max;
+        if self.servers >= connections_max && !self.evict() {
+            tracing::warn!(connections_max, "refused a data connection: all are busy");
             return;
         }
         let Ok(socket) = in_blocking_mode(socket) else { return };
@@ -271,16 +276,14 @@ impl TcpShard {
         self.start(connection, now_ns);
     }
 
-    /// Closes the server connection that has been idle for longest; `false` where none is idle.
-    fn evict_idle(&mut self) -> bool {
+    /// Closes a server connection to make room for another; `false` where all are busy.
+    fn evict(&mut self) -> bool {
         let ring = &mut self.ring;
-        let idle = self
-            .connections
-            .iter_mut()
-            .map(|(_, connection)| connection)
-            .filter(|c| matches!(c.role, Role::Server(_)) && c.end.is_none() && !c.is_mid_request())
-            .min_by_key(|connection| connection.progress_ns);
-        idle.map(|connection| connection.close(ring, End::Ours)).is_some()
+        let candidates = self.connections.iter_mut().filter_map(|(_, connection)| {
+            connection.eviction_order().map(|order| (order, connection))
+        });
+        let first = candidates.min_by_key(|(order, _)| *order);
+        first.map(|(_, connection)| connection.close(ring, End::Ours)).is_some()
     }
 
     /// Posts what a connection can take.
@@ -295,6 +298,7 @@ impl TcpShard {
         let unwanted = |request: &Request| ended_early(parts, request, now_ns).is_some();
         let dropped = connection.start(
             ticket.to_raw(),
+            now_ns,
             &mut self.ring,
             waiting.unwrap_or(&mut none),
             unwanted,

@@ -7,7 +7,7 @@ use super::client::Request;
 use super::connection::{Connection, End, Role};
 use super::peers::Loss;
 use super::shard::{Part, TcpShard};
-use crate::limits::{ENDING_GRACE_NS, PROGRESS_DEADLINE_NS, TICK_NS};
+use crate::limits::{ENDING_GRACE_NS, ENDING_MAX_NS, TICK_NS};
 use crate::{Error, ErrorKind, Landed, PathKind};
 
 impl TcpShard {
@@ -116,14 +116,13 @@ impl TcpShard {
             if connection.end.is_some() || !connection.is_mid_request() {
                 continue;
             }
-            let given_up = match &connection.role {
-                Role::Client { stream, .. } => {
-                    stream.unanswered().any(|request| ended_early(parts, request, now_ns).is_some())
-                }
-                Role::Server(_) => false,
+            let is_given_up = |request: &Request| ended_early(parts, request, now_ns).is_some();
+            let silent_ns = now_ns.saturating_sub(connection.progress_ns);
+            let is_over = match connection.given_up_ns(now_ns, is_given_up) {
+                Some(since_ns) => silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS,
+                None => silent_ns > self.limits.progress_ns,
             };
-            let patience_ns = if given_up { ENDING_GRACE_NS } else { PROGRESS_DEADLINE_NS };
-            if now_ns.saturating_sub(connection.progress_ns) > patience_ns {
+            if is_over {
                 connection.close(&mut self.ring, End::Stalled);
             }
         }

@@ -90,7 +90,7 @@ impl Duet {
 
     /// Takes turns until nothing moves any more.
     fn finish(&mut self) {
-        while (0..4).filter(|&which| self.step(which, usize::MAX)).count() > 0 {}
+        while (0..4).any(|which| self.step(which, usize::MAX)) {}
     }
 
     fn client_sends(&mut self, chunk: usize) -> bool {
@@ -341,7 +341,7 @@ fn the_window_bounds_requests_and_bytes_and_opens_with_the_answers() {
     let mut client = ClientStream::new(Version::V2, false);
     let mut queue = reads(&memory, LANE_WINDOW_BYTES / (1 << 20) + 1, 1 << 20);
     send_all(&mut client, &mut queue);
-    assert_eq!((queue.len(), client.unanswered().count()), (1, LANE_WINDOW_BYTES >> 20));
+    assert_eq!((queue.len(), client.numbered().count()), (1, LANE_WINDOW_BYTES >> 20));
     // A request larger than the window passes alone.
     let mut client = ClientStream::new(Version::V2, false);
     let mut queue: VecDeque<_> =
@@ -359,7 +359,7 @@ fn version_1_proves_its_writes_by_one_byte_behind_them() {
     let proof: &[u8; HEADER_BYTES] = sent.last_chunk().unwrap();
     let proof = Header::decode(proof).unwrap();
     assert_eq!((proof.len, proof.addr, proof.version), (1, 102, Version::V1));
-    assert_eq!(client.unanswered().count(), 3, "the proof is nobody's request");
+    assert_eq!(client.numbered().count(), 3, "the proof is nobody's request");
     let (answers, broken) = answer(&mut client, b"x", 1);
     assert_eq!((answers.len(), broken), (3, None));
     assert!(!client.has_unanswered());
@@ -378,7 +378,7 @@ fn a_careful_lane_has_one_request_under_way() {
     let mut client = ClientStream::new(Version::V1, true);
     let mut queue = writes(&memory, 3, 10);
     send_all(&mut client, &mut queue);
-    assert_eq!((client.unanswered().count(), queue.len()), (1, 2));
+    assert_eq!((client.numbered().count(), queue.len()), (1, 2));
 }
 
 #[test]
@@ -416,7 +416,7 @@ fn answers_that_are_no_status_break_the_connection() {
         let bytes = [&Status::Ok.encode()[..], b"GARBAGE!"].concat();
         let (answers, broken) = answer(&mut client, &bytes, chunk);
         assert_eq!((answers, broken), (vec![(0, Answer::Done)], Some(Broken::NotAStatus)));
-        assert_eq!(client.unanswered().count(), 1);
+        assert_eq!(client.numbered().count(), 1);
     }
     let mut client = ClientStream::new(Version::V2, false);
     send_all(&mut client, &mut reads(&memory, 2, 10));
@@ -474,7 +474,7 @@ proptest! {
         let order: Vec<_> = answers.iter().map(|(index, _)| *index).collect();
         prop_assert_eq!(&order, &(0..order.len()).collect::<Vec<_>>());
         if broken.is_none() {
-            prop_assert_eq!(client.unanswered().count() + order.len(), kinds.len());
+            prop_assert_eq!(client.numbered().count() + order.len(), kinds.len());
         }
         let after = bytes_of(&slice(&memory, 0, memory.len()));
         let mut at = 0;

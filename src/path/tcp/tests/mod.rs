@@ -1,6 +1,7 @@
 //! The streams and lanes without a kernel.
 
 mod duet;
-mod ends;
+
 mod lanes;
 mod server;
+mod shard;
