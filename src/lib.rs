@@ -41,7 +41,7 @@ pub use control::metadata;
 pub use counter::Counter;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
-pub use kvrail_reactors::region::Foreign;
+pub use kvrail_reactors::region::{Eternal, Foreign};
 pub use memory::{Access, Block, BlockPool, ExclusiveLease, Lease, Location, Region, SharedLease};
 pub use notification::Notification;
 pub use peer::{Peer, RemoteBuffer};

@@ -237,9 +237,9 @@ pub const SLICE_BYTES: usize = 1 << 20;
 pub const TCP_GROUP_BYTES: usize = 4 << 20;
 
 /// Local copies up to this size, and as much of larger ones, are done on the caller's thread:
-/// 100 us where they hit the caches. Waking a shard costs 25 us on an idle machine and a time slice on a
-/// busy one, so handing over sooner did not pay (`cargo bench --bench local_copy`, 4 MiB: 0.8 of
-/// memcpy with a share of 2 MiB, 1.0 with 4).
+/// 100 us where they hit the caches. Waking a shard costs 25 us on an idle machine and a time
+/// slice on a busy one, so handing over sooner did not pay (`cargo bench --bench local_copy`,
+/// 4 MiB: 0.8 of memcpy with a share of 2 MiB, 1.0 with 4).
 pub const COPY_INLINE_MAX_BYTES: usize = 4 << 20;
 
 /// A local copy goes to one more shard for each of these.
