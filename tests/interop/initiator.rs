@@ -1,6 +1,7 @@
 //! Our engine on Mooncake's targets: when we say done, the bytes are there.
 
 use kvrail::{Batch, ErrorKind, Metadata, Pages, Peer, Strided};
+use serde_json::json;
 
 use crate::ours::{Ours, wait};
 use crate::rig::{Agent, bench_target};
@@ -46,7 +47,7 @@ fn python(setup: Setup) {
     pages(&mut pair);
     rows(&mut pair);
     notes(&mut pair);
-    late_region(&mut pair);
+    regions_that_come_and_go(&mut pair, setup);
     pair.agent.stop();
 }
 
@@ -155,13 +156,20 @@ fn notes(pair: &mut Pair) {
     pair.agent.expect(11, 0, 0, 65536);
 }
 
-/// What the peer registers after we opened it can be used.
-fn late_region(pair: &mut Pair) {
+/// What the peer registers after we opened it can be used until it is taken back.
+fn regions_that_come_and_go(pair: &mut Pair, setup: Setup) {
     let late = pair.agent.register(65536, 12);
-    let mut batch = Batch::new(&pair.peer);
-    batch.read(pair.ours.region.lease(0..65536).unwrap(), late);
-    pair.ours.transfer(batch).unwrap();
+    let read = |pair: &Pair| {
+        let mut batch = Batch::new(&pair.peer);
+        batch.read(pair.ours.region.lease(0..65536).unwrap(), late);
+        pair.ours.transfer(batch)
+    };
+    read(pair).unwrap();
     pair.ours.expect(12, 0, 0, 65536);
+    assert_eq!(pair.agent.ask(json!({"do": "unregister", "region": 1})), 0);
+    if setup.checks_ranges() {
+        assert_eq!(read(pair).unwrap_err().error().kind(), ErrorKind::Refused);
+    }
 }
 
 /// A bad request among good ones fails alone, whichever way their server says no.

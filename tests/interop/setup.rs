@@ -66,6 +66,11 @@ impl Setup {
         self.wheel == v11().wheel || self.env.contains(&("MC_TCP_PROTO", "1"))
     }
 
+    /// Whether its target knows what it registered: 0.3.11 serves whatever is mapped.
+    pub fn checks_ranges(&self) -> bool {
+        self.wheel != v11().wheel
+    }
+
     /// A program of this wheel's venv, on loopback and TCP even where a NIC is found.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(venvs().join(self.wheel).join("bin").join(program));

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::ours::Ours;
+use crate::ours::{Ours, wait};
 use crate::rig::{Agent, Bench, eventually};
 use crate::setup::{Setup, interop_tests};
 
@@ -13,7 +13,7 @@ interop_tests!(bench: v13, v13_no_reuse, v13_v1, v13_v1_no_reuse, v11, v11_reuse
 interop_tests!(refused_range: v13, v13_no_reuse, v13_v1, v13_v1_no_reuse, v11, v11_reuse);
 interop_tests!(many_initiators: v13, v13_no_reuse, v13_v1, v11, v11_reuse);
 
-/// Reads and writes of odd sizes at odd addresses, batches, notes and a probe.
+/// Reads and writes of odd sizes at odd addresses, batches, notes, a probe, a region that goes.
 fn python(setup: Setup) {
     let ours = Ours::p2p(LENGTH, 1);
     let (peer, base) = (ours.engine.name().to_owned(), ours.region.addr());
@@ -31,6 +31,8 @@ fn python(setup: Setup) {
     });
     assert_eq!(agent.ask(note), 0);
     assert_eq!(ours.notification(), ("them".to_owned(), "grüße".to_owned()));
+    wait(ours.engine.unregister(ours.region.clone())).unwrap();
+    assert_ne!(agent.transfer("read", &peer, base, 0, 64), 0, "the region is gone");
     agent.stop();
 }
 
