@@ -11,9 +11,10 @@
 //! - `fetch` `gguf` `weights` `shape`: the model file and what is in it
 //! - `bpe` `letters` `text` `typewriter`: prompts to ids, ids to text
 //! - `kernel` `portable` `matmul`: the arithmetic, the same to the bit on every CPU
-//! - `llama` `generate`: the layers, the answer
+//! - `llama` `attention` `generate`: the layers, the answer
 //! - `cache`: the seam behind which K and V live
 
+mod attention;
 mod bpe;
 mod cache;
 mod crew;
