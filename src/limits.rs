@@ -201,7 +201,8 @@ pub const LANE_SPREAD_BYTES: usize = 2 << 20;
 
 /// Attempts to send one slice. A peer that closed a connection has stopped storing from it, so
 /// the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
-/// closing.
+/// closing. On lanes with other requests it may be lost once more for each lane: one of those may
+/// be what the peer closes at.
 pub const ATTEMPTS_MAX: u32 = 3;
 
 /// Connections that peers may have open to one shard: idle ones live for ever (Mooncake loses
@@ -225,6 +226,10 @@ pub const ENDING_MAX_NS: u64 = 2_000_000_000;
 
 /// A peer in mid-request that moves no byte for so long is gone. Mooncake's status time-out.
 pub const PROGRESS_DEADLINE_NS: u64 = 30_000_000_000;
+
+/// Time for a peer to read our last replies behind a refusal and to close. Closing first, with its
+/// bytes unread, resets the connection: replies that it has not read yet are lost.
+pub const LINGER_NS: u64 = 1_000_000_000;
 
 /// Copies queued on one shard's local-copy actor; one batch may bring [`BATCH_SLICES_MAX`].
 pub const COPIES_MAX: usize = 4 * BATCH_SLICES_MAX;

@@ -28,7 +28,9 @@ pub(super) struct Lanes {
     pub(super) lanes: Vec<Ticket<Connection>>,
     /// Connections that are being made.
     pub(super) dialing: usize,
-    /// A version 1 peer closed without a word: one request at a time, to find out which.
+    /// The peer closed without a word: one request at a time, to find out which. A version 1 peer
+    /// has no word for a refusal, and Mooncake's version 2 server resets the connection behind its
+    /// own, so that it may get lost.
     careful: bool,
 }
 
@@ -51,7 +53,7 @@ impl Lanes {
     /// The framing of a new lane, and whether it sends one request at a time.
     pub(super) fn framing(&self) -> (Version, bool) {
         match &self.route.kind {
-            RouteKind::Tcp(tcp) if tcp.speaks_v2 => (Version::V2, false),
+            RouteKind::Tcp(tcp) if tcp.speaks_v2 => (Version::V2, self.careful),
             _ => (Version::V1, self.careful),
         }
     }
@@ -70,26 +72,26 @@ impl Lanes {
         let version = self.framing().0;
         // Only a peer that closed has stopped storing what we sent.
         let may_resend = matches!(end, End::PeerClosed | End::Broken(Broken::Rejected));
+        let attempts_max =
+            if *was_careful { ATTEMPTS_MAX } else { ATTEMPTS_MAX + LANES_MAX as u32 };
         let mut failed = Vec::new();
         let mut again = Vec::new();
         for (position, mut request) in unanswered.into_iter().enumerate() {
-            let is_culprit = *was_careful && position == 0;
+            let is_culprit = *was_careful && position == 0 && version == Version::V1;
             // An event that arrived and whose answer was lost would count twice; behind a refusal
             // nothing is carried out.
             let may_repeat = *was_rejected || !matches!(request.action, Action::Event(_));
-            if is_culprit || !may_resend || !may_repeat || request.attempts + 1 >= ATTEMPTS_MAX {
+            // A refused request takes its lane down: the others behind it are not to blame.
+            request.attempts += u32::from(!was_rejected);
+            if is_culprit || !may_resend || !may_repeat || request.attempts >= attempts_max {
                 let error = self.lost(end, is_culprit);
                 failed.push((request, error));
-                continue;
+            } else {
+                again.push(request);
             }
-            // A refused request takes its lane down: the others behind it are not to blame. Nor is
-            // anybody but the culprit on a careful lane.
-            request.attempts += u32::from(version == Version::V2 && !was_rejected);
-            again.push(request);
         }
-        if version == Version::V1 && may_resend && !*was_careful && !again.is_empty() {
-            self.careful = true;
-        }
+        let is_unexplained = may_resend && !*was_rejected && !*was_careful;
+        self.careful |= is_unexplained && !again.is_empty();
         for request in again.into_iter().rev() {
             self.waiting.push_front(request);
         }

@@ -46,18 +46,41 @@ fn indexes<'a>(requests: impl IntoIterator<Item = &'a Request>) -> Vec<usize> {
 fn a_peer_that_closed_is_sent_to_again_in_order_and_not_for_ever() {
     let mut lanes = lanes(true);
     lanes.waiting.extend(writes(5).split_off(3));
-    let mut unanswered = writes(3);
-    for attempt in 1..ATTEMPTS_MAX {
-        assert!(lose(&mut lanes, &loss(End::PeerClosed), unanswered).is_empty());
-        assert_eq!(indexes(&lanes.waiting), [0, 1, 2, 3, 4], "ahead of what waited");
+    assert!(lose(&mut lanes, &loss(End::PeerClosed), writes(3)).is_empty());
+    assert_eq!(indexes(&lanes.waiting), [0, 1, 2, 3, 4], "ahead of what waited");
+    assert_eq!(lanes.framing(), (Version::V2, true), "from here on one by one");
+    let careful = Loss { end: End::PeerClosed, was_careful: true, was_rejected: false };
+    for attempt in 2..ATTEMPTS_MAX {
+        let first = lanes.waiting.pop_front().unwrap();
+        assert!(lose(&mut lanes, &careful, vec![first]).is_empty());
         assert_eq!(lanes.waiting[0].attempts, attempt);
-        unanswered = lanes.waiting.drain(..3).collect();
     }
-    let failed = lose(&mut lanes, &loss(End::PeerClosed), unanswered);
-    assert_eq!(indexes(failed.iter().map(|(request, _)| request)), [0, 1, 2]);
-    assert!(failed.iter().all(|(_, error)| error.kind() == ErrorKind::Lost));
-    assert!(failed.iter().all(|(_, error)| error.landed() == Landed::Maybe));
+    let first = lanes.waiting.pop_front().unwrap();
+    let failed = lose(&mut lanes, &careful, vec![first]);
+    assert_eq!(indexes(failed.iter().map(|(request, _)| request)), [0]);
+    assert_eq!((failed[0].1.kind(), failed[0].1.landed()), (ErrorKind::Lost, Landed::Maybe));
     assert_eq!(failed[0].1.peer(), Some("peer:1"));
+    assert_eq!(indexes(&lanes.waiting), [1, 2, 3, 4], "the others have their own tries");
+}
+
+/// All lanes may die of one request that goes from one to the next, and take others along.
+#[test]
+fn those_beside_a_culprit_outlive_every_lane_that_it_takes_down() {
+    let mut lanes = lanes(true);
+    let mut unanswered = writes(3);
+    for _ in 0..LANES_MAX {
+        assert!(lose(&mut lanes, &loss(End::PeerClosed), unanswered).is_empty());
+        unanswered = lanes.waiting.drain(..).collect();
+    }
+    for _ in 0..ATTEMPTS_MAX {
+        let failed = lose(&mut lanes, &loss(End::PeerClosed), unanswered);
+        unanswered = lanes.waiting.drain(..).collect();
+        assert_eq!(failed.len() + unanswered.len(), 3);
+        if unanswered.is_empty() {
+            return;
+        }
+    }
+    panic!("they are sent for ever");
 }
 
 #[test]
