@@ -80,6 +80,13 @@ impl Host for HostState {
             tracing::warn!(shard, "dropped a new data connection: the shard's inbox is full");
         }
     }
+
+    fn crowded(&self) {
+        for shard in self.tcp.get().into_iter().flatten() {
+            // A full inbox is asked again soon.
+            let _ = shard.send(tcp::Message::Crowded);
+        }
+    }
 }
 
 impl Engine {

@@ -52,6 +52,9 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()>;
     /// A data connection arrived; nonblocking, with TCP_NODELAY.
     fn accepted(&self, stream: std::net::TcpStream);
+    /// Accepting fails, most likely for want of descriptors: close some data connection that
+    /// nobody misses. Called again while it fails.
+    fn crowded(&self) {}
 }
 
 /// The running control plane. Dropping it stops it soon; [`Control::stop`] waits for that.
