@@ -82,6 +82,13 @@ impl Host for HostState {
             _ => Ok(()),
         }
     }
+
+    fn crowded(&self) {
+        for shard in self.tcp.get().into_iter().flatten() {
+            // A full inbox is asked again soon.
+            let _ = shard.send(tcp::Message::Crowded);
+        }
+    }
 }
 
 impl Engine {

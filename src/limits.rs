@@ -226,6 +226,10 @@ pub const ENDING_MAX_NS: u64 = 2_000_000_000;
 /// A peer in mid-request that moves no byte for so long is gone. Mooncake's status time-out.
 pub const PROGRESS_DEADLINE_NS: u64 = 30_000_000_000;
 
+/// Time for a peer to read our last replies behind a refusal and to close. Closing first, with its
+/// bytes unread, resets the connection: replies that it has not read yet are lost.
+pub const LINGER_NS: u64 = 1_000_000_000;
+
 /// Copies queued on one shard's local-copy actor; one batch may bring [`BATCH_SLICES_MAX`].
 pub const COPIES_MAX: usize = 4 * BATCH_SLICES_MAX;
 

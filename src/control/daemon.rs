@@ -52,7 +52,11 @@ enum Ended {
 pub(super) async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
     let seats = Seats::new(daemon.limits.connections, daemon.limits.buffered_bytes);
     loop {
-        let Some((stream, peer)) = accept(&listener, || seats.evict_one()).await else { continue };
+        let make_room = || {
+            seats.evict_one();
+            daemon.host.crowded();
+        };
+        let Some((stream, peer)) = accept(&listener, make_room).await else { continue };
         let (seat, evicted) = seats.take();
         let daemon = Arc::clone(&daemon);
         // A panic in there ends the task, not the daemon, and gives back the seat.
@@ -71,7 +75,7 @@ pub(super) async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
 /// Accepts data connections for the host until dropped.
 pub(super) async fn accept_data(listener: TcpListener, host: Arc<dyn Host>) {
     loop {
-        let Some((stream, peer)) = accept(&listener, || ()).await else { continue };
+        let Some((stream, peer)) = accept(&listener, || host.crowded()).await else { continue };
         match stream.set_nodelay(true).and_then(|()| stream.into_std()) {
             Ok(stream) => hand_over(stream, &peer, &*host).await,
             Err(error) => tracing::debug!(%peer, %error, "data connection dropped"),

@@ -54,6 +54,9 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// Gives it back where no shard has room now: it is offered again, and meanwhile the kernel's
     /// backlog keeps the next ones.
     fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
+    /// Accepting fails, most likely for want of descriptors: close some data connection that
+    /// nobody misses. Called again while it fails.
+    fn crowded(&self) {}
 }
 
 /// The running control plane. Dropping it stops it soon; [`Control::stop`] waits for that.

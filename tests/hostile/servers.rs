@@ -263,3 +263,32 @@ fn a_version_1_client_notifies_and_is_told_that_it_can_not_count() {
         assert!(failed.to_string().contains("version 1"), "{failed}");
     });
 }
+
+/// A refusal closes the connection, and what was answered before it must not get lost with it.
+#[test]
+fn a_refusal_in_the_middle_harms_nobody_else() {
+    run(async {
+        let honest = Victim::new().await;
+        let ours = Engine::builder().start().unwrap();
+        let memory = region(&ours, 16 << 20, Access::LOCAL);
+        let peer = ours.open(honest.engine.name()).await.unwrap();
+        for round in 0..30 {
+            let mut batch = Batch::new(&peer);
+            for at in 0..64 {
+                let lease = memory.lease(at << 18..(at + 1) << 18).unwrap();
+                let addr = if at == 5 + round { 1 } else { honest.region.addr() };
+                batch.read(lease, addr);
+            }
+            batch.deadline(LIMIT);
+            let outcome = ours.transfer(batch).await.unwrap_err().into_outcome();
+            for (at, status) in outcome.statuses().iter().enumerate() {
+                match status {
+                    Err(error) if at == 5 + round => {
+                        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+                    }
+                    status => assert!(status.is_ok(), "round {round}, request {at}: {status:?}"),
+                }
+            }
+        }
+    });
+}

@@ -13,6 +13,7 @@ use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
 use super::server::{Served, ServerStream};
+use crate::limits::LINGER_NS;
 
 /// Why a connection is over.
 #[derive(Debug, Clone)]
@@ -57,6 +58,8 @@ pub(super) struct Connection {
     pub(super) progress_ns: u64,
     /// The oldest answer that nobody waits for any more, by number, and since when.
     given_up: Option<(u64, u64)>,
+    /// When a connection whose replies are out is closed, whether the peer has closed it or not.
+    linger_until_ns: Option<u64>,
     /// Vectors to use again.
     spare: Vec<Vector>,
 }
@@ -74,6 +77,7 @@ impl Connection {
             end: None,
             progress_ns: now_ns,
             given_up: None,
+            linger_until_ns: None,
             spare: Vec::new(),
         }
     }
@@ -114,7 +118,7 @@ impl Connection {
             }
             self.receiving = self.post(tag, ring, Direction::Receive, vector);
         }
-        self.finish_if_closing(ring);
+        self.finish_if_closing(now_ns, ring);
         dropped
     }
 
@@ -219,14 +223,23 @@ impl Connection {
         }
     }
 
-    fn finish_if_closing(&mut self, ring: &mut Uring) {
-        let is_over = match &self.role {
-            Role::Server(stream) => stream.is_closing() && !stream.has_replies(),
-            Role::Client { .. } => false,
-        };
-        if is_over && self.sending.is_none() {
-            self.close(ring, End::Ours);
+    fn finish_if_closing(&mut self, now_ns: u64, ring: &mut Uring) {
+        let Role::Server(stream) = &self.role else { return };
+        if !stream.is_closing() || stream.has_replies() || self.sending.is_some() {
+            return;
         }
+        if !stream.is_lingering() {
+            self.close(ring, End::Ours);
+        } else if self.linger_until_ns.is_none() {
+            self.linger_until_ns = Some(now_ns + LINGER_NS);
+            // The peer reads the replies, then this end, and closes.
+            let _ = self.socket.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Whether the peer has had its time to read our last replies.
+    pub(super) fn has_lingered(&self, now_ns: u64) -> bool {
+        self.linger_until_ns.is_some_and(|until_ns| until_ns <= now_ns)
     }
 
     /// Ends the connection; its memory is quiet once [`Connection::is_quiet`].

@@ -31,8 +31,10 @@ pub(crate) struct ServerStream {
     replies: VecDeque<Reply>,
     /// Received but not looked at yet, since too many replies are waiting.
     backlog: Vec<u8>,
-    /// No request is read any more; the connection ends when the replies are out.
+    /// No request is carried out any more; the connection ends when the replies are out.
     closing: bool,
+    /// The peer has sent all that it will.
+    ended: bool,
     /// It has asked for something that it may have.
     is_known: bool,
     /// The last request was small: read ahead, since a copy costs less than a system call.
@@ -61,6 +63,7 @@ impl Default for ServerStream {
             replies: VecDeque::new(),
             backlog: Vec::new(),
             closing: false,
+            ended: false,
             is_known: false,
             read_ahead: false,
         }
@@ -70,7 +73,14 @@ impl Default for ServerStream {
 impl ServerStream {
     /// Fills in where the next bytes go; nothing where none may be read now.
     pub(crate) fn receive_into(&self, vector: &mut Vector) {
-        if self.closing || !self.backlog.is_empty() || self.replies.len() >= REPLIES_MAX {
+        if self.closing {
+            // Unread bytes would reset the connection, and the peer lose replies with it.
+            if self.is_lingering() {
+                vector.push_room(SMALL_ROOM_BYTES);
+            }
+            return;
+        }
+        if !self.backlog.is_empty() || self.replies.len() >= REPLIES_MAX {
             return;
         }
         if let Receiving::Body { target, .. } = &self.receiving {
@@ -130,6 +140,13 @@ impl ServerStream {
     /// The peer sends nothing more: the connection ends when the replies are out.
     pub(crate) fn close(&mut self) {
         self.closing = true;
+        self.ended = true;
+    }
+
+    /// Whether all replies are out behind a refusal and only the peer's own end is missing; what
+    /// it sends until then is dropped.
+    pub(crate) fn is_lingering(&self) -> bool {
+        self.closing && !self.ended && self.replies.is_empty()
     }
 
     /// Whether the connection is to be closed once nothing is left to send.
@@ -144,7 +161,10 @@ impl ServerStream {
 
     /// Whether a request is under way: a peer that pauses now is stalling, not idle.
     pub(crate) fn is_mid_request(&self) -> bool {
-        self.header_len > 0 || !matches!(self.receiving, Receiving::Header) || self.has_replies()
+        self.closing
+            || self.header_len > 0
+            || !matches!(self.receiving, Receiving::Header)
+            || self.has_replies()
     }
 
     /// Whether it has never asked for anything that it may have.

@@ -31,6 +31,8 @@ pub(crate) enum Message {
     Carry { portion: Portion, route: Arc<Route>, requests: Vec<Request> },
     /// A peer connected to our data port.
     Accepted(TcpStream),
+    /// The process is out of descriptors: close a stranger's connection, if there is one.
+    Crowded,
     /// A connection that was asked for, to the peer with this key.
     Dialed { peer: u64, result: Result<TcpStream> },
     /// End whatever touches this region, then drop the guard.
@@ -138,6 +140,9 @@ impl TcpShard {
                 self.carry(portion, route, requests, now_ns);
             }
             Message::Accepted(socket) => self.accept(socket, now_ns),
+            Message::Crowded => {
+                self.evict(true);
+            }
             Message::Dialed { peer, result } => self.dialed(peer, result, now_ns),
             Message::Fence { region, guard } => {
                 let patience_ns = now_ns + ENDING_GRACE_NS;
@@ -265,7 +270,7 @@ impl TcpShard {
             return;
         }
         let connections_max = self.limits.connections_max;
-        if self.servers >= connections_max && !self.evict() {
+        if self.servers >= connections_max && !self.evict(false) {
             tracing::warn!(connections_max, "refused a data connection: all are busy");
             return;
         }
@@ -276,13 +281,15 @@ impl TcpShard {
         self.start(connection, now_ns);
     }
 
-    /// Closes a server connection to make room for another; `false` where all are busy.
-    fn evict(&mut self) -> bool {
+    /// Closes a server connection, or only a stranger's, to make room; `false` where all are busy.
+    fn evict(&mut self, only_strangers: bool) -> bool {
         let ring = &mut self.ring;
         let candidates = self.connections.iter_mut().filter_map(|(_, connection)| {
             connection.eviction_order().map(|order| (order, connection))
         });
-        let first = candidates.min_by_key(|(order, _)| *order);
+        let first = candidates
+            .filter(|((is_known, _), _)| !(only_strangers && *is_known))
+            .min_by_key(|(order, _)| *order);
         first.map(|(_, connection)| connection.close(ring, End::Ours)).is_some()
     }
 

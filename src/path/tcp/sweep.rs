@@ -120,7 +120,7 @@ impl TcpShard {
             let silent_ns = now_ns.saturating_sub(connection.progress_ns);
             let is_over = match connection.given_up_ns(now_ns, is_given_up) {
                 Some(since_ns) => silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS,
-                None => silent_ns > self.limits.progress_ns,
+                None => silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns),
             };
             if is_over {
                 connection.close(&mut self.ring, End::Stalled);
