@@ -22,6 +22,12 @@ const ANSWER_S: u64 = 45;
 /// A Python process imports the wheel in about 1 s; a busy machine may need ten times that.
 const START_S: u64 = 20;
 
+/// 0.3.13's timer of a connection that it does not reuse fires too soon now and then, against its
+/// own target too (in 1 of 104 runs of a second): these words before their time are not about us.
+const GAVE_UP: &str = "no transfer progress within 30s";
+const GIVES_UP_S: u64 = 25;
+const BENCH_TRIES: u32 = 3;
+
 /// Bytes `skip..skip + length` of pattern `seed`, as agent.py makes them.
 pub fn pattern(seed: u8, skip: usize, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 16);
@@ -210,18 +216,32 @@ impl Bench {
 
     /// Runs it; panics unless it completed with at least one batch.
     pub fn run(&self, setup: Setup, metadata: &str, segment: &str, operation: &str) {
-        let mut command = bench(setup, "initiator", metadata, "127.0.0.1");
+        let (mut tries, mut ended) = (1, self.once(setup, metadata, segment, operation));
+        while ended.as_ref().is_err_and(|log| log.contains(GAVE_UP)) && tries < BENCH_TRIES {
+            (tries, ended) = (tries + 1, self.once(setup, metadata, segment, operation));
+        }
+        if let Err(log) = ended {
+            panic!("the bench failed to {operation}:\n{log}");
+        }
+    }
+
+    /// One run; what it logged if it failed or moved nothing.
+    fn once(&self, setup: Setup, to: &str, segment: &str, operation: &str) -> Result<(), String> {
+        let mut command = bench(setup, "initiator", to, "127.0.0.1");
         command.arg(format!("--segment_id={segment}")).arg(format!("--operation={operation}"));
         command.arg(format!("--threads={}", self.threads)).arg("--duration=1");
         command.arg(format!("--batch_size={}", self.batch));
         command.arg(format!("--block_size={}", self.block));
         command.arg(format!("--buffer_size={}", self.span()));
+        let start = Instant::now();
         let mut process = Process::start(command, "bench", false);
         let success = process.finish(Duration::from_secs(ANSWER_S));
         let text = process.logged();
         let result = text.split("batch count ").nth(1).and_then(|rest| rest.split(',').next());
         let batches: u64 = result.map_or(0, |count| count.parse().unwrap());
-        assert!(success && batches > 0, "bench {operation}: success {success}, {batches} batches");
+        let stalled = start.elapsed() > Duration::from_secs(GIVES_UP_S);
+        assert!(!stalled, "the bench waited for us to {operation}:\n{text}");
+        if success && batches > 0 { Ok(()) } else { Err(text) }
     }
 }
 
