@@ -13,6 +13,7 @@ use kvrail_reactors::region::Slice;
 use kvrail_reactors::vector::{Filled, Vector};
 
 use super::wire::{BUSY_CODE, Header, STATUS_BYTES, Status, Verb, Version};
+use crate::Landed;
 use crate::limits::{
     LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS, RECEIVE_MAX_BYTES, SEND_MAX_BYTES, SEND_MAX_PARTS,
 };
@@ -47,6 +48,11 @@ impl Request {
             Action::Write(slice) | Action::Read(slice) => slice.len(),
             Action::Event(body) => body.len(),
         }
+    }
+
+    /// Whether bytes of a request that waits may have landed: by an attempt before.
+    pub(crate) fn landed(&self) -> Landed {
+        if self.attempts == 0 { Landed::No } else { Landed::Maybe }
     }
 
     fn header(&self, version: Version) -> Header {

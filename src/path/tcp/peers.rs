@@ -83,6 +83,9 @@ impl Lanes {
             let may_repeat = *was_rejected || !matches!(request.action, Action::Event(_));
             // A refused request takes its lane down: the others behind it are not to blame.
             request.attempts += u32::from(!was_rejected);
+            // Nothing lands in our own memory any more, whatever the peer does.
+            let is_safe = matches!((end, &request.action), (End::GivenUp, Action::Read(_)));
+            let may_resend = may_resend || is_safe;
             if is_culprit || !may_resend || !may_repeat || request.attempts >= attempts_max {
                 let error = self.lost(end, is_culprit);
                 failed.push((request, error));
@@ -112,6 +115,7 @@ impl Lanes {
             ),
             End::PeerClosed => Error::lost("the peer closed the connection"),
             End::Stalled => Error::lost("the peer moved no byte for too long"),
+            End::GivenUp => Error::lost("the peer was too slow for another transfer beside it"),
             End::Io(source) => Error::lost("the connection failed").with_source(source.clone()),
             End::Broken(source) => Error::lost("the peer broke the protocol").with_source(*source),
         };
@@ -123,13 +127,13 @@ impl Lanes {
         error.with_peer(self.route.name.clone()).with_path(PathKind::Tcp)
     }
 
-    /// The error of a request that was not sent since its transfer ended before.
-    pub(super) fn unsent(&self, kind: ErrorKind) -> Error {
+    /// The error of a request that waits since its transfer has ended.
+    pub(super) fn unsent(&self, request: &Request, kind: ErrorKind) -> Error {
         let what = match kind {
             ErrorKind::Expired => "the deadline passed before it was sent",
             ErrorKind::Closed => "the engine stopped before it was sent",
             _ => "the transfer was dropped before it was sent",
         };
-        self.blame(Error::new(kind, what))
+        self.blame(Error::new(kind, what)).with_landed(request.landed())
     }
 }

@@ -368,12 +368,12 @@ impl TcpShard {
         }
     }
 
-    /// A request that was never sent, since its transfer has ended.
+    /// A request that is not sent, since its transfer has ended.
     fn end_unsent(&mut self, request: Request, now_ns: u64) {
         let kind = ended_early(&self.parts, &request, now_ns).unwrap_or(ErrorKind::Cancelled);
         let error = Error::new(kind, "the transfer ended before this was sent")
             .with_path(PathKind::Tcp)
-            .with_landed(Landed::No);
+            .with_landed(request.landed());
         self.ended(request, Err(error));
     }
 
@@ -441,7 +441,10 @@ impl TcpShard {
         let mut failed = Vec::new();
         for request in waiting {
             match why(&self.parts, &request) {
-                Some(kind) => failed.push((request, lanes.unsent(kind))),
+                Some(kind) => {
+                    let error = lanes.unsent(&request, kind);
+                    failed.push((request, error));
+                }
                 None => lanes.waiting.push_back(request),
             }
         }
@@ -494,13 +497,18 @@ impl TcpShard {
             }
             let is_given_up = |request: &Request| ended_early(parts, request, now_ns).is_some();
             let silent_ns = now_ns.saturating_sub(connection.progress_ns);
-            let is_over = match connection.given_up_ns(now_ns, is_given_up) {
-                Some(since_ns) => silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS,
-                None => silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns),
+            let end = match connection.given_up_ns(now_ns, is_given_up) {
+                Some(since_ns)
+                    if silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS =>
+                {
+                    End::GivenUp
+                }
+                _ if silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns) => {
+                    End::Stalled
+                }
+                _ => continue,
             };
-            if is_over {
-                connection.close(&mut self.ring, End::Stalled);
-            }
+            connection.close(&mut self.ring, end);
         }
     }
 
