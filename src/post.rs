@@ -98,7 +98,7 @@ impl Inner {
                 }
                 _ => {
                     let action = Action::Event(event.encode().into());
-                    let request = Request { part: 0, index: EVENT, action, addr: 0, attempts: 0 };
+                    let request = Request::new(EVENT, action, 0);
                     engine.carry_portion(portion, engine.next_shard(), vec![request]);
                 }
             }
@@ -203,5 +203,5 @@ fn tcp_request(plan: &Plan, slice: &PlannedSlice) -> Request {
         Operation::Write => Action::Write(memory),
         Operation::Read => Action::Read(memory),
     };
-    Request { part: 0, index: slice.request, action, addr: slice.addr, attempts: 0 }
+    Request::new(slice.request, action, slice.addr)
 }

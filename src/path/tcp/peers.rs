@@ -80,13 +80,16 @@ impl Lanes {
             // An event that arrived and whose answer was lost would count twice; behind a refusal
             // nothing is carried out.
             let may_repeat = loss.was_rejected || !matches!(request.action, Action::Event(_));
-            if may_resend && may_repeat && !is_exhausted {
+            // Nothing lands in our own memory any more, whatever the peer does.
+            let is_safe = matches!((&loss.end, &request.action), (End::GivenUp, Action::Read(_)));
+            if (may_resend || is_safe) && may_repeat && !is_exhausted {
                 self.waiting.push_front(request);
             } else {
                 let error = self.lost(loss);
                 failed.push((request, error));
             }
         }
+        failed.reverse();
         if may_resend && !loss.was_rejected && !self.waiting.is_empty() {
             self.careful = true;
         }
@@ -119,6 +122,7 @@ impl Lanes {
             ),
             End::PeerClosed => Error::lost("the peer closed the connection"),
             End::Stalled => Error::lost("the peer moved no byte for too long"),
+            End::GivenUp => Error::lost("the peer was too slow for another transfer beside it"),
             End::Io(source) => Error::lost("the connection failed").with_source(source.clone()),
             End::Broken(source) => Error::lost("the peer broke the protocol").with_source(*source),
         };
@@ -130,13 +134,13 @@ impl Lanes {
         error.with_peer(self.route.name.clone()).with_path(PathKind::Tcp)
     }
 
-    /// The error of a request that was not sent since its transfer ended before.
-    pub(super) fn unsent(&self, kind: ErrorKind) -> Error {
+    /// The error of a request that waits since its transfer has ended.
+    pub(super) fn unsent(&self, request: &Request, kind: ErrorKind) -> Error {
         let what = match kind {
             ErrorKind::Expired => "the deadline passed before it was sent",
             ErrorKind::Closed => "the engine stopped before it was sent",
             _ => "the transfer was dropped before it was sent",
         };
-        self.blame(Error::new(kind, what))
+        self.blame(Error::new(kind, what)).with_landed(request.landed())
     }
 }

@@ -393,12 +393,12 @@ impl TcpShard {
         }
     }
 
-    /// A request that was never sent, since its transfer has ended.
+    /// A request that is not sent, since its transfer has ended.
     fn end_unsent(&mut self, request: Request, now_ns: u64) {
         let kind = ended_early(&self.parts, &request, now_ns).unwrap_or(ErrorKind::Cancelled);
         let error = Error::new(kind, "the transfer ended before this was sent")
             .with_path(PathKind::Tcp)
-            .with_landed(Landed::No);
+            .with_landed(request.landed());
         self.ended(request, Err(error));
     }
 

@@ -76,7 +76,10 @@ impl TcpShard {
         let mut failed = Vec::new();
         for request in waiting {
             match why(&self.parts, &request) {
-                Some(kind) => failed.push((request, lanes.unsent(kind))),
+                Some(kind) => {
+                    let error = lanes.unsent(&request, kind);
+                    failed.push((request, error));
+                }
                 None => lanes.waiting.push_back(request),
             }
         }
@@ -118,13 +121,18 @@ impl TcpShard {
             }
             let is_given_up = |request: &Request| ended_early(parts, request, now_ns).is_some();
             let silent_ns = now_ns.saturating_sub(connection.progress_ns);
-            let is_over = match connection.given_up_ns(now_ns, is_given_up) {
-                Some(since_ns) => silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS,
-                None => silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns),
+            let end = match connection.given_up_ns(now_ns, is_given_up) {
+                Some(since_ns)
+                    if silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS =>
+                {
+                    End::GivenUp
+                }
+                _ if silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns) => {
+                    End::Stalled
+                }
+                _ => continue,
             };
-            if is_over {
-                connection.close(&mut self.ring, End::Stalled);
-            }
+            connection.close(&mut self.ring, end);
         }
     }
 

@@ -178,7 +178,7 @@ fn bytes_of(slice: &Slice) -> Vec<u8> {
 }
 
 fn request(index: usize, action: Action, addr: usize) -> Request {
-    Request { part: 0, index, action, addr: addr as u64, attempts: 0 }
+    Request::new(index, action, addr as u64)
 }
 
 fn local(len: usize) -> Arc<Region> {
