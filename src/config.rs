@@ -30,7 +30,8 @@ impl std::str::FromStr for Metadata {
             "P2PHANDSHAKE" => Ok(Self::P2p),
             url if url.starts_with("http://") => Ok(Self::Http(url.to_owned())),
             other => Err(Error::refused(format!(
-                "metadata server {other:?}: this build knows P2PHANDSHAKE and http://HOST:PORT/metadata"
+                "metadata server {other:?}: this build knows P2PHANDSHAKE and \
+                 http://HOST:PORT/metadata"
             ))),
         }
     }

@@ -17,7 +17,7 @@ use crate::path::local::Copies;
 use crate::path::{CopyActor, TcpActor, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute};
 use crate::request::Batch;
-use crate::runtime::{PumpAddress, Runtime};
+use crate::runtime::{PumpAddress, Runtime, SendError};
 use crate::transfer::{Prepared, Transfer};
 use crate::{Error, ErrorKind, Foreign, Result};
 
@@ -73,11 +73,13 @@ impl Host for HostState {
         self.arrivals.notifications.push(Notification { from: name, bytes: message })
     }
 
-    fn accepted(&self, stream: std::net::TcpStream) {
-        let Some(shards) = self.tcp.get() else { return };
+    fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream> {
+        // Before the shards' actors run nobody knows our port.
+        let Some(shards) = self.tcp.get() else { return Ok(()) };
         let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
-        if shards[shard].send(tcp::Message::Accepted(stream)).is_err() {
-            tracing::warn!(shard, "dropped a new data connection: the shard's inbox is full");
+        match shards[shard].send(tcp::Message::Accepted(stream)) {
+            Err(SendError::Full(tcp::Message::Accepted(stream))) => Err(stream),
+            _ => Ok(()),
         }
     }
 
@@ -229,7 +231,7 @@ impl Engine {
         for shard in self.inner.shards() {
             let region = region.memory().clone();
             let mut message = tcp::Message::Fence { region, guard: guard.clone() };
-            while let Err(crate::runtime::SendError::Full(back)) = shard.send(message) {
+            while let Err(SendError::Full(back)) = shard.send(message) {
                 message = back;
                 futures_lite::future::yield_now().await;
             }
@@ -283,7 +285,7 @@ impl Engine {
     /// Carries a batch. The future may be awaited anywhere and dropped at any time: what is not
     /// under way then is not sent, and leases come back when nothing touches their memory.
     pub fn transfer(&self, batch: Batch) -> Transfer {
-        self.inner.transfer(batch)
+        Transfer::start(&self.inner, batch)
     }
 
     /// Checks and plans a batch once, to be posted any number of times.
@@ -291,12 +293,12 @@ impl Engine {
     /// # Errors
     /// Refused: a request is wrong, with the numbers.
     pub fn prepare(&self, batch: Batch) -> Result<Prepared> {
-        self.inner.prepare(batch)
+        Prepared::new(&self.inner, batch)
     }
 
     /// Posts a prepared batch. One posting at a time: the next is Busy until this one has ended.
     pub fn post(&self, prepared: &Prepared) -> Transfer {
-        self.inner.post_prepared(prepared)
+        Transfer::repeat(&self.inner, prepared)
     }
 
     /// Sends a message to a peer; Mooncake peers take text only.
@@ -447,11 +449,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// An error for a message that an actor did not take.
-pub(crate) fn not_taken<M>(error: &crate::runtime::SendError<M>) -> Error {
+pub(crate) fn not_taken<M>(error: &SendError<M>) -> Error {
     match error {
-        crate::runtime::SendError::Full(_) => Error::busy("the shard's inbox is full"),
-        crate::runtime::SendError::Closed(_) => {
-            Error::new(ErrorKind::Closed, "the engine was stopped")
-        }
+        SendError::Full(_) => Error::busy("the shard's inbox is full"),
+        SendError::Closed(_) => Error::new(ErrorKind::Closed, "the engine was stopped"),
     }
 }

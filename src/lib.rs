@@ -1,4 +1,15 @@
-//! kvrail moves LLM KV cache between prefill and decode processes.
+//! The crate `kvrail`; its README follows, then the map of the source.
+//!
+#![doc = include_str!("../README.md")]
+//!
+//! # Where to look in the source
+//!
+//! The data path, in the order a transfer walks it: `engine` (the handle), `request` (what is
+//! asked), `plan` (slices, pure), `post` (parts to shards), `path` (local copies; TCP streams,
+//! lanes and one shard's actor), `flight` (the life of a batch, pure), `transfer` (the future and
+//! its outcome), `counter` and `notification` (what arrives behind the data). Beside it: `memory`
+//! (regions, leases, pools), `runtime` (shards and actors), `control` (daemon, descriptors,
+//! metadata), and `limits`, where every bound has its name and reason.
 #![forbid(unsafe_code)]
 
 mod arrivals;
@@ -18,6 +29,7 @@ mod notification;
 mod path;
 mod peer;
 mod plan;
+mod post;
 mod request;
 pub mod runtime;
 pub mod topology;
@@ -29,7 +41,7 @@ pub use control::metadata;
 pub use counter::Counter;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
-pub use kvrail_reactors::region::Foreign;
+pub use kvrail_reactors::region::{Eternal, Foreign};
 pub use memory::{Access, Block, BlockPool, ExclusiveLease, Lease, Location, Region, SharedLease};
 pub use notification::Notification;
 pub use peer::{Peer, RemoteBuffer};

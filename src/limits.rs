@@ -1,4 +1,4 @@
-//! Every bound by name, with its reason. What users may change is in [`crate::config`].
+//! Every bound by name, with its reason. What users may change is in [`crate::EngineBuilder`].
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ pub const CONTROL_CONNECTIONS_MAX: usize = 256;
 /// Bytes that all control connections together hold: thirty-two of the largest frames.
 pub const CONTROL_BUFFERED_MAX_BYTES: usize = 32 * CONTROL_FRAME_MAX_BYTES;
 
-/// Time for a client to send its whole request, and again for it to take our answer. Mooncake allows
+/// Time for a client to send its whole request, and again for it to take our answer. Mooncake has
 /// 5 s for each read; we bound the whole, so that dripping a byte at a time gains nothing.
 pub const CONTROL_REQUEST_MS: u64 = 10_000;
 
@@ -109,7 +109,7 @@ pub const CONTROL_ANSWER_MS: u64 = 60_000;
 /// Calls (resolve, notify, probe, connect) under way at once; more are Busy.
 pub const CONTROL_CALLS_MAX: usize = 1024;
 
-/// Time for stopping the control thread after the keys are withdrawn: name lookups that hang in libc
+/// Time for stopping the control thread after the keys are withdrawn: lookups that hang in libc
 /// are left behind.
 pub const CONTROL_STOP_MS: u64 = 1_000;
 
@@ -199,10 +199,9 @@ pub const LANES_MAX: usize = 4;
 /// Bytes that wait for a peer for each connection to it: below, another connection gains nothing.
 pub const LANE_SPREAD_BYTES: usize = 2 << 20;
 
-/// Attempts to send one slice. A peer that closed a connection has stopped storing from it, so
-/// the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
-/// closing. On lanes with other requests it may be lost once more for each lane: one of those may
-/// be what the peer closes at.
+/// Attempts to send one slice alone. A peer that closed a connection has stopped storing from it,
+/// so the slice may go out again; thrice distinguishes a lost connection from a peer that keeps
+/// closing.
 pub const ATTEMPTS_MAX: u32 = 3;
 
 /// Connections that peers may have open to one shard: idle ones live for ever (Mooncake loses
@@ -220,8 +219,8 @@ pub const TICK_NS: u64 = 10_000_000;
 /// connection is closed under it; a healthy connection needs a few milliseconds.
 pub const ENDING_GRACE_NS: u64 = 100_000_000;
 
-/// The same for a peer that does move bytes, but slowly: a full window ([`LANE_WINDOW_BYTES`]) takes
-/// so long at 32 Mbit/s. Without it a byte now and then outlives any deadline.
+/// The same for a peer that does move bytes, but slowly: a full window ([`LANE_WINDOW_BYTES`])
+/// takes so long at 32 Mbit/s. Without it a byte now and then outlives any deadline.
 pub const ENDING_MAX_NS: u64 = 2_000_000_000;
 
 /// A peer in mid-request that moves no byte for so long is gone. Mooncake's status time-out.
@@ -241,10 +240,24 @@ pub const SLICE_BYTES: usize = 1 << 20;
 /// A batch goes to one more shard for each of these; below, the hop costs more than it gains.
 pub const TCP_GROUP_BYTES: usize = 4 << 20;
 
-/// Local copies up to this size are done on the caller's thread.
-pub const COPY_INLINE_MAX_BYTES: usize = 2 << 20;
+/// Local copies up to this size, and as much of larger ones, are done on the caller's thread:
+/// 100 us where they hit the caches. Waking a shard costs 25 us on an idle machine and a time
+/// slice on a busy one, so handing over sooner did not pay (`cargo bench --bench local_copy`,
+/// 4 MiB: 0.8 of memcpy with a share of 2 MiB, 1.0 with 4).
+pub const COPY_INLINE_MAX_BYTES: usize = 4 << 20;
 
 /// A local copy goes to one more shard for each of these.
 pub const COPY_GROUP_BYTES: usize = 1 << 20;
 /// Bytes of requests that all connections to a metadata server hold: sixty-four of the largest.
 pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
+
+/// Room in an event for its sender's name and the event's own fields.
+pub const EVENT_NAME_MAX_BYTES: u64 = 1024;
+
+/// Slices under way on one shard, sent or waiting; more are Busy. 16 of the largest batches, at
+/// 100 bytes or so each.
+pub const OUTSTANDING_MAX: usize = 16 * BATCH_SLICES_MAX;
+
+/// Pause before a data connection is offered again to shards whose inboxes were full; they empty
+/// them within microseconds.
+pub const DATA_ACCEPT_PAUSE_MS: u64 = 1;

@@ -26,20 +26,65 @@ pub fn describe() {
     describe_histogram!(BATCH_SECONDS, Unit::Seconds, "from posting a batch to its end");
 }
 
-pub(crate) fn carried(path: PathKind, bytes: usize, error: Option<&Error>) {
-    let outcome = error.map_or("ok", |error| error.kind().label());
-    counter!(SLICES, "path" => path.label(), "outcome" => outcome).increment(1);
-    if error.is_none() {
-        counter!(CARRIED_BYTES, "path" => path.label()).increment(bytes as u64);
+/// What a part of a transfer carried; recorded once, when the part is back.
+#[derive(Debug, Default)]
+pub(crate) struct Carried {
+    slices: u64,
+    bytes: u64,
+}
+
+impl Carried {
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.slices += 1;
+        self.bytes += bytes as u64;
+    }
+
+    pub(crate) fn record(self, path: PathKind, failures: &[(usize, Error)]) {
+        let path = path.label();
+        counter!(SLICES, "path" => path, "outcome" => "ok").increment(self.slices);
+        counter!(CARRIED_BYTES, "path" => path).increment(self.bytes);
+        for (_, error) in failures {
+            let outcome = error.kind().label();
+            counter!(SLICES, "path" => path, "outcome" => outcome).increment(1);
+        }
     }
 }
 
-pub(crate) fn served(operation: Operation, bytes: u64, is_permitted: bool) {
-    let label = operation.label();
-    if is_permitted {
-        counter!(SERVED_BYTES, "operation" => label).increment(bytes);
-    } else {
-        counter!(SERVED_REFUSED, "operation" => label).increment(1);
+/// What peers asked of one shard; recorded when the shard comes to rest and at every tick.
+#[derive(Debug, Default)]
+pub(crate) struct Serving {
+    read: Asked,
+    written: Asked,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    bytes: u64,
+    refused: u64,
+}
+
+impl Serving {
+    pub(crate) fn add(&mut self, operation: Operation, bytes: u64, is_permitted: bool) {
+        let asked = match operation {
+            Operation::Read => &mut self.read,
+            Operation::Write => &mut self.written,
+        };
+        asked.bytes += if is_permitted { bytes } else { 0 };
+        asked.refused += u64::from(!is_permitted);
+    }
+
+    pub(crate) fn record(&mut self) {
+        for (operation, asked) in
+            [(Operation::Read, &mut self.read), (Operation::Write, &mut self.written)]
+        {
+            let Asked { bytes, refused } = std::mem::take(asked);
+            if bytes > 0 {
+                counter!(SERVED_BYTES, "operation" => operation.label()).increment(bytes);
+            }
+            if refused > 0 {
+                counter!(SERVED_REFUSED, "operation" => operation.label()).increment(refused);
+            }
+        }
     }
 }
 

@@ -37,7 +37,8 @@ impl Peer {
         &self.inner.link.route.name
     }
 
-    pub(crate) fn path(&self) -> PathKind {
+    /// How its transfers travel.
+    pub fn path(&self) -> PathKind {
         match self.inner.link.route.kind {
             RouteKind::Local => PathKind::Local,
             RouteKind::Tcp(_) => PathKind::Tcp,

@@ -3,19 +3,27 @@
 //! The model only knows the seam, so the blocks behind it may lie in registered memory and be
 //! on their way to another process while the next layer is computed.
 
+use crate::llama::Failure;
 use crate::shape::Shape;
 
 /// K and V (bf16 bits) of every layer and token. An implementation keeps them in blocks laid out
-/// as [`Shape`] says; which block holds which tokens is its own affair.
+/// as [`Shape`] says; which block holds which tokens is its own affair. It may fail, for the rows
+/// may belong to somebody else at the moment, or never come.
 pub trait KvCache {
     /// Tokens there is room for.
     fn capacity(&self) -> usize;
 
     /// Stores one token's row of K and of V: [`Shape::row`] numbers each.
-    fn put(&mut self, layer: usize, position: usize, k: &[u16], v: &[u16]);
+    fn put(&mut self, layer: usize, position: usize, k: &[u16], v: &[u16]) -> Result<(), Failure>;
 
     /// Copies the rows of the first `tokens` tokens of a layer, in the order of their positions.
-    fn gather(&self, layer: usize, tokens: usize, k: &mut [u16], v: &mut [u16]);
+    fn gather(
+        &self,
+        layer: usize,
+        tokens: usize,
+        k: &mut [u16],
+        v: &mut [u16],
+    ) -> Result<(), Failure>;
 }
 
 /// Writes numbers as the bytes of a block (little-endian).
@@ -67,15 +75,22 @@ impl KvCache for VecCache {
         self.table.len() * self.shape.block_tokens
     }
 
-    fn put(&mut self, layer: usize, position: usize, k: &[u16], v: &[u16]) {
+    fn put(&mut self, layer: usize, position: usize, k: &[u16], v: &[u16]) -> Result<(), Failure> {
         let shape = self.shape;
         let token = position % shape.block_tokens;
         let block = self.block_mut(position / shape.block_tokens);
         to_bytes(k, &mut block[shape.keys(layer, token)]);
         to_bytes(v, &mut block[shape.values(layer, token)]);
+        Ok(())
     }
 
-    fn gather(&self, layer: usize, tokens: usize, k: &mut [u16], v: &mut [u16]) {
+    fn gather(
+        &self,
+        layer: usize,
+        tokens: usize,
+        k: &mut [u16],
+        v: &mut [u16],
+    ) -> Result<(), Failure> {
         let shape = self.shape;
         let run = shape.block_tokens * shape.row();
         let rows = tokens * shape.row();
@@ -84,6 +99,7 @@ impl KvCache for VecCache {
             from_bytes(&self.block(index)[shape.keys(layer, 0)], k);
             from_bytes(&self.block(index)[shape.values(layer, 0)], v);
         }
+        Ok(())
     }
 }
 
@@ -118,12 +134,12 @@ mod tests {
         for (layer, position) in (0..shape.layers).flat_map(|l| (0..10).map(move |p| (l, p))) {
             let k: Vec<u16> = (0..shape.row()).map(|i| number(layer, position, i)).collect();
             let v: Vec<u16> = k.iter().map(|number| !number).collect();
-            cache.put(layer, position, &k, &v);
+            cache.put(layer, position, &k, &v).unwrap();
         }
         for tokens in 1..=10 {
             let mut k = vec![0; tokens * shape.row()];
             let mut v = k.clone();
-            cache.gather(2, tokens, &mut k, &mut v);
+            cache.gather(2, tokens, &mut k, &mut v).unwrap();
             let want = (0..tokens).flat_map(|p| (0..shape.row()).map(move |i| number(2, p, i)));
             assert!(k.iter().copied().eq(want), "{tokens} tokens");
             assert!(v.iter().zip(&k).all(|(v, k)| *v == !k), "{tokens} tokens");
@@ -135,7 +151,7 @@ mod tests {
         let shape = Shape::TINY;
         let mut cache = VecCache::with_table(shape, vec![0]);
         let row = vec![0x0201; shape.row()];
-        cache.put(1, 2, &row, &row);
+        cache.put(1, 2, &row, &row).unwrap();
         let k = shape.slice_bytes() + 2 * shape.row_bytes();
         let v = k + shape.slice_bytes() / 2;
         let written = |at: &usize| {

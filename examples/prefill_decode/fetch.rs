@@ -21,7 +21,10 @@ pub fn model() -> Result<Model, Failure> {
     match fetch() {
         Ok(path) => Ok(Model::load(&path)?),
         Err(failure) => {
-            eprintln!("no model ({failure}): going on with random weights of the same shape");
+            eprintln!(
+                "\n*** NO MODEL: {failure}\n*** Going on with random weights of the same shape: \
+                 the answers are nonsense, the work and the bytes are real.\n"
+            );
             Ok(Model::random(Shape::SMOLLM2, SEED))
         }
     }

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use crate::attention::{Remembered, Rope};
 use crate::cache::KvCache;
 use crate::kernel::Kernel;
 use crate::matmul::in_parts;
@@ -108,8 +109,8 @@ impl Model {
     ) -> Result<Vec<f32>, Failure> {
         let mut pass = Pass::new(self, tokens, position, threads);
         for (index, layer) in self.layers.iter().enumerate() {
-            let query = pass.project(index, layer, cache);
-            pass.remembered.gather(index, cache);
+            let query = pass.project(index, layer, cache)?;
+            pass.remembered.gather(index, cache)?;
             layer_done(index, pass.positions.clone(), cache)?;
             pass.attend(layer, &query);
             pass.feed(layer);
@@ -151,7 +152,12 @@ impl Pass {
     }
 
     /// Computes Q, which it gives back, and K and V, which it puts into the cache.
-    fn project<C: KvCache>(&self, index: usize, layer: &Layer, cache: &mut C) -> Vec<f32> {
+    fn project<C: KvCache>(
+        &self,
+        index: usize,
+        layer: &Layer,
+        cache: &mut C,
+    ) -> Result<Vec<f32>, Failure> {
         let shape = &self.shape;
         let input = normalise(self.kernel, &self.states, &layer.attention_norm, shape.epsilon);
         let mut query = self.multiply(&layer.query, &input);
@@ -163,9 +169,9 @@ impl Pass {
         let value: Vec<u16> = value.into_iter().map(to_bf16).collect();
         let rows = key.chunks_exact(shape.row()).zip(value.chunks_exact(shape.row()));
         for (position, (key, value)) in self.positions.clone().zip(rows) {
-            cache.put(index, position, key, value);
+            cache.put(index, position, key, value)?;
         }
-        query
+        Ok(query)
     }
 
     /// Adds to each token what it finds in the tokens before it and in itself.
@@ -201,82 +207,6 @@ impl Pass {
     }
 }
 
-/// K and V of a layer as attention reads them: gathered from the cache, widened to f32.
-struct Remembered {
-    bits: [Vec<u16>; 2],
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    tokens: usize,
-}
-
-impl Remembered {
-    fn new(shape: &Shape, tokens: usize) -> Self {
-        let numbers = tokens * shape.row();
-        let bits = [vec![0; numbers], vec![0; numbers]];
-        Self { bits, keys: vec![0.0; numbers], values: vec![0.0; numbers], tokens }
-    }
-
-    fn gather<C: KvCache>(&mut self, layer: usize, cache: &C) {
-        let [keys, values] = &mut self.bits;
-        cache.gather(layer, self.tokens, keys, values);
-        widen(keys, &mut self.keys);
-        widen(values, &mut self.values);
-    }
-
-    /// All heads of one token over the first `seen` tokens.
-    fn attend(&self, shape: &Shape, kernel: Kernel, seen: usize, query: &[f32], found: &mut [f32]) {
-        let (dim, stride) = (shape.head_dim, shape.row());
-        let mut scores = vec![0.0; seen];
-        let heads = query.chunks_exact(dim).zip(found.chunks_exact_mut(dim));
-        for (head, (query, found)) in heads.enumerate() {
-            let column = head / (shape.heads / shape.kv_heads) * dim;
-            kernel.scores(query, &self.keys[column..], stride, &mut scores);
-            soften(kernel, &mut scores, 1.0 / (dim as f32).sqrt());
-            kernel.mix(&scores, &self.values[column..], stride, found);
-        }
-    }
-}
-
-/// Softmax of scaled scores, in place.
-fn soften(kernel: Kernel, scores: &mut [f32], scale: f32) {
-    scores.iter_mut().for_each(|score| *score *= scale);
-    let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    kernel.exp(scores, highest);
-    let sum: f32 = scores.iter().sum();
-    scores.iter_mut().for_each(|score| *score /= sum);
-}
-
-/// Rotary embedding: neighbouring numbers are turned by an angle that grows with the position.
-struct Rope {
-    pairs: usize,
-    /// Sine and cosine, `positions × pairs`.
-    turns: Vec<(f32, f32)>,
-}
-
-impl Rope {
-    fn new(shape: &Shape, positions: Range<usize>) -> Self {
-        let pairs = shape.head_dim / 2;
-        let turn = |position: usize, pair: usize| {
-            let exponent = -(pair as f64) / pairs as f64;
-            (position as f64 * f64::from(shape.rope_base).powf(exponent)).sin_cos()
-        };
-        let turns = positions.flat_map(|position| (0..pairs).map(move |pair| (position, pair)));
-        let turns = turns.map(|(position, pair)| turn(position, pair));
-        Self { pairs, turns: turns.map(|(sin, cos)| (sin as f32, cos as f32)).collect() }
-    }
-
-    /// Turns every head of every token; a token has `width` numbers.
-    fn turn(&self, numbers: &mut [f32], width: usize) {
-        let tokens = numbers.chunks_exact_mut(width).zip(self.turns.chunks_exact(self.pairs));
-        for (token, turns) in tokens {
-            let (pairs, _) = token.as_chunks_mut::<2>();
-            for ([a, b], (sin, cos)) in pairs.iter_mut().zip(turns.iter().cycle()) {
-                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-            }
-        }
-    }
-}
-
 /// Scales every token to a mean square of one, then each number by its weight.
 fn normalise(kernel: Kernel, states: &[f32], weights: &[f32], epsilon: f32) -> Vec<f32> {
     let width = weights.len();
@@ -300,10 +230,6 @@ fn to_bf16(value: f32) -> u16 {
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
-fn widen(numbers: &[u16], out: &mut [f32]) {
-    numbers.iter().zip(out).for_each(|(n, out)| *out = f32::from_bits(u32::from(*n) << 16));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,34 +242,6 @@ mod tests {
             assert_eq!(to_bf16(value), bits, "{value}");
         }
         assert_eq!(to_bf16(1.0 + 3.0 / 256.0), 0x3f82);
-        let mut wide = [0.0];
-        widen(&[to_bf16(-2.5)], &mut wide);
-        assert_eq!(wide, [-2.5]);
-    }
-
-    /// Turning keeps lengths, does nothing at position 0, and products only depend on distance.
-    #[test]
-    fn rope_measures_distance() {
-        let shape = Shape { heads: 1, kv_heads: 1, width: 16, ..Shape::TINY };
-        let numbers: Vec<f32> = (0..16).map(|n| (n as f32 * 0.7).sin()).collect();
-        let turned = |position: usize| {
-            let mut numbers = numbers.clone();
-            Rope::new(&shape, position..position + 1).turn(&mut numbers, 16);
-            numbers
-        };
-        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        assert_eq!(turned(0), numbers);
-        assert!((product(&turned(9), &turned(9)) - product(&numbers, &numbers)).abs() < 1e-4);
-        assert!((product(&turned(3), &turned(8)) - product(&turned(40), &turned(45))).abs() < 1e-4);
-        assert!((product(&turned(3), &turned(8)) - product(&turned(3), &turned(4))).abs() > 1e-2);
-    }
-
-    #[test]
-    fn softmax_sums_to_one_and_survives_large_scores() {
-        let mut scores = [1e4, 1e4 - 10.0, -1e4];
-        soften(Kernel::best(), &mut scores, 0.1);
-        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert!((scores[0] / scores[1] - 1.0_f32.exp()).abs() < 1e-4);
     }
 
     #[test]
@@ -386,7 +284,7 @@ mod tests {
         let rows = |cache: &VecCache, layer| {
             let mut rows = [vec![0; 8 * Shape::TINY.row()], vec![0; 8 * Shape::TINY.row()]];
             let [k, v] = &mut rows;
-            cache.gather(layer, 8, k, v);
+            cache.gather(layer, 8, k, v).unwrap();
             rows
         };
         let mut reported = Vec::new();

@@ -1,75 +1,57 @@
 //! The role `single`: prefill and decode in one process, the run that the others must equal.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::cache::VecCache;
 use crate::fetch;
 use crate::generate::{Answer, generate, likeliest};
 use crate::llama::{Failure, Pace};
-use crate::text::Streamer;
+use crate::messages::Ask;
+use crate::options::Options;
+use crate::typewriter::Typewriter;
 use crate::weights::Model;
-
-/// What to ask and how.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Options {
-    /// What to ask the model.
-    #[arg(long, default_value = "What is the capital of France?")]
-    pub prompt: String,
-    /// Tokens to answer with, at most.
-    #[arg(long, default_value_t = 64)]
-    pub max_tokens: usize,
-    /// Prompt tokens computed at once.
-    #[arg(long, default_value_t = Pace::default().chunk_tokens)]
-    pub chunk_tokens: usize,
-    /// Threads that share the prefill.
-    #[arg(long, default_value_t = Pace::default().threads)]
-    pub threads: usize,
-    /// Use random weights: nothing is fetched, and the answer is nonsense.
-    #[arg(long)]
-    pub random: bool,
-}
-
-impl Options {
-    pub fn pace(&self) -> Pace {
-        Pace { chunk_tokens: self.chunk_tokens, threads: self.threads }
-    }
-}
 
 pub fn run(options: &Options) -> Result<(), Failure> {
     let model = if options.random { fetch::random() } else { fetch::model()? };
-    answer(&model, options, &mut std::io::stdout()).map(drop)
+    (0..options.requests.into())
+        .try_for_each(|request| show(&model, options, request, &mut std::io::stdout()).map(drop))
+}
+
+/// Answers a prompt with a cache in plain memory. `on_token` sees the tokens as they come.
+pub fn answer(
+    model: &Model,
+    pace: Pace,
+    ask: &Ask,
+    on_token: &mut dyn FnMut(u32) -> Result<(), Failure>,
+) -> Result<Answer, Failure> {
+    let room = ask.tokens.len() + ask.max_tokens.saturating_sub(1);
+    let mut cache = VecCache::new(*model.shape(), room);
+    let none = &mut |_, _, _: &mut VecCache| Ok(());
+    let logits = model.prefill(&ask.tokens, 0, pace, &mut cache, none)?;
+    generate(model, likeliest(&logits), ask.tokens.len(), ask.max_tokens, &mut cache, on_token)
 }
 
 /// Writes the answer as it comes, then one line of figures.
-fn answer(model: &Model, options: &Options, out: &mut dyn Write) -> Result<Answer, Failure> {
-    let tokenizer = model.tokenizer();
-    let prompt = tokenizer.chat(&options.prompt);
-    let room = prompt.len().saturating_add(options.max_tokens).min(model.shape().context);
-    let mut cache = VecCache::new(*model.shape(), room);
-
+fn show(
+    model: &Model,
+    options: &Options,
+    request: usize,
+    out: &mut dyn Write,
+) -> Result<Answer, Failure> {
+    let ask = options.ask(model, request, model.shape().context)?;
     let start = Instant::now();
-    let shipped = &mut |_, _, _: &mut VecCache| Ok(());
-    let logits = model.prefill(&prompt, 0, options.pace(), &mut cache, shipped)?;
-    let prefill = start.elapsed();
-
-    let mut streamer = Streamer::default();
-    let first = likeliest(&logits);
-    let max_tokens = options.max_tokens.min(room - prompt.len() + 1);
-    let answer = generate(model, first, prompt.len(), max_tokens, &mut cache, &mut |token| {
-        write!(out, "{}", streamer.push(&tokenizer.piece(token)))?;
-        Ok(out.flush()?)
-    })?;
-    writeln!(out, "{}", streamer.finish())?;
-
-    let speed = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64();
+    let mut typewriter = Typewriter::new(out, model.tokenizer());
+    let answer = answer(model, options.pace(), &ask, &mut |token| typewriter.push(token))?;
+    let prefill = start.elapsed().saturating_sub(answer.elapsed);
+    typewriter.finish()?;
     writeln!(
         out,
         "prefill {} tokens, {:.1} tok/s; answer {} tokens, {:.1} tok/s; logit hash {:016x}",
-        prompt.len(),
-        speed(prompt.len(), prefill),
+        ask.tokens.len(),
+        ask.tokens.len() as f64 / prefill.as_secs_f64(),
         answer.tokens.len(),
-        speed(answer.steps, answer.elapsed),
+        answer.steps as f64 / answer.elapsed.as_secs_f64(),
         answer.logit_hash,
     )?;
     Ok(answer)
@@ -81,22 +63,18 @@ mod tests {
     use crate::shape::Shape;
     use crate::text::Tokenizer;
 
-    fn options(prompt: &str, max_tokens: usize) -> Options {
-        let Pace { chunk_tokens, threads } = Pace::default();
-        Options { prompt: prompt.into(), max_tokens, chunk_tokens, threads, random: true }
-    }
-
     #[test]
     fn the_text_and_its_hash_are_printed() {
         let model = Model::random(Shape::TINY, 5);
         let mut out = Vec::new();
-        let answer = answer(&model, &options("why?", 7), &mut out).unwrap();
+        let answer = show(&model, &Options::tiny("why?", 7), 0, &mut out).unwrap();
         assert_eq!((answer.tokens.len(), answer.steps), (7, 6));
+        let mut text = Vec::new();
+        let mut typewriter = Typewriter::new(&mut text, &Tokenizer::Bytes);
+        answer.tokens.iter().for_each(|&token| typewriter.push(token).unwrap());
+        typewriter.finish().unwrap();
         let out = String::from_utf8(out).unwrap();
-        let (text, figures) = out.trim_end().rsplit_once('\n').unwrap();
-        let bytes: Vec<u8> =
-            answer.tokens.iter().flat_map(|&t| Tokenizer::Bytes.piece(t)).collect();
-        assert_eq!(text, String::from_utf8_lossy(&bytes));
+        let figures = out.strip_prefix(std::str::from_utf8(&text).unwrap()).unwrap().trim_end();
         assert!(figures.starts_with("prefill 4 tokens, "), "{figures}");
         assert!(figures.ends_with(&format!("{:016x}", answer.logit_hash)), "{figures}");
     }
@@ -105,16 +83,16 @@ mod tests {
     #[test]
     fn the_answer_ends_with_the_context() {
         let model = Model::random(Shape::TINY, 5);
-        let prompt = "x".repeat(Shape::TINY.context - 3);
-        let answer = answer(&model, &options(&prompt, usize::MAX), &mut Vec::new()).unwrap();
+        let options = Options::tiny(&"x".repeat(Shape::TINY.context - 3), usize::MAX);
+        let answer = show(&model, &options, 0, &mut Vec::new()).unwrap();
         assert_eq!((answer.tokens.len(), answer.steps), (4, 3));
     }
 
     #[test]
     fn a_prompt_beyond_the_context_is_refused() {
         let model = Model::random(Shape::TINY, 5);
-        let prompt = "x".repeat(Shape::TINY.context + 1);
-        let failure = answer(&model, &options(&prompt, 1), &mut Vec::new()).err().unwrap();
+        let options = Options::tiny(&"x".repeat(Shape::TINY.context + 1), 1);
+        let failure = show(&model, &options, 0, &mut Vec::new()).err().unwrap();
         assert!(failure.to_string().contains("don't fit"), "{failure}");
     }
 }

@@ -1,2 +1,3 @@
+//! Fuzzes the planner: see `kvrail::fuzzing`.
 #![no_main]
 libfuzzer_sys::fuzz_target!(|input: &[u8]| kvrail::fuzzing::plan(input));

@@ -46,6 +46,44 @@ impl Foreign {
 // wherever they are used from.
 unsafe impl Send for Foreign {}
 
+/// Foreign memory that is never freed, so that registering it takes no promise: for tests, and
+/// for callers whose memory lives as long as their process.
+#[derive(Debug, Clone, Copy)]
+pub struct Eternal {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Eternal {
+    /// Leaks `len` bytes, zeroed.
+    pub fn new(len: usize) -> Self {
+        let bytes = Box::leak(vec![0u8; len].into_boxed_slice());
+        Self { base: NonNull::from_mut(bytes).cast(), len }
+    }
+
+    /// The memory, to be registered.
+    pub fn foreign(&self) -> Foreign {
+        // SAFETY: the bytes are never freed, and `new` gave its only reference to them up.
+        unsafe { Foreign::new(self.base, self.len) }
+    }
+
+    /// Copies all bytes out, as they are now.
+    pub fn contents(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len];
+        // SAFETY: the source is `len` bytes that are never freed; peers may change them meanwhile,
+        // which mixes bytes and breaks nothing.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.base.as_ptr(), bytes.as_mut_ptr(), self.len);
+        }
+        bytes
+    }
+}
+
+// SAFETY: an address and a length of memory that is never freed and only ever copied.
+unsafe impl Send for Eternal {}
+// SAFETY: as above.
+unsafe impl Sync for Eternal {}
+
 /// A range of memory that transfers read and write.
 #[derive(Debug)]
 pub struct Region {

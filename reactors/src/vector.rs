@@ -142,7 +142,8 @@ impl Vector {
         })
     }
 
-    /// Receives `bytes` without a kernel, for tests: as many as there is room for; returns how many.
+    /// Receives `bytes` without a kernel, for tests: as many as there is room for, and returns
+    /// how many.
     #[doc(hidden)]
     pub fn store(&mut self, bytes: &[u8]) -> usize {
         let mut stored = 0;

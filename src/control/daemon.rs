@@ -18,7 +18,7 @@ use super::wire::{
 };
 use super::{ControlLimits, Host};
 use crate::error::Result;
-use crate::limits::CONTROL_ACCEPT_PAUSE_MS;
+use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS};
 
 /// Bytes read at once, on the stack: a waiting connection holds only what has arrived.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -76,12 +76,23 @@ pub(super) async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
 pub(super) async fn accept_data(listener: TcpListener, host: Arc<dyn Host>) {
     loop {
         let Some((stream, peer)) = accept(&listener, || host.crowded()).await else { continue };
-        let handed = stream.set_nodelay(true).and_then(|()| stream.into_std());
-        match handed.map(|stream| catch_unwind(AssertUnwindSafe(|| host.accepted(stream)))) {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => tracing::error!(%peer, "taking over a data connection panicked"),
+        match stream.set_nodelay(true).and_then(|()| stream.into_std()) {
+            Ok(stream) => hand_over(stream, &peer, &*host).await,
             Err(error) => tracing::debug!(%peer, %error, "data connection dropped"),
         }
+    }
+}
+
+/// Offers a connection until the host takes it: a peer that opens one for each request, as
+/// Mooncake 0.3.11 does, must wait rather than be reset.
+async fn hand_over(mut stream: std::net::TcpStream, peer: &std::net::SocketAddr, host: &dyn Host) {
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| host.accepted(stream))) {
+            Ok(Ok(())) => return,
+            Ok(Err(back)) => stream = back,
+            Err(_) => return tracing::error!(%peer, "taking over a data connection panicked"),
+        }
+        sleep(Duration::from_millis(DATA_ACCEPT_PAUSE_MS)).await;
     }
 }
 

@@ -140,12 +140,6 @@ impl Descriptor {
         Ok(())
     }
 
-    /// Whether one buffer holds all of `length` bytes at `addr`.
-    pub fn covers(&self, addr: u64, length: u64) -> bool {
-        let Some(end) = addr.checked_add(length) else { return false };
-        self.buffers.iter().any(|buffer| buffer.addr <= addr && end - buffer.addr <= buffer.length)
-    }
-
     fn write(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a struct of strings and numbers is always JSON")
     }

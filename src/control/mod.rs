@@ -51,7 +51,9 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// was rejected.
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()>;
     /// A data connection arrived; nonblocking, with TCP_NODELAY.
-    fn accepted(&self, stream: std::net::TcpStream);
+    /// Gives it back where no shard has room now: it is offered again, and meanwhile the kernel's
+    /// backlog keeps the next ones.
+    fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
     /// Accepting fails, most likely for want of descriptors: close some data connection that
     /// nobody misses. Called again while it fails.
     fn crowded(&self) {}
@@ -108,6 +110,7 @@ impl Control {
     }
 
     /// Name and addresses, as peers see them.
+    #[cfg(test)]
     pub fn identity(&self) -> &Identity {
         &self.shared.identity
     }
@@ -116,11 +119,6 @@ impl Control {
     /// answering whoever asks, so there it only checks.
     pub async fn publish(&self) -> Result<()> {
         self.call(|shared| async move { shared.publish().await }).await
-    }
-
-    /// Takes back what was published; stopping does so too.
-    pub async fn withdraw(&self) -> Result<()> {
-        self.call(|shared| async move { shared.withdraw().await }).await
     }
 
     /// What the engine called `name` publishes, as last seen, or as it is now if `refresh`.

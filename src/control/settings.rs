@@ -20,7 +20,7 @@ pub(crate) struct ControlConfig {
     pub name: String,
     /// Where descriptors are found.
     pub metadata: MetadataKind,
-    /// Prefix of all keys at a metadata server (Mooncake's `MC_METADATA_CLUSTER_ID`); usually empty.
+    /// Prefix of all keys at a metadata server (Mooncake's `MC_METADATA_CLUSTER_ID`), or none.
     pub cluster: String,
     /// With a metadata server: the host to publish. By default the IP address in `name`, else the
     /// address from which this host reaches the server.

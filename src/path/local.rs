@@ -1,6 +1,7 @@
 //! Transfers that stay in this process: copied on the caller's thread when small, by the
 //! local-copy actors of several shards when large.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
@@ -10,7 +11,7 @@ use kvrail_reactors::ticket::{Table, Ticket};
 use crate::flight::{EVENT, Flight, Portion};
 use crate::limits::COPIES_MAX;
 use crate::metrics;
-use crate::{Error, ErrorKind, Landed, PathKind, Result};
+use crate::{Error, ErrorKind, Landed, PathKind};
 
 /// A copy with the request it belongs to.
 #[derive(Debug)]
@@ -35,10 +36,11 @@ impl Copies {
 
     /// Does them all here and now.
     pub(crate) fn run(self) {
+        let mut carried = metrics::Carried::default();
         for job in &self.jobs {
-            let bytes = job.work.source.copy_to(&job.work.target);
-            metrics::carried(PathKind::Local, bytes, None);
+            carried.add(job.work.source.copy_to(&job.work.target));
         }
+        carried.record(PathKind::Local, &[]);
         drop(self.jobs);
         self.portion.back(Vec::new());
     }
@@ -61,8 +63,9 @@ pub(crate) struct LocalCopy {
 struct Part {
     portion: Portion,
     /// Requests by number in the order of submission; copies end in that order.
-    requests: std::collections::VecDeque<(usize, usize)>,
+    requests: VecDeque<(usize, usize)>,
     failures: Vec<(usize, Error)>,
+    carried: metrics::Carried,
 }
 
 impl LocalCopy {
@@ -76,7 +79,12 @@ impl LocalCopy {
             return copies.fail(&error.with_path(PathKind::Local));
         }
         let Copies { portion, jobs } = copies;
-        let part = Part { portion, requests: Default::default(), failures: Vec::new() };
+        let part = Part {
+            portion,
+            requests: VecDeque::new(),
+            failures: Vec::new(),
+            carried: Default::default(),
+        };
         let ticket = self.parts.insert(part);
         for job in jobs {
             self.submit(ticket, job);
@@ -115,13 +123,12 @@ impl LocalCopy {
         let ticket = Ticket::from_raw(done.tag);
         let Some(part) = self.parts.get_mut(ticket) else { return };
         let Some((request, bytes)) = part.requests.pop_front() else { return };
-        let result: Result<()> = if done.copied_bytes == bytes {
-            Ok(())
+        if done.copied_bytes == bytes {
+            part.carried.add(bytes);
         } else {
-            Err(Error::new(ErrorKind::Cancelled, "the copy was fenced").with_landed(Landed::Maybe))
-        };
-        metrics::carried(PathKind::Local, done.copied_bytes, result.as_ref().err());
-        part.failures.extend(result.err().map(|error| (request, error)));
+            let error = Error::new(ErrorKind::Cancelled, "the copy was fenced");
+            part.failures.push((request, error.with_landed(Landed::Maybe)));
+        }
         self.finish_if_done(ticket);
     }
 
@@ -129,6 +136,7 @@ impl LocalCopy {
         if self.parts.get(ticket).is_some_and(|part| part.requests.is_empty())
             && let Some(part) = self.parts.remove(ticket)
         {
+            part.carried.record(PathKind::Local, &part.failures);
             part.portion.back(part.failures);
         }
     }

@@ -15,7 +15,8 @@ fn fake_peer() -> (String, TcpListener) {
     let (control, data) = (listener(), listener());
     let (name, port) = (control.local_addr().unwrap(), data.local_addr().unwrap().port());
     let descriptor = format!(
-        r#"{{"buffers":[],"name":"{name}","protocol":"tcp","tcp_data_port":{port},"tcp_proto_version":2}}"#
+        r#"{{"buffers":[],"name":"{name}","protocol":"tcp",
+            "tcp_data_port":{port},"tcp_proto_version":2}}"#
     );
     std::thread::spawn(move || {
         for stream in control.incoming() {

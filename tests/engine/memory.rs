@@ -1,8 +1,6 @@
 //! Regions come and go; what peers may do with them is what their owner said.
 
-use std::ptr::NonNull;
-
-use kvrail::{Access, Batch, ErrorKind, Foreign, Landed};
+use kvrail::{Access, Batch, ErrorKind, Eternal, Landed};
 
 use crate::{contents, engine, fill, pair, pattern, region, run};
 
@@ -50,11 +48,8 @@ fn permissions_bind_peers_and_a_refusal_hurts_nobody_else() {
 fn foreign_memory_is_written_in_place_until_it_is_unregistered() {
     run(async {
         let (ours, theirs, peer) = pair().await;
-        let mut memory = vec![0u8; 1 << 20].into_boxed_slice();
-        let base = NonNull::new(memory.as_mut_ptr()).unwrap();
-        // SAFETY: the box outlives the registration, and nobody looks at it before its end.
-        let foreign = unsafe { Foreign::new(base, memory.len()) };
-        let target = theirs.register(foreign, Access::READ_WRITE).unwrap();
+        let memory = Eternal::new(1 << 20);
+        let target = theirs.register(memory.foreign(), Access::READ_WRITE).unwrap();
         let source = region(&ours, 1 << 20, Access::LOCAL);
         let bytes = pattern(4, source.len());
         fill(&source, &bytes);
@@ -62,13 +57,13 @@ fn foreign_memory_is_written_in_place_until_it_is_unregistered() {
         batch.write(&source.share(0..source.len()).unwrap(), target.addr());
         ours.transfer(batch).await.unwrap();
         theirs.unregister(target.clone()).await.unwrap();
-        assert!(*memory == *bytes);
-        memory.fill(0);
+        assert!(memory.contents() == bytes);
+        fill(&source, &pattern(5, source.len()));
         let mut batch = Batch::new(&peer);
         batch.write(&source.share(0..4096).unwrap(), target.addr());
         let failed = ours.transfer(batch).await.unwrap_err();
         assert_eq!(failed.error().kind(), ErrorKind::Refused);
-        assert!(memory.iter().all(|&byte| byte == 0));
+        assert!(memory.contents() == bytes, "it is not written any more");
         assert_eq!(theirs.unregister(target).await.unwrap_err().kind(), ErrorKind::Refused);
     });
 }
@@ -82,10 +77,8 @@ fn impossible_regions_are_refused_with_the_numbers() {
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.to_string().contains(what), "{error}");
     }
-    let region = region(&engine, 8192, Access::READ);
-    let base = NonNull::new((region.addr() + 4096) as *mut u8).unwrap();
-    // SAFETY: the bytes are mapped as long as `region` lives.
-    let inside = unsafe { Foreign::new(base, 4096) };
-    let error = engine.register(inside, Access::READ).unwrap_err();
+    let memory = Eternal::new(8192);
+    engine.register(memory.foreign(), Access::READ).unwrap();
+    let error = engine.register(memory.foreign(), Access::READ).unwrap_err();
     assert!(error.to_string().contains("overlaps"), "{error}");
 }

@@ -2,10 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::ptr::NonNull;
 use std::time::Instant;
 
-use kvrail::{Access, ErrorKind, Foreign, Region};
+use kvrail::{Access, ErrorKind, Eternal, Region};
 
 use crate::{
     BUSY, EVENT, LIMIT, OK, PATIENCE, READ, REFUSED, V2, Victim, WRITE, contents, eventually,
@@ -133,16 +132,13 @@ fn a_writer_that_stops_is_closed_in_time_and_an_idle_one_is_not() {
 
 /// Memory of the test's own, registered at the victim.
 struct Own {
-    memory: Box<[u8]>,
+    memory: Eternal,
     region: Region,
 }
 
 fn own(victim: &Victim, len: usize) -> Own {
-    let mut memory = vec![0; len].into_boxed_slice();
-    let base = NonNull::new(memory.as_mut_ptr()).unwrap();
-    // SAFETY: the memory lives until it is unregistered, and nobody looks at it before.
-    let foreign = unsafe { Foreign::new(base, len) };
-    let region = victim.engine.register(foreign, Access::READ_WRITE).unwrap();
+    let memory = Eternal::new(len);
+    let region = victim.engine.register(memory.foreign(), Access::READ_WRITE).unwrap();
     Own { memory, region }
 }
 
@@ -161,7 +157,7 @@ fn memory_that_is_unregistered_under_a_write_is_not_written_any_more() {
             let start = Instant::now();
             victim.engine.unregister(own.region.clone()).await.unwrap();
             assert!(start.elapsed() < LIMIT);
-            let before = own.memory.clone();
+            let before = own.memory.contents();
             // The peer goes on as if nothing was.
             for _ in 0..100 {
                 if stream.write_all(&[9; 10_000]).is_err() {
@@ -169,7 +165,8 @@ fn memory_that_is_unregistered_under_a_write_is_not_written_any_more() {
                 }
             }
             rest(&stream);
-            assert!(own.memory == before && !own.memory.contains(&9), "it was written afterwards");
+            let after = own.memory.contents();
+            assert!(after == before && !after.contains(&9), "it was written afterwards");
             let mut other = other;
             other.write_all(&[5; 100]).unwrap();
             let mut answer = [0; 8];
@@ -195,8 +192,8 @@ fn memory_that_is_unregistered_under_a_read_is_not_read_any_more() {
             victim.engine.unregister(own.region.clone()).await.unwrap();
             assert!(start.elapsed() < LIMIT);
             // What was in the sockets may come; nothing of what is written now does.
-            let mut memory = own.memory;
-            memory.fill(0xAB);
+            let again = victim.engine.register(own.memory.foreign(), Access::LOCAL).unwrap();
+            again.lease(0..len).unwrap().copy_in(0, &vec![0xAB; len]).unwrap();
             let got = rest(&stream);
             assert!(got.len() < len && !got.contains(&0xAB));
             victim.serves().await;

@@ -127,7 +127,8 @@ pub(crate) fn fake_peer(version: u32) -> (String, TcpListener) {
     let (control, data) = (listener(), listener());
     let (name, port) = (control.local_addr().unwrap(), data.local_addr().unwrap().port());
     let descriptor = format!(
-        r#"{{"buffers":[],"name":"{name}","protocol":"tcp","tcp_data_port":{port},"tcp_proto_version":{version}}}"#
+        r#"{{"buffers":[],"name":"{name}","protocol":"tcp",
+            "tcp_data_port":{port},"tcp_proto_version":{version}}}"#
     );
     std::thread::spawn(move || {
         for stream in control.incoming().flatten() {

@@ -1,3 +1,42 @@
 //! The project's own chores: `cargo xtask test` is the one way in, for people and for CI.
+//!
+//! - `steps`: what `test` does, in which order, and the summary
+//! - `rust`: format, lints, tests, documentation
+//! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
+//! - `shell`: running commands, and installing what they need
 
-fn main() {}
+mod example;
+mod fuzz;
+mod mooncake;
+mod rust;
+mod shell;
+mod steps;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "kvrail's chores")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Checks everything, cheapest first; installs what it needs and says so.
+    Test(steps::Options),
+}
+
+fn main() -> ExitCode {
+    let Chore::Test(options) = Arguments::parse().chore;
+    match steps::test(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -253,10 +253,9 @@ impl Run<'_> {
                 bar.set_position(started.elapsed().as_millis() as u64);
                 std::thread::sleep(Duration::from_millis(50));
             }
-            callers
-                .into_iter()
-                .map(|caller| caller.join().map_err(|_| Error::closed("a caller panicked"))?)
-                .collect::<Result<()>>()
+            callers.into_iter().try_for_each(|caller| {
+                caller.join().map_err(|_| Error::closed("a caller panicked"))?
+            })
         })?;
         bar.finish_and_clear();
         Ok(Report {

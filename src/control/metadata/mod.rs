@@ -116,7 +116,7 @@ impl Registry {
     }
 
     /// Takes the name, unless another engine has it. Not every server refuses to give a name away
-    /// twice, and peers that then reach the wrong engine write into the wrong memory; so look first.
+    /// twice, and peers that then reach the wrong engine write into the wrong memory: look first.
     async fn claim(&self, name: &str, control: &Address, limits: &ControlLimits) -> Result<()> {
         let ours = RpcMeta { ip_or_host_name: control.host.clone(), rpc_port: control.port };
         let key = self.keys.rpc(name);

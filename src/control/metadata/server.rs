@@ -1,6 +1,6 @@
 //! A metadata server: Mooncake's HTTP metadata API in memory, for clusters that run no other.
 //!
-//! `GET`, `PUT` and `DELETE` of `/metadata?key=<key>`, and `GET /health`. Everything is bounded: keys,
+//! `GET`, `PUT` and `DELETE` of `/metadata?key=<key>`, and `GET /health`. All is bounded: keys,
 //! documents, connections and their lives. A connection carries one request, so that a slow client
 //! holds its place for ten seconds at most and never against a newcomer.
 

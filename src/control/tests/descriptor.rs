@@ -145,15 +145,6 @@ fn a_buffer_that_peers_would_reject_is_not_written() {
 }
 
 #[test]
-fn ranges_are_covered_by_one_buffer_or_none() {
-    let mut descriptor = parse(GOLDEN).unwrap();
-    descriptor.buffers = vec![buffer(100, 50), buffer(150, 50)];
-    assert!(descriptor.covers(100, 50) && descriptor.covers(199, 1) && descriptor.covers(120, 0));
-    assert!(!descriptor.covers(99, 2) && !descriptor.covers(140, 20));
-    assert!(!descriptor.covers(u64::MAX, 2) && !descriptor.covers(200, 1));
-}
-
-#[test]
 fn timestamps_are_dates() {
     let at = |seconds, micros| {
         timestamp(UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(micros))

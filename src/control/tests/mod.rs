@@ -23,6 +23,7 @@ pub(super) struct Engine {
     pub notes: Mutex<Vec<(String, Vec<u8>)>>,
     pub room: usize,
     pub streams: Mutex<Vec<TcpStream>>,
+    has_refused: AtomicBool,
     /// What `descriptor` does instead of answering.
     pub panics: bool,
 }
@@ -45,8 +46,13 @@ impl Host for Engine {
         Ok(())
     }
 
-    fn accepted(&self, stream: TcpStream) {
+    fn accepted(&self, stream: TcpStream) -> std::result::Result<(), TcpStream> {
+        // The first offer finds no room.
+        if !self.has_refused.swap(true, Ordering::Relaxed) {
+            return Err(stream);
+        }
         self.streams.lock().unwrap().push(stream);
+        Ok(())
     }
 }
 
@@ -75,6 +81,7 @@ pub(super) fn start_with(
             notes: Mutex::default(),
             room: 4,
             streams: Mutex::default(),
+            has_refused: AtomicBool::new(false),
             panics: false,
         };
         adjust(&mut engine);

@@ -32,6 +32,8 @@ pub(crate) struct Request {
     pub(crate) addr: u64,
     /// How often it has been sent before.
     pub(crate) attempts: u32,
+    /// Whether bytes of an earlier attempt may have landed.
+    pub(crate) landed: Landed,
 }
 
 #[derive(Debug)]
@@ -48,11 +50,6 @@ impl Request {
             Action::Write(slice) | Action::Read(slice) => slice.len(),
             Action::Event(body) => body.len(),
         }
-    }
-
-    /// Whether bytes of a request that waits may have landed: by an attempt before.
-    pub(crate) fn landed(&self) -> Landed {
-        if self.attempts == 0 { Landed::No } else { Landed::Maybe }
     }
 
     fn header(&self, version: Version) -> Header {

@@ -7,6 +7,7 @@ pub(crate) mod fuzzing;
 mod peers;
 mod server;
 mod shard;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod wire;

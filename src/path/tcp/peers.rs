@@ -28,9 +28,7 @@ pub(super) struct Lanes {
     pub(super) lanes: Vec<Ticket<Connection>>,
     /// Connections that are being made.
     pub(super) dialing: usize,
-    /// The peer closed without a word: one request at a time, to find out which. A version 1 peer
-    /// has no word for a refusal, and Mooncake's version 2 server resets the connection behind its
-    /// own, so that it may get lost.
+    /// The peer closed without a word: one request at a time, to find out at which.
     careful: bool,
 }
 
@@ -61,44 +59,57 @@ impl Lanes {
     /// A lane died with these requests unanswered, and nothing of them moves any more on our
     /// side. Those that the peer provably doesn't work on either wait for another lane; the rest
     /// is returned with its error.
+    ///
+    /// A refusal may get lost with the connection it ends (a reset throws away what the peer had
+    /// still to send), so the next lane is careful: one request at a time, which names the culprit.
     pub(super) fn lane_lost(
         &mut self,
         lane: Ticket<Connection>,
         loss: &Loss,
         unanswered: Vec<Request>,
     ) -> Vec<(Request, Error)> {
-        let Loss { end, was_careful, was_rejected } = loss;
         self.lanes.retain(|other| *other != lane);
-        let version = self.framing().0;
         // Only a peer that closed has stopped storing what we sent.
-        let may_resend = matches!(end, End::PeerClosed | End::Broken(Broken::Rejected));
-        let attempts_max =
-            if *was_careful { ATTEMPTS_MAX } else { ATTEMPTS_MAX + LANES_MAX as u32 };
+        let may_resend = matches!(loss.end, End::PeerClosed | End::Broken(Broken::Rejected));
         let mut failed = Vec::new();
-        let mut again = Vec::new();
-        for (position, mut request) in unanswered.into_iter().enumerate() {
-            let is_culprit = *was_careful && position == 0 && version == Version::V1;
+        let mut is_unwell = false;
+        for mut request in unanswered.into_iter().rev() {
+            request.attempts += u32::from(loss.was_careful && !loss.was_rejected);
+            let is_exhausted = request.attempts >= self.attempts_max();
+            is_unwell |= is_exhausted;
             // An event that arrived and whose answer was lost would count twice; behind a refusal
             // nothing is carried out.
-            let may_repeat = *was_rejected || !matches!(request.action, Action::Event(_));
-            // A refused request takes its lane down: the others behind it are not to blame.
-            request.attempts += u32::from(!was_rejected);
+            let may_repeat = loss.was_rejected || !matches!(request.action, Action::Event(_));
             // Nothing lands in our own memory any more, whatever the peer does.
-            let is_safe = matches!((end, &request.action), (End::GivenUp, Action::Read(_)));
-            let may_resend = may_resend || is_safe;
-            if is_culprit || !may_resend || !may_repeat || request.attempts >= attempts_max {
-                let error = self.lost(end, is_culprit);
-                failed.push((request, error));
+            let is_safe = matches!((&loss.end, &request.action), (End::GivenUp, Action::Read(_)));
+            if (may_resend || is_safe) && may_repeat && !is_exhausted {
+                if !loss.was_rejected {
+                    request.landed = Landed::Maybe;
+                }
+                self.waiting.push_front(request);
             } else {
-                again.push(request);
+                let error = self.lost(loss);
+                failed.push((request, error));
             }
         }
-        let is_unexplained = may_resend && !*was_rejected && !*was_careful;
-        self.careful |= is_unexplained && !again.is_empty();
-        for request in again.into_iter().rev() {
-            self.waiting.push_front(request);
+        if may_resend && !loss.was_rejected && !self.waiting.is_empty() {
+            self.careful = true;
+        }
+        if is_unwell && self.framing().0 == Version::V2 {
+            // It closed on one request thrice and said nothing: it is the peer, not the request.
+            let error = self.lost(loss);
+            failed.extend(self.waiting.drain(..).map(|request| {
+                let error = error.clone().with_landed(request.landed);
+                (request, error)
+            }));
         }
         failed
+    }
+
+    /// Lonely attempts of a request. A version 1 peer refuses by closing, so its first word is
+    /// final.
+    fn attempts_max(&self) -> u32 {
+        if self.framing().0 == Version::V1 { 1 } else { ATTEMPTS_MAX }
     }
 
     /// Nothing waits any more: whatever made us careful is over.
@@ -107,10 +118,11 @@ impl Lanes {
     }
 
     /// The error of a request that was sent and not answered.
-    fn lost(&self, end: &End, is_culprit: bool) -> Error {
-        let error = match end {
+    fn lost(&self, loss: &Loss) -> Error {
+        let is_v1 = self.framing().0 == Version::V1;
+        let error = match &loss.end {
             End::Ours => Error::closed("the engine closed the connection"),
-            End::PeerClosed if is_culprit => Error::refused(
+            End::PeerClosed if loss.was_careful && is_v1 => Error::refused(
                 "the peer closed the connection at this request: it has no such region or left",
             ),
             End::PeerClosed => Error::lost("the peer closed the connection"),
@@ -127,13 +139,13 @@ impl Lanes {
         error.with_peer(self.route.name.clone()).with_path(PathKind::Tcp)
     }
 
-    /// The error of a request that waits since its transfer has ended.
+    /// The error of a request that waits while its transfer has ended.
     pub(super) fn unsent(&self, request: &Request, kind: ErrorKind) -> Error {
         let what = match kind {
             ErrorKind::Expired => "the deadline passed before it was sent",
             ErrorKind::Closed => "the engine stopped before it was sent",
             _ => "the transfer was dropped before it was sent",
         };
-        self.blame(Error::new(kind, what)).with_landed(request.landed())
+        self.blame(Error::new(kind, what)).with_landed(request.landed)
     }
 }

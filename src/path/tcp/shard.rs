@@ -12,13 +12,14 @@ use kvrail_reactors::uring::{Direction, Done, Uring};
 
 use super::client::{Answer, ClientStream, Request};
 use super::connection::{Connection, End, Role};
-use super::peers::{Lanes, Loss};
+use super::peers::Lanes;
 use super::server::{Served, ServerStream};
+use super::sweep::ended_early;
 use super::wire::{Event, Status};
 use crate::arrivals::Arrivals;
 use crate::config::TcpLimits;
 use crate::flight::Portion;
-use crate::limits::{ENDING_GRACE_NS, ENDING_MAX_NS, TICK_NS};
+use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
 use crate::peer::Route;
@@ -47,16 +48,17 @@ pub(crate) type Guard = flume::Sender<()>;
 pub(crate) type Dial = Box<dyn Fn(&Arc<Route>)>;
 
 /// A part of a transfer, from the shard's side.
-struct Part {
-    portion: Portion,
-    outstanding: usize,
-    failures: Vec<(usize, Error)>,
+pub(super) struct Part {
+    pub(super) portion: Portion,
+    pub(super) outstanding: usize,
+    pub(super) failures: Vec<(usize, Error)>,
+    carried: metrics::Carried,
 }
 
-struct Fence {
-    region: Arc<Region>,
+pub(super) struct Fence {
+    pub(super) region: Arc<Region>,
     /// When connections that still touch the region are closed.
-    patience_ns: u64,
+    pub(super) patience_ns: u64,
     _guard: Guard,
 }
 
@@ -64,24 +66,27 @@ struct Fence {
 /// ends it: the ring goes first and waits until the kernel touches nothing, then the parts fail
 /// and the fences' guards go.
 pub(crate) struct TcpShard {
-    ring: Uring,
-    done: Vec<Done>,
-    connections: Table<Connection>,
+    pub(super) ring: Uring,
+    pub(super) done: Vec<Done>,
+    pub(super) connections: Table<Connection>,
     served: Engine,
-    peers: HashMap<u64, Lanes>,
-    parts: Table<Part>,
-    fences: Vec<Fence>,
-    dial: Dial,
-    limits: TcpLimits,
-    servers: usize,
-    next_tick_ns: u64,
-    is_stopping: bool,
+    pub(super) peers: HashMap<u64, Lanes>,
+    pub(super) parts: Table<Part>,
+    pub(super) fences: Vec<Fence>,
+    pub(super) dial: Dial,
+    pub(super) limits: TcpLimits,
+    pub(super) servers: usize,
+    /// Requests of all parts that have not ended.
+    outstanding: usize,
+    pub(super) next_tick_ns: u64,
+    pub(super) is_stopping: bool,
 }
 
 /// What peers' requests reach.
 struct Engine {
     regions: RegionsView,
     arrivals: Arc<Arrivals>,
+    serving: metrics::Serving,
 }
 
 impl Served for Engine {
@@ -92,7 +97,7 @@ impl Served for Engine {
         operation: Operation,
     ) -> Option<kvrail_reactors::region::Slice> {
         let found = self.regions.current().find(addr, len, operation);
-        metrics::served(operation, len, found.is_ok());
+        self.serving.add(operation, len, found.is_ok());
         found.inspect_err(|error| tracing::debug!(%error, "refused a peer's request")).ok()
     }
 
@@ -116,13 +121,14 @@ impl TcpShard {
             ring,
             done: Vec::new(),
             connections: Table::default(),
-            served: Engine { regions, arrivals },
+            served: Engine { regions, arrivals, serving: Default::default() },
             peers: HashMap::new(),
             parts: Table::default(),
             fences: Vec::new(),
             dial,
             limits,
             servers: 0,
+            outstanding: 0,
             next_tick_ns: 0,
             is_stopping: false,
         }
@@ -156,6 +162,7 @@ impl TcpShard {
         }
         self.done = done;
         if now_ns >= self.next_tick_ns {
+            self.served.serving.record();
             self.tick(now_ns);
         } else if polled > 0 && !self.fences.is_empty() {
             self.check_fences(now_ns);
@@ -165,6 +172,7 @@ impl TcpShard {
 
     /// Before parking: `false` where something is ready already.
     pub(crate) fn arm(&mut self, now_ns: u64) -> bool {
+        self.served.serving.record();
         if self.has_clocks() {
             self.ring.set_alarm(now_ns + TICK_NS, now_ns);
         }
@@ -193,7 +201,22 @@ impl TcpShard {
         now_ns: u64,
     ) {
         let outstanding = requests.len();
-        let part = self.parts.insert(Part { portion, outstanding, failures: Vec::new() });
+        if self.outstanding + outstanding > OUTSTANDING_MAX {
+            let error =
+                Error::busy(format!("{OUTSTANDING_MAX} slices are under way on this shard"))
+                    .with_peer(route.name.clone())
+                    .with_path(PathKind::Tcp);
+            let failures = requests.iter().map(|r| (r.index, error.clone())).collect();
+            drop(requests);
+            return portion.back(failures);
+        }
+        self.outstanding += outstanding;
+        let part = self.parts.insert(Part {
+            portion,
+            outstanding,
+            failures: Vec::new(),
+            carried: Default::default(),
+        });
         requests.iter_mut().for_each(|request| request.part = part.to_raw());
         let key = route.key;
         let lanes = self.peers.entry(key).or_insert_with(|| Lanes::new(route));
@@ -205,7 +228,7 @@ impl TcpShard {
     }
 
     /// Offers a peer's waiting requests to its lanes, and asks for more lanes where they pay.
-    fn dispatch(&mut self, key: u64, now_ns: u64) {
+    pub(super) fn dispatch(&mut self, key: u64, now_ns: u64) {
         let Some(lanes) = self.peers.get_mut(&key) else { return };
         for lane in lanes.lanes.clone() {
             self.start(lane, now_ns);
@@ -332,6 +355,9 @@ impl TcpShard {
     }
 
     fn answered(&mut self, request: Request, answer: Answer) {
+        // Nobody knows what a code that no version defines means for the bytes.
+        let is_known = !matches!(answer, Answer::Failed(_));
+        let landed = if is_known { request.landed } else { Landed::Maybe };
         let what = match answer {
             Answer::Done => return self.ended(request, Ok(())),
             Answer::Refused => Error::refused(format!(
@@ -344,7 +370,7 @@ impl TcpShard {
         };
         let name = self.part(&request).map(|part| part.portion.flight().plan.peer_name());
         let error = name.into_iter().fold(what, |error, name| error.with_peer(name));
-        self.ended(request, Err(error.with_path(PathKind::Tcp).with_landed(Landed::No)));
+        self.ended(request, Err(error.with_path(PathKind::Tcp).with_landed(landed)));
     }
 
     fn part(&self, request: &Request) -> Option<&Part> {
@@ -352,105 +378,31 @@ impl TcpShard {
     }
 
     /// A request has ended and its memory is quiet. The last one of a part takes the part back.
-    fn ended(&mut self, request: Request, result: Result<()>) {
+    pub(super) fn ended(&mut self, request: Request, result: Result<()>) {
         let ticket = Ticket::from_raw(request.part);
         let Some(part) = self.parts.get_mut(ticket) else { return };
-        metrics::carried(PathKind::Tcp, request.len(), result.as_ref().err());
-        if let Err(error) = result {
-            part.failures.push((request.index, error));
+        match result {
+            Ok(()) => part.carried.add(request.len()),
+            Err(error) => part.failures.push((request.index, error)),
         }
         drop(request);
         part.outstanding -= 1;
+        self.outstanding -= 1;
         if part.outstanding == 0
             && let Some(part) = self.parts.remove(ticket)
         {
+            part.carried.record(PathKind::Tcp, &part.failures);
             part.portion.back(part.failures);
         }
     }
 
-    /// A request that is not sent, since its transfer has ended.
+    /// A request that was never sent, since its transfer has ended.
     fn end_unsent(&mut self, request: Request, now_ns: u64) {
         let kind = ended_early(&self.parts, &request, now_ns).unwrap_or(ErrorKind::Cancelled);
         let error = Error::new(kind, "the transfer ended before this was sent")
             .with_path(PathKind::Tcp)
-            .with_landed(request.landed());
+            .with_landed(request.landed);
         self.ended(request, Err(error));
-    }
-
-    /// Takes a connection down once it has ended and nothing is under way on it.
-    fn reap_if_over(&mut self, ticket: Ticket<Connection>, now_ns: u64) {
-        let over = |c: &Connection| c.end.is_some() && c.is_quiet();
-        if !self.connections.get(ticket).is_some_and(over) {
-            return;
-        }
-        let Some(connection) = self.connections.remove(ticket) else { return };
-        match connection.role {
-            Role::Server(_) => self.servers = self.servers.saturating_sub(1),
-            Role::Client { stream, peer } => {
-                let loss = Loss {
-                    end: connection.end.unwrap_or(End::Ours),
-                    was_careful: stream.is_careful(),
-                    was_rejected: connection.rejected,
-                };
-                self.lane_lost(ticket, peer, &loss, stream.into_unanswered(), now_ns);
-            }
-        }
-    }
-
-    fn lane_lost(
-        &mut self,
-        lane: Ticket<Connection>,
-        key: u64,
-        loss: &Loss,
-        unanswered: Vec<Request>,
-        now_ns: u64,
-    ) {
-        let Some(lanes) = self.peers.get_mut(&key) else {
-            for request in unanswered {
-                self.ended(request, Err(Error::closed("the peer was closed")));
-            }
-            return;
-        };
-        if !unanswered.is_empty() {
-            tracing::debug!(peer = %lanes.route.name, end = ?loss.end, requests = unanswered.len(), "lost a lane");
-        }
-        let failed = lanes.lane_lost(lane, loss, unanswered);
-        for (request, error) in failed {
-            // The user's own end of the transfer explains more than the lane's.
-            let error = match ended_early(&self.parts, &request, now_ns) {
-                Some(kind) => Error::new(kind, "the transfer ended while this was under way")
-                    .with_path(PathKind::Tcp)
-                    .with_landed(Landed::Maybe),
-                None => error,
-            };
-            self.ended(request, Err(error));
-        }
-        if !self.is_stopping {
-            self.dispatch(key, now_ns);
-        }
-    }
-
-    /// Fails those waiting requests of a peer for which `why` has a reason.
-    fn fail_waiting(
-        &mut self,
-        key: u64,
-        why: impl Fn(&Table<Part>, &Request) -> Option<ErrorKind>,
-    ) {
-        let Some(lanes) = self.peers.get_mut(&key) else { return };
-        let waiting = std::mem::take(&mut lanes.waiting);
-        let mut failed = Vec::new();
-        for request in waiting {
-            match why(&self.parts, &request) {
-                Some(kind) => {
-                    let error = lanes.unsent(&request, kind);
-                    failed.push((request, error));
-                }
-                None => lanes.waiting.push_back(request),
-            }
-        }
-        for (request, error) in failed {
-            self.ended(request, Err(error));
-        }
     }
 
     fn forget(&mut self, key: u64) {
@@ -463,81 +415,6 @@ impl TcpShard {
             }
         }
     }
-
-    /// Whether anything depends on the passing of time.
-    fn has_clocks(&self) -> bool {
-        !self.parts.is_empty()
-            || !self.fences.is_empty()
-            || self.connections.iter().any(|(_, connection)| connection.is_mid_request())
-    }
-
-    fn tick(&mut self, now_ns: u64) {
-        self.next_tick_ns = now_ns + TICK_NS;
-        self.end_stalled(now_ns);
-        let keys: Vec<u64> = self.peers.keys().copied().collect();
-        for key in keys {
-            self.fail_waiting(key, |parts, request| ended_early(parts, request, now_ns));
-            if let Some(lanes) = self.peers.get_mut(&key)
-                && lanes.waiting.is_empty()
-            {
-                lanes.relax();
-            }
-        }
-        self.check_fences(now_ns);
-        self.reap_quiet(now_ns);
-    }
-
-    /// Closes connections whose peer owes progress and makes none: sooner where the transfer that
-    /// waits for it has ended already.
-    fn end_stalled(&mut self, now_ns: u64) {
-        let parts = &self.parts;
-        for (_, connection) in self.connections.iter_mut() {
-            if connection.end.is_some() || !connection.is_mid_request() {
-                continue;
-            }
-            let is_given_up = |request: &Request| ended_early(parts, request, now_ns).is_some();
-            let silent_ns = now_ns.saturating_sub(connection.progress_ns);
-            let end = match connection.given_up_ns(now_ns, is_given_up) {
-                Some(since_ns)
-                    if silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS =>
-                {
-                    End::GivenUp
-                }
-                _ if silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns) => {
-                    End::Stalled
-                }
-                _ => continue,
-            };
-            connection.close(&mut self.ring, end);
-        }
-    }
-
-    /// Lets go of fences that nothing touches any more, and hurries those out of patience.
-    fn check_fences(&mut self, now_ns: u64) {
-        let (connections, ring) = (&mut self.connections, &mut self.ring);
-        self.fences.retain(|fence| {
-            let mut is_touched = false;
-            for (_, connection) in connections.iter_mut() {
-                if connection.touches(&fence.region) {
-                    is_touched = true;
-                    if now_ns >= fence.patience_ns {
-                        connection.close(ring, End::Ours);
-                    }
-                }
-            }
-            is_touched
-        });
-    }
-
-    fn reap_quiet(&mut self, now_ns: u64) {
-        let over: Vec<_> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.end.is_some() && connection.is_quiet())
-            .map(|(ticket, _)| ticket)
-            .collect();
-        over.into_iter().for_each(|ticket| self.reap_if_over(ticket, now_ns));
-    }
 }
 
 impl Drop for TcpShard {
@@ -546,11 +423,6 @@ impl Drop for TcpShard {
             connection.close(&mut self.ring, End::Ours);
         }
     }
-}
-
-/// Why a request's transfer has ended early, if it has.
-fn ended_early(parts: &Table<Part>, request: &Request, now_ns: u64) -> Option<ErrorKind> {
-    parts.get(Ticket::from_raw(request.part))?.portion.flight().ended_early(now_ns)
 }
 
 /// io_uring waits on blocking sockets only.

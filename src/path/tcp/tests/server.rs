@@ -52,8 +52,10 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
                 message: has_message.then(|| ("peer".to_owned(), bytes)),
             })),
         1 => prop::collection::vec(any::<u8>(), 0..60),
-        1 => (any::<u64>(), 0u64..20_000, 0u64..6_000, any::<u8>()).prop_map(|(len, addr, short, opcode)| {
-            let mut bytes = header(READ, Version::V1, addr, if opcode % 2 == 0 { len } else { short });
+        1 => (any::<u64>(), 0u64..20_000, 0u64..6_000, any::<u8>()).prop_map(|parts| {
+            let (long, addr, short, opcode) = parts;
+            let len = if opcode % 2 == 0 { long } else { short };
+            let mut bytes = header(READ, Version::V1, addr, len);
             bytes[16] = opcode;
             bytes
         }),

@@ -1,0 +1,161 @@
+//! What the user chooses; the processes that the example starts are given the same.
+
+use crate::llama::{Failure, Pace, PromptError};
+use crate::messages::Ask;
+use crate::weights::Model;
+
+/// Asked in turn where the user asks nothing. The first is long enough to be worth a transfer.
+const PROMPTS: [&str; 3] = [
+    "Twice a day the sea rises and falls along most coasts. The moon pulls at the water on the \
+     side of the earth that faces it, and a little less at the earth itself, and less again at \
+     the water on the far side; so the sea bulges on both sides, and the turning earth carries \
+     every coast through both bulges. The sun does the same with under half the strength. When \
+     sun and moon stand in one line, at new and at full moon, their pulls add up to spring \
+     tides, which rise highest and fall lowest; when they stand at a right angle, the weaker neap \
+     tides follow. In a narrowing bay the water has nowhere to go but up, and the tide may rise \
+     by more than ten metres, while an almost closed sea hardly feels it. Summarise this in \
+     one sentence.",
+    "What is the capital of France?",
+    "Write three sentences about a train that crosses a bridge at night.",
+];
+
+/// What to ask, and how the answer is computed and carried.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// What to ask the model, instead of questions of its own
+    #[arg(long, global = true)]
+    pub prompt: Option<String>,
+    /// How many questions to ask
+    #[arg(long, global = true, default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub requests: u16,
+    /// How the KV cache travels
+    #[arg(long, global = true, value_enum, default_value_t = Path::Auto)]
+    pub path: Path,
+    /// How much of the KV cache travels at a time
+    #[arg(long, global = true, value_enum, default_value_t = Ship::Layer)]
+    pub ship: Ship,
+    /// Tokens to answer with, at most
+    #[arg(long, global = true, default_value_t = 64)]
+    pub max_tokens: usize,
+    /// Prompt tokens computed at once
+    #[arg(long, global = true, default_value_t = Pace::default().chunk_tokens)]
+    pub chunk_tokens: usize,
+    /// Threads that share the prefill
+    #[arg(long, global = true, default_value_t = Pace::default().threads)]
+    pub threads: usize,
+    /// Use random weights: nothing is fetched, and the answers are nonsense
+    #[arg(long, global = true)]
+    pub random: bool,
+    /// Flip one bit of the KV cache on its way: the hashes must differ then
+    #[arg(long, global = true)]
+    pub flip_bit: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Path {
+    /// Two processes, and what kvrail chooses between them
+    Auto,
+    /// Two processes, over TCP
+    Tcp,
+    /// One process with one engine, which is its own peer
+    Local,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Ship {
+    /// Each layer of the blocks, as soon as it is computed
+    Layer,
+    /// Whole blocks, once the prompt is computed
+    Block,
+}
+
+impl Options {
+    pub fn pace(&self) -> Pace {
+        Pace { chunk_tokens: self.chunk_tokens, threads: self.threads }
+    }
+
+    /// The question of a request, counted from 0.
+    pub fn question(&self, request: usize) -> &str {
+        self.prompt.as_deref().unwrap_or(PROMPTS[request % PROMPTS.len()])
+    }
+
+    /// The same in tokens, with as long an answer as a cache with this `room` can hold.
+    pub fn ask(&self, model: &Model, request: usize, room: usize) -> Result<Ask, Failure> {
+        let tokens = model.tokenizer().chat(self.question(request));
+        let Some(left) = room.checked_sub(tokens.len()) else {
+            return Err(PromptError::TooLong { tokens: tokens.len(), room }.into());
+        };
+        // The last token of an answer needs no room: it is not fed back.
+        Ok(Ask { tokens, max_tokens: self.max_tokens.min(left + 1) })
+    }
+}
+
+impl Ship {
+    /// The parts of a block that travel by themselves.
+    pub fn pieces(self, layers: usize) -> usize {
+        match self {
+            Self::Layer => layers,
+            Self::Block => 1,
+        }
+    }
+
+    /// The piece that `layer` is in.
+    pub fn piece_of(self, layer: usize) -> usize {
+        match self {
+            Self::Layer => layer,
+            Self::Block => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Options {
+    /// For the tiny model.
+    pub fn tiny(prompt: &str, max_tokens: usize) -> Self {
+        Self {
+            prompt: Some(prompt.into()),
+            requests: 1,
+            path: Path::Auto,
+            ship: Ship::Layer,
+            max_tokens,
+            chunk_tokens: Pace::default().chunk_tokens,
+            threads: 1,
+            random: true,
+            flip_bit: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_layer_is_in_a_piece_and_every_piece_has_a_layer() {
+        for ship in [Ship::Layer, Ship::Block] {
+            let mut pieces: Vec<_> = (0..5).map(|layer| ship.piece_of(layer)).collect();
+            pieces.dedup();
+            assert!(pieces.into_iter().eq(0..ship.pieces(5)));
+        }
+    }
+
+    #[test]
+    fn an_answer_is_cut_to_the_room_that_is_left() {
+        let model = Model::random(crate::shape::Shape::TINY, 1);
+        let ask = Options::tiny("abcd", 5).ask(&model, 0, 6).unwrap();
+        assert_eq!((ask.tokens.len(), ask.max_tokens), (4, 3));
+        assert_eq!(Options::tiny("abcd", 2).ask(&model, 0, 6).unwrap().max_tokens, 2);
+        let failure = Options::tiny("abcd", 2).ask(&model, 0, 3).unwrap_err();
+        assert!(failure.to_string().contains("room for 3"), "{failure}");
+    }
+
+    #[test]
+    fn questions_take_turns_unless_one_is_given() {
+        let given = Options::tiny("why?", 1);
+        assert_eq!((given.question(0), given.question(1)), ("why?", "why?"));
+        let own = Options { prompt: None, ..given };
+        assert_eq!(own.question(1), "What is the capital of France?");
+        assert_eq!(own.question(PROMPTS.len()), own.question(0));
+    }
+}

@@ -1,0 +1,105 @@
+//! The role `prefill`: computes prompts for its peers and writes the KV cache into their memory.
+
+use std::time::Instant;
+
+use futures_lite::future::{block_on, or};
+use kvrail::{Access, Engine, Notification, PathKind, Peer};
+
+use crate::generate::likeliest;
+use crate::kv::{PagedCache, Store};
+use crate::llama::Failure;
+use crate::messages::{FirstToken, Order, Report, Request, Shipped};
+use crate::options::{Options, Path};
+use crate::shipment::Shipment;
+use crate::wait::wait;
+use crate::weights::Model;
+
+pub struct Prefill<'a> {
+    model: &'a Model,
+    options: &'a Options,
+    engine: Engine,
+    store: Store,
+    peer: Option<Peer>,
+}
+
+/// Serves until the parent has no more orders, which it never gives to this role.
+pub fn run(
+    model: &Model,
+    options: &Options,
+    orders: &flume::Receiver<Order>,
+    report: &dyn Fn(Report) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let engine = Engine::builder().start()?;
+    let mut prefill = Prefill::new(model, options, &engine)?;
+    report(Report::Ready(engine.name().to_owned()))?;
+    while let Some(request) = next_request(&engine, orders) {
+        report(Report::Shipped(prefill.serve(&request)?))?;
+    }
+    block_on(engine.stop());
+    Ok(())
+}
+
+fn next_request(engine: &Engine, orders: &flume::Receiver<Order>) -> Option<Notification> {
+    let request = async { Some(engine.notification().await) };
+    let closed = async { orders.recv_async().await.ok().and(None) };
+    block_on(or(request, closed))
+}
+
+impl<'a> Prefill<'a> {
+    pub fn new(model: &'a Model, options: &'a Options, engine: &Engine) -> Result<Self, Failure> {
+        let store = Store::new(engine, *model.shape(), options.ship, Access::LOCAL)?;
+        Ok(Self { model, options, engine: engine.clone(), store, peer: None })
+    }
+
+    /// Computes the prompt of a request; its KV cache leaves meanwhile, the first token after it.
+    pub fn serve(&mut self, notification: &Notification) -> Result<Shipped, Failure> {
+        let request: Request = serde_json::from_slice(&notification.bytes)?;
+        self.check(&request)?;
+        let peer = self.peer(&notification.from)?;
+        let mut cache = self.store.own(request.tokens.len())?;
+        let shape = *self.model.shape();
+        let Options { ship, flip_bit, .. } = *self.options;
+        let mut shipment = Shipment::new((&self.engine, &peer), &request, shape, ship, flip_bit);
+
+        let pace = self.options.pace();
+        let layer_done = &mut |layer, positions, cache: &mut PagedCache| {
+            shipment.layer_done(layer, positions, cache)
+        };
+        let logits = self.model.prefill(&request.tokens, 0, pace, &mut cache, layer_done)?;
+        let computed = Instant::now();
+        shipment.prompt_done(&mut cache)?;
+        let first = FirstToken { token: likeliest(&logits), position: request.tokens.len() };
+        let told = self.engine.notify(&peer, serde_json::to_vec(&first)?);
+        wait("a sign that the first token was taken", told)??;
+        shipment.arrive(computed)
+    }
+
+    /// What came over the network has to make sense before memory is written by it.
+    fn check(&self, request: &Request) -> Result<(), Failure> {
+        let blocks = self.model.shape().blocks(request.tokens.len());
+        if request.blocks.len() != blocks || request.counters.len() != self.store.pieces() {
+            return Err(format!(
+                "a request of {} tokens with {} blocks and {} counters, where {blocks} and {} \
+                 are needed: do both processes ship alike?",
+                request.tokens.len(),
+                request.blocks.len(),
+                request.counters.len(),
+                self.store.pieces(),
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    /// The peer of this name; opened anew only when another asks.
+    fn peer(&mut self, name: &str) -> Result<Peer, Failure> {
+        if let Some(peer) = self.peer.as_ref().filter(|peer| peer.name() == name) {
+            return Ok(peer.clone());
+        }
+        let peer = wait("the decode engine", self.engine.open(name))??;
+        if self.options.path == Path::Tcp && peer.path() != PathKind::Tcp {
+            return Err(format!("kvrail chose the path {}, not tcp", peer.path().label()).into());
+        }
+        Ok(self.peer.insert(peer).clone())
+    }
+}

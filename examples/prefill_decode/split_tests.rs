@@ -1,0 +1,176 @@
+//! The whole split with a tiny model: roles, engines and messages as in the processes, but as
+//! threads of the test.
+
+use std::sync::Arc;
+
+use crate::crew::{Crew, Role};
+use crate::kv::Store;
+use crate::llama::Failure;
+use crate::messages::Order;
+use crate::options::{Options, Path, Ship};
+use crate::shape::Shape;
+use crate::split::conduct;
+use crate::weights::Model;
+
+/// 27 tokens: six full blocks and a started one.
+const PROMPT: &str = "seven blocks, one unfilled.";
+
+fn tiny() -> Arc<Model> {
+    Arc::new(Model::random(Shape::TINY, 7))
+}
+
+/// The verdict and all that was written.
+fn split(options: &Options) -> Result<(bool, String), Failure> {
+    let model = tiny();
+    let roles: &[Role] = match options.path {
+        Path::Local => &[Role::Together],
+        Path::Auto | Path::Tcp => &[Role::Prefill, Role::Decode],
+    };
+    let crew = Crew::threads(&model, options, roles)?;
+    let mut out = Vec::new();
+    let verdict = conduct(crew, &model, options, &mut out)?;
+    Ok((verdict, String::from_utf8(out)?))
+}
+
+/// Says yes, over the right path, having moved just the prompt's blocks.
+fn assert_equal(options: &Options) {
+    let (verdict, out) = split(options).unwrap();
+    assert!(verdict, "{options:?}\n{out}");
+    assert!(out.ends_with("\nlogit hashes equal: yes\n"), "{out}");
+    let path = if options.path == Path::Local { "local" } else { "tcp" };
+    let rows = out.lines().filter(|line| line.contains(&format!(" {path} ")));
+    assert_eq!(rows.count(), usize::from(options.requests), "{out}");
+    let bytes = Shape::TINY.blocks(options.question(0).len()) * Shape::TINY.block_bytes();
+    assert!(out.contains(&format!(" {:.2} MB ", bytes as f64 / 1e6)), "{out}");
+}
+
+#[test]
+fn every_way_to_ship_gives_the_logits_of_a_single_process() {
+    for path in [Path::Tcp, Path::Local] {
+        for ship in [Ship::Layer, Ship::Block] {
+            for chunk_tokens in [512, 10, 1] {
+                let tiny = Options::tiny(PROMPT, 9);
+                assert_equal(&Options { path, ship, chunk_tokens, ..tiny });
+            }
+        }
+    }
+}
+
+/// The pool has 32 blocks and each request takes 9: blocks are used again by the fourth.
+#[test]
+fn requests_take_their_blocks_from_one_pool() {
+    for path in [Path::Auto, Path::Local] {
+        assert_equal(&Options { path, requests: 9, ..Options::tiny(PROMPT, 9) });
+    }
+}
+
+/// The answer needs nothing of the KV cache, which comes nevertheless: into blocks that must not
+/// be anybody else's yet.
+#[test]
+fn an_answer_of_one_token_waits_for_the_cache() {
+    assert_equal(&Options { requests: 20, ..Options::tiny(PROMPT, 1) });
+}
+
+#[test]
+fn a_prompt_of_one_token_and_one_that_fills_the_pool() {
+    assert_equal(&Options::tiny("x", 5));
+    assert_equal(&Options::tiny(&"y".repeat(Shape::TINY.context), 5));
+    let long = Options::tiny(&"y".repeat(Shape::TINY.context + 1), 5);
+    assert!(split(&long).unwrap_err().to_string().contains("don't fit"));
+}
+
+#[test]
+fn one_bit_that_is_wrong_on_arrival_is_noticed() {
+    for path in [Path::Auto, Path::Local] {
+        for ship in [Ship::Layer, Ship::Block] {
+            let options = Options { path, ship, flip_bit: true, ..Options::tiny(PROMPT, 9) };
+            let (verdict, out) = split(&options).unwrap();
+            assert!(!verdict, "{options:?}\n{out}");
+            assert!(out.ends_with("\nlogit hashes equal: no\n"), "{out}");
+            assert!(out.contains(" differs "), "{out}");
+        }
+    }
+}
+
+#[test]
+fn a_role_that_fails_ends_the_run_with_its_reason() {
+    let options = Options::tiny("x", 5);
+    let model = tiny();
+    let crew = Crew::threads(&model, &options, &[Role::Prefill, Role::Decode]).unwrap();
+    crew.order(Order::Open("nobody".into())).unwrap();
+    let failure = conduct(crew, &model, &options, &mut Vec::new()).unwrap_err();
+    assert!(failure.to_string().starts_with("decode: only one engine"), "{failure}");
+}
+
+#[test]
+fn a_request_that_makes_no_sense_is_refused() {
+    use crate::prefill::Prefill;
+    let (model, options) = (tiny(), Options::tiny("x", 5));
+    let engine = kvrail::Engine::builder().start().unwrap();
+    let mut prefill = Prefill::new(&model, &options, &engine).unwrap();
+    for (bytes, reason) in [
+        ("{}", "missing field"),
+        (r#"{"tokens":[1,2],"blocks":[],"counters":[0,1,2]}"#, "0 blocks and 3 counters"),
+        (r#"{"tokens":[1,2],"blocks":[0],"counters":[0]}"#, "do both processes ship alike"),
+        (r#"{"tokens":[],"blocks":[],"counters":[0,1,2]}"#, "the prompt is empty"),
+        (r#"{"tokens":[1,2],"blocks":[4096],"counters":[0,1,2]}"#, "registered region"),
+    ] {
+        let from = engine.name().to_owned();
+        let request = kvrail::Notification { from, bytes: bytes.into() };
+        let failure = prefill.serve(&request).unwrap_err().to_string();
+        assert!(failure.contains(reason), "{bytes}: {failure}");
+    }
+}
+
+mod leases {
+    use kvrail::{Access, Engine};
+
+    use super::*;
+    use crate::cache::KvCache;
+
+    fn store(ship: Ship) -> (Engine, Store) {
+        let engine = Engine::builder().start().unwrap();
+        let store = Store::new(&engine, Shape::TINY, ship, Access::WRITE).unwrap();
+        (engine, store)
+    }
+
+    #[test]
+    fn a_shipped_piece_is_read_and_not_written() {
+        let (_engine, store) = store(Ship::Layer);
+        let mut cache = store.own(8).unwrap();
+        let row: Vec<u16> = (0..Shape::TINY.row() as u16).collect();
+        (0..8).for_each(|position| cache.put(1, position, &row, &row).unwrap());
+        let lease = cache.share(1, 0).unwrap();
+        assert_eq!(lease.len(), Shape::TINY.slice_bytes());
+        let failure = cache.put(1, 3, &row, &row).unwrap_err();
+        assert_eq!(failure.to_string(), "layer 1 of block 0 is not ours to write");
+        cache.put(1, 4, &row, &row).unwrap();
+        cache.put(0, 3, &row, &row).unwrap();
+        let mut k = vec![0; 8 * row.len()];
+        let mut v = k.clone();
+        cache.gather(1, 8, &mut k, &mut v).unwrap();
+        assert_eq!((k, v), (row.repeat(8), row.repeat(8)));
+        assert!(cache.flip_bit(1, 0).is_err());
+    }
+
+    #[test]
+    fn a_piece_that_is_awaited_is_nobodys_until_its_counter_says_so() {
+        let (engine, store) = store(Ship::Block);
+        let counter = engine.counter(5).unwrap();
+        let mut cache = store.awaiting(9, 2, vec![counter]).unwrap();
+        assert_eq!((cache.capacity(), cache.addresses().len()), (12, 3));
+        let mut k = vec![0; Shape::TINY.row()];
+        let mut v = k.clone();
+        assert!(cache.gather(0, 1, &mut k, &mut v).is_err());
+        assert!(cache.share(0, 0).is_err());
+        let mut batch = kvrail::Batch::new(&engine.local());
+        batch.count(5, 2);
+        let arrival = std::thread::spawn({
+            let engine = engine.clone();
+            move || futures_lite::future::block_on(engine.transfer(batch)).map(drop).is_ok()
+        });
+        cache.put(2, 8, &k, &v).unwrap();
+        assert!(arrival.join().unwrap());
+        cache.gather(0, 9, &mut vec![0; 9 * k.len()], &mut vec![0; 9 * v.len()]).unwrap();
+    }
+}

@@ -1,0 +1,174 @@
+//! What the passing of time and the end of connections ask of a shard: stalled peers, fences,
+//! requests whose transfer is over, and lanes that died.
+
+use kvrail_reactors::ticket::{Table, Ticket};
+
+use super::client::Request;
+use super::connection::{Connection, End, Role};
+use super::peers::Loss;
+use super::shard::{Part, TcpShard};
+use crate::limits::{ENDING_GRACE_NS, ENDING_MAX_NS, TICK_NS};
+use crate::{Error, ErrorKind, Landed, PathKind};
+
+impl TcpShard {
+    /// Takes a connection down once it has ended and nothing is under way on it.
+    pub(super) fn reap_if_over(&mut self, ticket: Ticket<Connection>, now_ns: u64) {
+        let over = |c: &Connection| c.end.is_some() && c.is_quiet();
+        if !self.connections.get(ticket).is_some_and(over) {
+            return;
+        }
+        let Some(connection) = self.connections.remove(ticket) else { return };
+        match connection.role {
+            Role::Server(_) => self.servers = self.servers.saturating_sub(1),
+            Role::Client { stream, peer } => {
+                let loss = Loss {
+                    end: connection.end.unwrap_or(End::Ours),
+                    was_careful: stream.is_careful(),
+                    was_rejected: connection.rejected,
+                };
+                self.lane_lost(ticket, peer, &loss, stream.into_unanswered(), now_ns);
+            }
+        }
+    }
+
+    pub(super) fn lane_lost(
+        &mut self,
+        lane: Ticket<Connection>,
+        key: u64,
+        loss: &Loss,
+        unanswered: Vec<Request>,
+        now_ns: u64,
+    ) {
+        let Some(lanes) = self.peers.get_mut(&key) else {
+            for request in unanswered {
+                self.ended(request, Err(Error::closed("the peer was closed")));
+            }
+            return;
+        };
+        if !unanswered.is_empty() {
+            let (peer, requests) = (&lanes.route.name, unanswered.len());
+            tracing::debug!(%peer, end = ?loss.end, requests, "lost a lane");
+        }
+        let failed = lanes.lane_lost(lane, loss, unanswered);
+        for (request, error) in failed {
+            // The user's own end of the transfer explains more than the lane's.
+            let error = match ended_early(&self.parts, &request, now_ns) {
+                Some(kind) => Error::new(kind, "the transfer ended while this was under way")
+                    .with_path(PathKind::Tcp)
+                    .with_landed(Landed::Maybe),
+                None => error,
+            };
+            self.ended(request, Err(error));
+        }
+        if !self.is_stopping {
+            self.dispatch(key, now_ns);
+        }
+    }
+
+    /// Fails those waiting requests of a peer for which `why` has a reason.
+    pub(super) fn fail_waiting(
+        &mut self,
+        key: u64,
+        why: impl Fn(&Table<Part>, &Request) -> Option<ErrorKind>,
+    ) {
+        let Some(lanes) = self.peers.get_mut(&key) else { return };
+        let waiting = std::mem::take(&mut lanes.waiting);
+        let mut failed = Vec::new();
+        for request in waiting {
+            match why(&self.parts, &request) {
+                Some(kind) => {
+                    let error = lanes.unsent(&request, kind);
+                    failed.push((request, error));
+                }
+                None => lanes.waiting.push_back(request),
+            }
+        }
+        for (request, error) in failed {
+            self.ended(request, Err(error));
+        }
+    }
+
+    /// Whether anything depends on the passing of time.
+    pub(super) fn has_clocks(&self) -> bool {
+        !self.parts.is_empty()
+            || !self.fences.is_empty()
+            || self.connections.iter().any(|(_, connection)| connection.is_mid_request())
+    }
+
+    pub(super) fn tick(&mut self, now_ns: u64) {
+        self.next_tick_ns = now_ns + TICK_NS;
+        self.end_stalled(now_ns);
+        let keys: Vec<u64> = self.peers.keys().copied().collect();
+        for key in keys {
+            self.fail_waiting(key, |parts, request| ended_early(parts, request, now_ns));
+            if let Some(lanes) = self.peers.get_mut(&key)
+                && lanes.waiting.is_empty()
+            {
+                lanes.relax();
+            }
+        }
+        self.check_fences(now_ns);
+        self.reap_quiet(now_ns);
+    }
+
+    /// Closes connections whose peer owes progress and makes none: sooner where the transfer that
+    /// waits for it has ended already.
+    pub(super) fn end_stalled(&mut self, now_ns: u64) {
+        let parts = &self.parts;
+        for (_, connection) in self.connections.iter_mut() {
+            if connection.end.is_some() || !connection.is_mid_request() {
+                continue;
+            }
+            let is_given_up = |request: &Request| ended_early(parts, request, now_ns).is_some();
+            let silent_ns = now_ns.saturating_sub(connection.progress_ns);
+            let end = match connection.given_up_ns(now_ns, is_given_up) {
+                Some(since_ns)
+                    if silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS =>
+                {
+                    End::GivenUp
+                }
+                _ if silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns) => {
+                    End::Stalled
+                }
+                _ => continue,
+            };
+            connection.close(&mut self.ring, end);
+        }
+    }
+
+    /// Lets go of fences that nothing touches any more, and hurries those out of patience.
+    pub(super) fn check_fences(&mut self, now_ns: u64) {
+        let (connections, ring) = (&mut self.connections, &mut self.ring);
+        self.fences.retain(|fence| {
+            let mut is_touched = false;
+            for (_, connection) in connections.iter_mut() {
+                if connection.touches(&fence.region) {
+                    is_touched = true;
+                    if now_ns >= fence.patience_ns {
+                        connection.close(ring, End::Ours);
+                    }
+                }
+            }
+            is_touched
+        });
+    }
+
+    pub(super) fn reap_quiet(&mut self, now_ns: u64) {
+        let over: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.end.is_some() && connection.is_quiet())
+            .map(|(ticket, _)| ticket)
+            .collect();
+        over.into_iter().for_each(|ticket| self.reap_if_over(ticket, now_ns));
+    }
+}
+
+/// Why a request's transfer has ended early, if it has.
+pub(super) fn ended_early(
+    parts: &Table<Part>,
+    request: &Request,
+    now_ns: u64,
+) -> Option<ErrorKind> {
+    parts.get(Ticket::from_raw(request.part))?.portion.flight().ended_early(now_ns)
+}

@@ -1,0 +1,221 @@
+//! Posting: a plan's slices become parts for shards, and its event follows them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use kvrail_reactors::copy::CopyWork;
+
+use crate::engine::{Inner, not_taken};
+use crate::flight::{Announce, EVENT, Flight, Portion};
+use crate::limits::{COPY_GROUP_BYTES, COPY_INLINE_MAX_BYTES, TCP_GROUP_BYTES};
+use crate::memory::{Operation, Visit};
+use crate::path::local::{Copies, Job};
+use crate::path::tcp::{Action, Event, Message, Request, Status};
+use crate::peer::RouteKind;
+use crate::plan::{PlannedSlice, share_out};
+use crate::transfer::Plan;
+use crate::{Error, ErrorKind, Landed, PathKind, Result};
+
+impl Inner {
+    /// Sends a plan on its way; it has taken off.
+    ///
+    /// # Errors
+    /// Refused: a local address is nobody's; it never left.
+    pub(crate) fn post(self: &Arc<Self>, plan: &Arc<Plan>) -> Result<Arc<Flight>> {
+        match plan.peer.inner.link.route.kind {
+            RouteKind::Local => self.post_local(plan),
+            RouteKind::Tcp(_) => Ok(self.post_tcp(plan)),
+        }
+    }
+
+    fn flight(
+        &self,
+        plan: &Arc<Plan>,
+        parts: usize,
+        announce: Option<Announce>,
+        visits: Vec<Visit>,
+    ) -> Arc<Flight> {
+        let now_ns = self.now_ns();
+        let deadline_ns = plan.deadline.map(|after| {
+            now_ns.saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX))
+        });
+        // A batch without data has one part, which is back at once.
+        let flight = Flight::new(plan.clone(), parts.max(1), announce, deadline_ns, visits);
+        if parts == 0 {
+            Portion::new(flight.clone(), EVENT..=EVENT).back(Vec::new());
+        }
+        flight
+    }
+
+    fn post_tcp(self: &Arc<Self>, plan: &Arc<Plan>) -> Arc<Flight> {
+        let shards = self.shards();
+        let groups = share_out(&plan.slices, shards.len(), TCP_GROUP_BYTES);
+        let announce = plan.event.clone().map(|event| self.announce_tcp(event));
+        let flight = self.flight(plan, groups.len(), announce, Vec::new());
+        let first = self.next_shard();
+        for (position, group) in groups.into_iter().enumerate() {
+            let requests =
+                plan.slices[group].iter().map(|slice| tcp_request(plan, slice)).collect();
+            self.carry(flight.clone(), first + position, requests);
+        }
+        flight
+    }
+
+    /// Gives requests of a flight, in their order, to a shard; one that does not take them fails
+    /// them.
+    fn carry(&self, flight: Arc<Flight>, shard: usize, requests: Vec<Request>) {
+        let index = |request: Option<&Request>| request.map_or(EVENT, |request| request.index);
+        let span = index(requests.first())..=index(requests.last());
+        self.carry_portion(Portion::new(flight, span), shard, requests);
+    }
+
+    fn carry_portion(&self, portion: Portion, shard: usize, requests: Vec<Request>) {
+        let shards = self.shards();
+        let route = portion.flight().plan.peer.inner.link.route.clone();
+        let message = Message::Carry { portion, route, requests };
+        if let Err(error) = shards[shard % shards.len()].send(message) {
+            let what = not_taken(&error).with_path(PathKind::Tcp);
+            if let Message::Carry { portion, requests, .. } = error.into_inner() {
+                let failures = requests.iter().map(|r| (r.index, what.clone())).collect();
+                drop(requests);
+                portion.back(failures);
+            }
+        }
+    }
+
+    /// Between kvrail peers the event follows on a data connection; a Mooncake peer is notified
+    /// through its control daemon.
+    fn announce_tcp(self: &Arc<Self>, event: Event) -> Announce {
+        let engine = Arc::downgrade(self);
+        Box::new(move |portion: Portion| {
+            let Some(engine) = engine.upgrade() else {
+                let error = Error::new(ErrorKind::Closed, "the engine was dropped");
+                return portion.back(vec![(EVENT, error)]);
+            };
+            match &portion.flight().plan.peer.inner.link.route.kind {
+                RouteKind::Tcp(tcp) if !tcp.takes_events() => {
+                    engine.notify_peer(portion, event);
+                }
+                _ => {
+                    let action = Action::Event(event.encode().into());
+                    let request = Request {
+                        part: 0,
+                        index: EVENT,
+                        action,
+                        addr: 0,
+                        attempts: 0,
+                        landed: Landed::No,
+                    };
+                    engine.carry_portion(portion, engine.next_shard(), vec![request]);
+                }
+            }
+        })
+    }
+
+    fn notify_peer(&self, portion: Portion, event: Event) {
+        let control = self.control().clone();
+        let text = event.message.map(|(_, message)| message).unwrap_or_default();
+        self.control().detach(async move {
+            let text = String::from_utf8_lossy(&text);
+            let sent = control.notify(portion.flight().plan.peer.name(), &text).await;
+            portion.back(sent.err().map(|error| (EVENT, error)).into_iter().collect());
+        });
+    }
+
+    /// The caller copies the first slices itself: a small batch whole, without a hop; of a large
+    /// one its share, while the shards' actors copy the rest.
+    fn post_local(self: &Arc<Self>, plan: &Arc<Plan>) -> Result<Arc<Flight>> {
+        let (mut jobs, visits) = self.local_jobs(plan).inspect_err(|_| plan.landed())?;
+        let announce = plan.event.clone().map(|event| self.announce_local(event));
+        let own = callers_share(&plan.slices);
+        let rest = &plan.slices[own..];
+        let groups = if rest.is_empty() {
+            Vec::new()
+        } else {
+            share_out(rest, self.copies().len(), COPY_GROUP_BYTES)
+        };
+        let parts = groups.len() + usize::from(own > 0);
+        let flight = self.flight(plan, parts, announce, visits);
+        self.spread_copies(&flight, jobs.split_off(own), &groups);
+        if own > 0 {
+            Copies::new(flight.clone(), jobs).run();
+        }
+        Ok(flight)
+    }
+
+    /// Hands each group to the next shard's actor; one that does not take it fails it.
+    fn spread_copies(&self, flight: &Arc<Flight>, mut jobs: Vec<Job>, groups: &[Range<usize>]) {
+        let actors = self.copies();
+        let first = self.next_shard();
+        // From the back, so that each group is split off the end.
+        for (position, group) in groups.iter().enumerate().rev() {
+            let copies = Copies::new(flight.clone(), jobs.split_off(group.start));
+            if let Err(error) = actors[(first + position) % actors.len()].send(copies) {
+                let what = not_taken(&error).with_path(PathKind::Local);
+                error.into_inner().fail(&what);
+            }
+        }
+    }
+
+    /// Finds both ends of every slice in this process, and counts the flight in as a visitor of
+    /// the regions at the far end, which may not go meanwhile.
+    fn local_jobs(&self, plan: &Plan) -> Result<(Vec<Job>, Vec<Visit>)> {
+        let regions = self.regions().current();
+        let mut visits: Vec<Visit> = Vec::new();
+        let mut jobs = Vec::with_capacity(plan.slices.len());
+        for slice in &plan.slices {
+            let (region, far) = regions
+                .find_own(slice.addr, slice.len as u64)
+                .map_err(|error| error.with_path(PathKind::Local))?;
+            if visits.last().is_none_or(|visit| !visit.is_of(region)) {
+                visits.push(region.visit()?);
+            }
+            let near = plan.memory(slice);
+            let (source, target) = match plan.operation(slice) {
+                Operation::Write => (near, far),
+                Operation::Read => (far, near),
+            };
+            jobs.push(Job { request: slice.request, work: CopyWork { tag: 0, source, target } });
+        }
+        Ok((jobs, visits))
+    }
+
+    fn announce_local(self: &Arc<Self>, event: Event) -> Announce {
+        let arrivals = self.arrivals().clone();
+        Box::new(move |portion: Portion| {
+            let error = match arrivals.event(event) {
+                Status::Ok => None,
+                Status::Busy => Some(Error::busy("the queue of notifications is full")),
+                _ => Some(Error::refused("nobody has opened this counter")),
+            };
+            let failed = error.map(|error| (EVENT, error.with_path(PathKind::Local)));
+            portion.back(failed.into_iter().collect());
+        })
+    }
+}
+
+/// How many of the first slices the caller copies itself.
+fn callers_share(slices: &[PlannedSlice]) -> usize {
+    let mut bytes = 0;
+    let mut fits = |slice: &PlannedSlice| {
+        bytes += slice.len;
+        bytes <= COPY_INLINE_MAX_BYTES
+    };
+    slices.iter().take_while(|slice| fits(slice)).count()
+}
+
+fn tcp_request(plan: &Plan, slice: &PlannedSlice) -> Request {
+    let memory = plan.memory(slice);
+    let action = match plan.operation(slice) {
+        Operation::Write => Action::Write(memory),
+        Operation::Read => Action::Read(memory),
+    };
+    Request {
+        part: 0,
+        index: slice.request,
+        action,
+        addr: slice.addr,
+        attempts: 0,
+        landed: Landed::No,
+    }
+}

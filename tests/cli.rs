@@ -1,0 +1,117 @@
+//! The command line as people and scripts use it: real processes, real options.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A server process, ended with the test.
+struct Server(Child);
+
+impl Server {
+    /// Starts it and reads what follows `word` on its first line.
+    fn start(arguments: &[&str], word: &str) -> (Self, String) {
+        let mut child = kvrail(arguments).stdout(Stdio::piped()).spawn().expect("it starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let server = Self(child);
+        let found = line.trim().strip_prefix(word).expect("the line says it").trim().to_owned();
+        (server, found)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn kvrail(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvrail"));
+    command.args(arguments).stderr(Stdio::piped());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    kvrail(arguments).output().expect("it runs")
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    serde_json::from_slice(&output.stdout).expect("one line of JSON")
+}
+
+const TARGET: &[&str] = &["bench", "--mode", "target", "--buffer-size", "16M"];
+
+#[test]
+fn a_target_and_an_initiator_find_each_other_and_verify_their_bytes() {
+    let (_target, segment) = Server::start(TARGET, "segment");
+    for operation in ["read", "write"] {
+        let report = json(&run(&[
+            "bench",
+            "--mode=initiator",
+            "--metadata_server=P2PHANDSHAKE",
+            "--protocol=tcp",
+            &format!("--segment_id={segment}"),
+            &format!("--operation={operation}"),
+            "--block_size=64K",
+            "--batch_size=8",
+            "--threads=2",
+            "--duration=1",
+            "--buffer_size=16M",
+            "--verify",
+            "--json",
+        ]));
+        assert_eq!(report["verified"], true);
+        assert_eq!(report["operation"], operation);
+        assert_eq!(report["path"], "tcp");
+        assert_eq!(report["block_bytes"], 65536);
+        assert!(report["batches"].as_u64().is_some_and(|batches| batches > 0));
+    }
+}
+
+#[test]
+fn a_metadata_server_brings_them_together_by_name() {
+    let arguments = ["metadata-server", "--host", "127.0.0.1", "--port", "0"];
+    let (_server, url) = Server::start(&arguments, "metadata server at");
+    let named = ["--local-server-name", "node-a", "--metadata-server", &url];
+    let (_target, segment) = Server::start(&[TARGET, &named].concat(), "segment");
+    assert_eq!(segment, "node-a");
+    let initiator = ["bench", "--mode", "initiator", "--segment-id", "node-a"];
+    let named = ["--local-server-name", "node-b", "--metadata-server", &url];
+    let shape = ["--batch-size", "4", "--threads", "1", "--duration", "1"];
+    let rest = ["--buffer-size", "16M", "--verify", "--json"];
+    let report = json(&run(&[&initiator[..], &named, &shape, &rest].concat()));
+    assert_eq!(report["verified"], true);
+}
+
+#[test]
+fn a_person_gets_a_table() {
+    let local = ["bench", "--mode", "initiator", "--path", "local", "--duration", "1"];
+    let shape = ["--batch-size", "4", "--threads", "1", "--buffer-size", "16M", "--verify"];
+    let output = run(&[&local[..], &shape].concat());
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["read over local", "GB/s", "p50", "p99.9", "s/GB", "idle policy", "verified"] {
+        assert!(table.contains(word), "{word} is not in:\n{table}");
+    }
+}
+
+#[test]
+fn mistakes_are_named_with_their_remedy() {
+    let initiator = ["bench", "--mode", "initiator", "--buffer-size", "1M"];
+    let gone = ["--segment-id", "127.0.0.1:1"];
+    for (arguments, words) in [
+        (&[][..], "--segment-id"),
+        (&["--path", "local", "--block-size", "1M"], "the buffers have 1M"),
+        (&["--path", "local", "--threads", "0"], "1 or more"),
+        (&["--block-size", "1X"], "write 65536, 64K"),
+        (&["--metadata-server", "zookeeper://x"], "P2PHANDSHAKE"),
+        (&gone, "127.0.0.1:1"),
+    ] {
+        let output = run(&[&initiator, arguments].concat());
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(error.contains(words), "{arguments:?} says: {error}");
+    }
+}

@@ -1,0 +1,66 @@
+//! The steps that a Rust toolchain does alone: format, lints, tests, documentation.
+
+use crate::shell::{Shell, run};
+use crate::steps::Outcome;
+
+/// The workspace's sources, and the fuzz crate's, which is a workspace of its own.
+pub fn fmt(shell: &Shell) -> Outcome {
+    shell.component("fmt", "rustfmt")?;
+    run(&mut shell.cargo("fmt --all --check"))?;
+    run(&mut shell.cargo("fmt --manifest-path fuzz/Cargo.toml --check"))?;
+    Ok("formatted".into())
+}
+
+/// What a user gets from `cargo add kvrail` must build without a C compiler.
+pub fn no_c(shell: &Shell) -> Outcome {
+    for builder in ["cc", "cmake"] {
+        let mut tree = shell.cargo("tree --locked -p kvrail -e normal,build -i");
+        let output = tree.arg(builder).output().map_err(|error| format!("cargo tree: {error}"))?;
+        let (found, said) = (text(&output.stdout), text(&output.stderr));
+        if !found.trim().is_empty() {
+            return Err(format!("default features compile C:\n{found}"));
+        }
+        // Cargo has two ways to say "nobody": outside this tree, or in no tree of the workspace.
+        if !said.contains("nothing to print") && !said.contains("did not match any packages") {
+            return Err(format!("`cargo tree -i {builder}` is not understood: {said}"));
+        }
+    }
+    Ok("neither cc nor cmake in the tree".into())
+}
+
+/// Every target of every crate, and the library as a service embeds it.
+pub fn clippy(shell: &Shell) -> Outcome {
+    shell.component("clippy", "clippy")?;
+    run(&mut shell.cargo("clippy --locked --workspace --all-targets -- -D warnings"))?;
+    run(&mut shell.cargo("clippy -p kvrail --lib --no-default-features -- -D warnings"))?;
+    Ok("no warning".into())
+}
+
+/// The rules that no lint knows: tests/style.rs.
+pub fn style(shell: &Shell) -> Outcome {
+    run(&mut shell.cargo("test --locked -p kvrail --test style"))?;
+    Ok("kept".into())
+}
+
+/// Unit, integration and example tests, by nextest where it is installed.
+pub fn tests(shell: &Shell) -> Outcome {
+    let targets = "--locked --workspace --lib --bins --tests --examples";
+    if shell.has_cargo("nextest") {
+        run(&mut shell.cargo(&format!("nextest run --no-fail-fast {targets}")))?;
+        return Ok("by nextest".into());
+    }
+    run(&mut shell.cargo(&format!("test --no-fail-fast {targets}")))?;
+    Ok("by cargo test".into())
+}
+
+/// The documentation: its examples run, its links resolve.
+pub fn doc(shell: &Shell) -> Outcome {
+    run(&mut shell.cargo("test --locked --workspace --doc"))?;
+    let mut doc = shell.cargo("doc --locked --workspace --no-deps");
+    run(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    Ok("no warning".into())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,198 @@
+//! What `cargo xtask test` does: the steps in the order that fails fast, and their summary.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use crate::shell::Shell;
+use crate::{example, fuzz, mooncake, rust};
+
+/// What a step answers: a few words for the summary, or what went wrong.
+pub type Outcome = Result<String, String>;
+
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Shell, &Options) -> Outcome,
+}
+
+/// Cheap and likely to fail first; what takes minutes or a download last.
+const STEPS: [Step; 9] = [
+    Step { name: "fmt", about: "the sources are formatted", run: |shell, _| rust::fmt(shell) },
+    Step {
+        name: "no-c",
+        about: "default features compile no C",
+        run: |shell, _| rust::no_c(shell),
+    },
+    Step { name: "clippy", about: "no warning in any target", run: |shell, _| rust::clippy(shell) },
+    Step { name: "style", about: "lengths, headers, unsafe", run: |shell, _| rust::style(shell) },
+    Step {
+        name: "tests",
+        about: "unit, integration, examples",
+        run: |shell, _| rust::tests(shell),
+    },
+    Step { name: "doc", about: "doc tests, and docs without a warning", run: |s, _| rust::doc(s) },
+    Step { name: "interop", about: "against Mooncake's wheels", run: |s, _| mooncake::interop(s) },
+    Step { name: "example", about: "prefill and decode, once", run: |s, _| example::once(s) },
+    Step {
+        name: "fuzz",
+        about: "each fuzz target for a while",
+        run: |s, o| fuzz::all(s, o.fuzz_s),
+    },
+];
+
+/// Which steps to run.
+#[derive(Args)]
+pub struct Options {
+    /// Run only these steps (may be repeated, or comma-separated).
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Leave these steps out (may be repeated, or comma-separated).
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    skip: Vec<String>,
+    /// Name the steps and stop.
+    #[arg(long)]
+    list: bool,
+    /// Go on after a step failed.
+    #[arg(long)]
+    keep_going: bool,
+    /// How long each fuzz target runs, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    fuzz_s: u32,
+}
+
+impl Options {
+    fn picks(&self, name: &str) -> bool {
+        let listed = |list: &[String]| list.iter().any(|one| one == name);
+        (self.only.is_empty() || listed(&self.only)) && !listed(&self.skip)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let known = |name: &&String| STEPS.iter().any(|step| step.name == **name);
+        match self.only.iter().chain(&self.skip).find(|name| !known(name)) {
+            Some(name) => Err(format!("no step is called {name}; `--list` names them")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs the picked steps; answers whether all of them passed.
+pub fn test(options: &Options) -> Result<bool, String> {
+    options.check()?;
+    if options.list {
+        STEPS.iter().for_each(|step| println!("{:<8} {}", step.name, step.about));
+        return Ok(true);
+    }
+    let shell = Shell::new()?;
+    let mut summary = Summary::default();
+    for step in STEPS.iter() {
+        if !options.picks(step.name) {
+            println!("{} is left out", step.name);
+        } else if summary.failed() > 0 && !options.keep_going {
+            summary.skip(step.name, "not reached");
+        } else {
+            run(step, &shell, options, &mut summary);
+        }
+    }
+    print!("{}", summary.table());
+    Ok(summary.failed() == 0)
+}
+
+fn run(step: &Step, shell: &Shell, options: &Options, summary: &mut Summary) {
+    println!("\n=== {}: {}", step.name, step.about);
+    let start = Instant::now();
+    let (verdict, note) = match (step.run)(shell, options) {
+        Ok(note) => (Verdict::Passed, note),
+        Err(error) => (Verdict::Failed, error),
+    };
+    let took = start.elapsed();
+    println!("=== {} {} in {:.1} s: {note}", step.name, verdict.word(), took.as_secs_f32());
+    summary.add(step.name, verdict, took, note);
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Verdict {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "FAILED",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+#[derive(Default)]
+struct Summary {
+    lines: Vec<(&'static str, Verdict, Duration, String)>,
+}
+
+impl Summary {
+    fn add(&mut self, name: &'static str, verdict: Verdict, took: Duration, note: String) {
+        self.lines.push((name, verdict, took, note));
+    }
+
+    fn skip(&mut self, name: &'static str, why: &str) {
+        self.add(name, Verdict::Skipped, Duration::ZERO, why.to_owned());
+    }
+
+    fn count(&self, verdict: Verdict) -> usize {
+        self.lines.iter().filter(|line| line.1 == verdict).count()
+    }
+
+    fn failed(&self) -> usize {
+        self.count(Verdict::Failed)
+    }
+
+    /// One line for each step, then the counts on a line of their own.
+    fn table(&self) -> String {
+        let mut text = String::from("\n");
+        for (name, verdict, took, note) in &self.lines {
+            let seconds = took.as_secs_f32();
+            let first = note.lines().next().unwrap_or_default();
+            text += &format!("{name:<8} {:<8} {seconds:>7.1} s  {first}\n", verdict.word());
+        }
+        let total: Duration = self.lines.iter().map(|line| line.2).sum();
+        text += &format!("{:<17} {:>7.1} s\n\n", "total", total.as_secs_f32());
+        let [passed, failed, skipped] =
+            [Verdict::Passed, Verdict::Failed, Verdict::Skipped].map(|one| self.count(one));
+        text + &format!("steps: {passed} passed, {failed} failed, {skipped} skipped\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(only: &[&str], skip: &[&str]) -> Options {
+        let owned = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        let (only, skip) = (owned(only), owned(skip));
+        Options { only, skip, list: false, keep_going: false, fuzz_s: 1 }
+    }
+
+    #[test]
+    fn only_and_skip_pick_steps_and_unknown_names_are_refused() {
+        assert!(options(&[], &[]).picks("fmt"));
+        assert!(options(&["fmt", "doc"], &[]).picks("doc"));
+        assert!(!options(&["fmt"], &[]).picks("doc"));
+        assert!(!options(&["fmt"], &["fmt"]).picks("fmt"));
+        assert!(options(&["fmt"], &["doc"]).check().is_ok());
+        assert!(options(&[], &["fnt"]).check().unwrap_err().contains("fnt"));
+    }
+
+    #[test]
+    fn the_summary_counts_and_keeps_notes_to_one_line() {
+        let mut summary = Summary::default();
+        summary.add("fmt", Verdict::Passed, Duration::from_millis(1500), "clean".into());
+        summary.add("doc", Verdict::Failed, Duration::ZERO, "first\nsecond".into());
+        summary.skip("fuzz", "not reached");
+        let table = summary.table();
+        assert!(table.ends_with("\nsteps: 1 passed, 1 failed, 1 skipped\n"), "{table}");
+        assert!(table.contains("first") && !table.contains("second"), "{table}");
+    }
+}
