@@ -30,10 +30,10 @@ pub(crate) struct Request {
     pub(crate) action: Action,
     /// Where at the peer.
     pub(crate) addr: u64,
-    /// How often it was sent alone and not answered.
+    /// How often it has been sent before.
     pub(crate) attempts: u32,
-    /// Whether it has been sent before, to whatever end.
-    pub(crate) was_sent: bool,
+    /// Whether bytes of an earlier attempt may have landed.
+    pub(crate) landed: Landed,
 }
 
 #[derive(Debug)]
@@ -44,22 +44,12 @@ pub(crate) enum Action {
 }
 
 impl Request {
-    /// A request that nobody has sent yet; the shard that carries it tells it its part.
-    pub(crate) fn new(index: usize, action: Action, addr: u64) -> Self {
-        Self { part: 0, index, action, addr, attempts: 0, was_sent: false }
-    }
-
     /// Payload bytes, in whichever direction.
     pub(crate) fn len(&self) -> usize {
         match &self.action {
             Action::Write(slice) | Action::Read(slice) => slice.len(),
             Action::Event(body) => body.len(),
         }
-    }
-
-    /// Whether bytes of a request that waits may have landed: by an attempt before.
-    pub(crate) fn landed(&self) -> Landed {
-        if self.was_sent { Landed::Maybe } else { Landed::No }
     }
 
     fn header(&self, version: Version) -> Header {
@@ -229,8 +219,7 @@ impl ClientStream {
         self.version == Version::V1 && matches!(request.action, Action::Write(_))
     }
 
-    fn send(&mut self, mut request: Request, vector: &mut Vector) {
-        request.was_sent = true;
+    fn send(&mut self, request: Request, vector: &mut Vector) {
         vector.push_bytes(&request.header(self.version).encode());
         match &request.action {
             Action::Write(slice) => vector.push_memory(slice.clone()),

@@ -83,20 +83,25 @@ impl Lanes {
             // Nothing lands in our own memory any more, whatever the peer does.
             let is_safe = matches!((&loss.end, &request.action), (End::GivenUp, Action::Read(_)));
             if (may_resend || is_safe) && may_repeat && !is_exhausted {
+                if !loss.was_rejected {
+                    request.landed = Landed::Maybe;
+                }
                 self.waiting.push_front(request);
             } else {
                 let error = self.lost(loss);
                 failed.push((request, error));
             }
         }
-        failed.reverse();
         if may_resend && !loss.was_rejected && !self.waiting.is_empty() {
             self.careful = true;
         }
         if is_unwell && self.framing().0 == Version::V2 {
             // It closed on one request thrice and said nothing: it is the peer, not the request.
-            let error = self.lost(loss).with_landed(Landed::No);
-            failed.extend(self.waiting.drain(..).map(|request| (request, error.clone())));
+            let error = self.lost(loss);
+            failed.extend(self.waiting.drain(..).map(|request| {
+                let error = error.clone().with_landed(request.landed);
+                (request, error)
+            }));
         }
         failed
     }
@@ -134,13 +139,13 @@ impl Lanes {
         error.with_peer(self.route.name.clone()).with_path(PathKind::Tcp)
     }
 
-    /// The error of a request that waits since its transfer has ended.
+    /// The error of a request that waits while its transfer has ended.
     pub(super) fn unsent(&self, request: &Request, kind: ErrorKind) -> Error {
         let what = match kind {
             ErrorKind::Expired => "the deadline passed before it was sent",
             ErrorKind::Closed => "the engine stopped before it was sent",
             _ => "the transfer was dropped before it was sent",
         };
-        self.blame(Error::new(kind, what)).with_landed(request.landed())
+        self.blame(Error::new(kind, what)).with_landed(request.landed)
     }
 }

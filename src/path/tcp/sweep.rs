@@ -101,14 +101,20 @@ impl TcpShard {
         let keys: Vec<u64> = self.peers.keys().copied().collect();
         for key in keys {
             self.fail_waiting(key, |parts, request| ended_early(parts, request, now_ns));
-            if let Some(lanes) = self.peers.get_mut(&key)
-                && lanes.waiting.is_empty()
-            {
-                lanes.relax();
-            }
+            self.relax_if_answered(key);
         }
         self.check_fences(now_ns);
         self.reap_quiet(now_ns);
+    }
+
+    /// A peer that owes nothing any more is trusted again; not sooner, or a request that it closes
+    /// at could go out again and again beside others.
+    fn relax_if_answered(&mut self, key: u64) {
+        let Some(lanes) = self.peers.get_mut(&key) else { return };
+        let owes = |lane| self.connections.get(lane).is_some_and(Connection::is_mid_request);
+        if lanes.waiting.is_empty() && !lanes.lanes.iter().any(|&lane| owes(lane)) {
+            lanes.relax();
+        }
     }
 
     /// Closes connections whose peer owes progress and makes none: sooner where the transfer that

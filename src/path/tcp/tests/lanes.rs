@@ -21,7 +21,7 @@ fn lanes(speaks_v2: bool) -> Lanes {
 }
 
 fn request(index: usize, action: Action) -> Request {
-    Request::new(index, action, 0)
+    Request { part: 0, index, action, addr: 0, attempts: 0, landed: Landed::No }
 }
 
 fn writes(count: usize) -> Vec<Request> {
@@ -113,7 +113,7 @@ fn reads_beside_a_transfer_that_was_given_up_are_sent_again() {
     let region = Arc::new(Region::allocate(4_096, None).unwrap());
     unanswered.push(request(2, Action::Read(Slice::new(region, 0, 10).unwrap())));
     let failed = lose(&mut lanes, &loss(End::GivenUp), unanswered);
-    assert_eq!(indexes(failed.iter().map(|(request, _)| request)), [0, 1]);
+    assert_eq!(indexes(failed.iter().map(|(request, _)| request)), [1, 0]);
     assert_eq!(indexes(&lanes.waiting), [2]);
     assert_eq!(lanes.framing(), (Version::V2, false), "nobody is in doubt");
     let error = lanes.unsent(&lanes.waiting[0], ErrorKind::Expired);
