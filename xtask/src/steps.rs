@@ -18,28 +18,24 @@ struct Step {
 
 /// Cheap and likely to fail first; what takes minutes or a download last.
 const STEPS: [Step; 9] = [
-    Step { name: "fmt", about: "the sources are formatted", run: |shell, _| rust::fmt(shell) },
-    Step {
-        name: "no-c",
-        about: "default features compile no C",
-        run: |shell, _| rust::no_c(shell),
-    },
-    Step { name: "clippy", about: "no warning in any target", run: |shell, _| rust::clippy(shell) },
-    Step { name: "style", about: "lengths, headers, unsafe", run: |shell, _| rust::style(shell) },
-    Step {
-        name: "tests",
-        about: "unit, integration, examples",
-        run: |shell, _| rust::tests(shell),
-    },
-    Step { name: "doc", about: "doc tests, and docs without a warning", run: |s, _| rust::doc(s) },
-    Step { name: "interop", about: "against Mooncake's wheels", run: |s, _| mooncake::interop(s) },
-    Step { name: "example", about: "prefill and decode, once", run: |s, _| example::once(s) },
-    Step {
-        name: "fuzz",
-        about: "each fuzz target for a while",
-        run: |s, o| fuzz::all(s, o.fuzz_s),
-    },
+    step("fmt", "the sources are formatted", |shell, _| rust::fmt(shell)),
+    step("style", "lengths, headers, unsafe", |shell, _| rust::style(shell)),
+    step("no-c", "default features compile no C", |shell, _| rust::no_c(shell)),
+    step("clippy", "no warning in any target", |shell, _| rust::clippy(shell)),
+    step("tests", "unit, integration, examples", |shell, _| rust::tests(shell)),
+    step("doc", "doc tests, and docs without a warning", |shell, _| rust::doc(shell)),
+    step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
+    step("example", "prefill and decode, once", |shell, _| example::once(shell)),
+    step("fuzz", "each target for a while", |shell, options| fuzz::all(shell, options.fuzz_s)),
 ];
+
+const fn step(
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Shell, &Options) -> Outcome,
+) -> Step {
+    Step { name, about, run }
+}
 
 /// Which steps to run.
 #[derive(Args)]
