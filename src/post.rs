@@ -14,7 +14,7 @@ use crate::path::tcp::{Action, Event, Message, Request, Status};
 use crate::peer::RouteKind;
 use crate::plan::{PlannedSlice, share_out};
 use crate::transfer::Plan;
-use crate::{Error, ErrorKind, PathKind, Result};
+use crate::{Error, ErrorKind, Landed, PathKind, Result};
 
 impl Inner {
     /// Sends a plan on its way; it has taken off.
@@ -98,7 +98,14 @@ impl Inner {
                 }
                 _ => {
                     let action = Action::Event(event.encode().into());
-                    let request = Request { part: 0, index: EVENT, action, addr: 0, attempts: 0 };
+                    let request = Request {
+                        part: 0,
+                        index: EVENT,
+                        action,
+                        addr: 0,
+                        attempts: 0,
+                        landed: Landed::No,
+                    };
                     engine.carry_portion(portion, engine.next_shard(), vec![request]);
                 }
             }
@@ -203,5 +210,12 @@ fn tcp_request(plan: &Plan, slice: &PlannedSlice) -> Request {
         Operation::Write => Action::Write(memory),
         Operation::Read => Action::Read(memory),
     };
-    Request { part: 0, index: slice.request, action, addr: slice.addr, attempts: 0 }
+    Request {
+        part: 0,
+        index: slice.request,
+        action,
+        addr: slice.addr,
+        attempts: 0,
+        landed: Landed::No,
+    }
 }

@@ -2,12 +2,19 @@
 //! threads of the test.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_lite::future::block_on;
+use kvrail::{Access, Batch, Engine, Notification};
+
+use crate::cache::KvCache;
 use crate::crew::{Crew, Role};
+use crate::decode::Decode;
 use crate::kv::Store;
 use crate::llama::Failure;
-use crate::messages::Order;
+use crate::messages::{Ask, FirstToken, Order, Request};
 use crate::options::{Options, Path, Ship};
+use crate::prefill::Prefill;
 use crate::shape::Shape;
 use crate::split::conduct;
 use crate::weights::Model;
@@ -64,11 +71,31 @@ fn requests_take_their_blocks_from_one_pool() {
     }
 }
 
-/// The answer needs nothing of the KV cache, which comes nevertheless: into blocks that must not
-/// be anybody else's yet.
+/// The answer needs nothing of the KV cache, but its blocks are not free before that has come.
 #[test]
 fn an_answer_of_one_token_waits_for_the_cache() {
-    assert_equal(&Options { requests: 20, ..Options::tiny(PROMPT, 1) });
+    let (model, options) = (tiny(), Options::tiny("", 1));
+    let engine = Engine::builder().start().unwrap();
+    let mut decode = Decode::new(&model, &options, &engine, engine.local()).unwrap();
+    let asked = decode.ask(Ask { tokens: vec![1; 5], max_tokens: 1 }).unwrap();
+    let request = engine.try_notification().unwrap();
+    let Request { counters: ids, .. } = serde_json::from_slice(&request.bytes).unwrap();
+    let counters: Vec<_> = ids.iter().map(|&id| engine.counter(id).unwrap()).collect();
+    let first = serde_json::to_vec(&FirstToken { token: 7, position: 5 }).unwrap();
+    block_on(engine.notify(&engine.local(), first)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Long enough for a decode that doesn't wait to be caught at it.
+            std::thread::sleep(Duration::from_millis(50));
+            for &id in &ids {
+                let mut batch = Batch::new(&engine.local());
+                batch.count(id, 2);
+                block_on(engine.transfer(batch)).unwrap();
+            }
+        });
+        decode.answer(asked, &|_| Ok(())).unwrap();
+        assert!(counters.iter().all(|counter| counter.value() == 2));
+    });
 }
 
 #[test]
@@ -104,9 +131,8 @@ fn a_role_that_fails_ends_the_run_with_its_reason() {
 
 #[test]
 fn a_request_that_makes_no_sense_is_refused() {
-    use crate::prefill::Prefill;
     let (model, options) = (tiny(), Options::tiny("x", 5));
-    let engine = kvrail::Engine::builder().start().unwrap();
+    let engine = Engine::builder().start().unwrap();
     let mut prefill = Prefill::new(&model, &options, &engine).unwrap();
     for (bytes, reason) in [
         ("{}", "missing field"),
@@ -116,17 +142,14 @@ fn a_request_that_makes_no_sense_is_refused() {
         (r#"{"tokens":[1,2],"blocks":[4096],"counters":[0,1,2]}"#, "registered region"),
     ] {
         let from = engine.name().to_owned();
-        let request = kvrail::Notification { from, bytes: bytes.into() };
+        let request = Notification { from, bytes: bytes.into() };
         let failure = prefill.serve(&request).unwrap_err().to_string();
         assert!(failure.contains(reason), "{bytes}: {failure}");
     }
 }
 
 mod leases {
-    use kvrail::{Access, Engine};
-
     use super::*;
-    use crate::cache::KvCache;
 
     fn store(ship: Ship) -> (Engine, Store) {
         let engine = Engine::builder().start().unwrap();
@@ -163,11 +186,11 @@ mod leases {
         let mut v = k.clone();
         assert!(cache.gather(0, 1, &mut k, &mut v).is_err());
         assert!(cache.share(0, 0).is_err());
-        let mut batch = kvrail::Batch::new(&engine.local());
+        let mut batch = Batch::new(&engine.local());
         batch.count(5, 2);
         let arrival = std::thread::spawn({
             let engine = engine.clone();
-            move || futures_lite::future::block_on(engine.transfer(batch)).map(drop).is_ok()
+            move || block_on(engine.transfer(batch)).map(drop).is_ok()
         });
         cache.put(2, 8, &k, &v).unwrap();
         assert!(arrival.join().unwrap());

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kvrail::{Access, ErrorKind, Eternal, Region};
 
@@ -198,35 +198,6 @@ fn memory_that_is_unregistered_under_a_read_is_not_read_any_more() {
             assert!(got.len() < len && !got.contains(&0xAB));
             victim.serves().await;
         }
-    });
-}
-
-/// Resident memory of this process, in bytes.
-fn resident_bytes() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4_096
-}
-
-#[test]
-fn requests_without_end_whose_answers_nobody_reads_take_no_memory() {
-    run(async {
-        let victim = Victim::new().await;
-        victim.serves().await;
-        let before = resident_bytes();
-        let request = header(READ | V2, victim.region.addr(), 1 << 20).repeat(1_000);
-        let streams: Vec<TcpStream> = (0..20).map(|_| victim.connect()).collect();
-        for mut stream in &streams {
-            stream.set_nonblocking(true).unwrap();
-            let start = Instant::now();
-            let mut sent = 0;
-            while sent < 64 << 20 && start.elapsed() < Duration::from_millis(200) {
-                sent += stream.write(&request[sent % 24..]).unwrap_or_default();
-            }
-            assert!(sent < 64 << 20, "it reads without end");
-        }
-        let grown = resident_bytes().saturating_sub(before);
-        assert!(grown < 32 << 20, "{grown} bytes for 20 connections");
-        victim.serves().await;
     });
 }
 

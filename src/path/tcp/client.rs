@@ -13,6 +13,7 @@ use kvrail_reactors::region::Slice;
 use kvrail_reactors::vector::{Filled, Vector};
 
 use super::wire::{BUSY_CODE, Header, STATUS_BYTES, Status, Verb, Version};
+use crate::Landed;
 use crate::limits::{
     LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS, RECEIVE_MAX_BYTES, SEND_MAX_BYTES, SEND_MAX_PARTS,
 };
@@ -31,6 +32,8 @@ pub(crate) struct Request {
     pub(crate) addr: u64,
     /// How often it has been sent before.
     pub(crate) attempts: u32,
+    /// Whether bytes of an earlier attempt may have landed.
+    pub(crate) landed: Landed,
 }
 
 #[derive(Debug)]

@@ -26,6 +26,8 @@ pub(super) enum End {
     Broken(Broken),
     /// The peer moved no byte for too long.
     Stalled,
+    /// The peer owed an answer to a transfer that had ended, and for too long.
+    GivenUp,
     /// We wanted it: the engine stops, or the memory it touches goes away.
     Ours,
 }

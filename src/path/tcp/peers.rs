@@ -80,7 +80,12 @@ impl Lanes {
             // An event that arrived and whose answer was lost would count twice; behind a refusal
             // nothing is carried out.
             let may_repeat = loss.was_rejected || !matches!(request.action, Action::Event(_));
-            if may_resend && may_repeat && !is_exhausted {
+            // Nothing lands in our own memory any more, whatever the peer does.
+            let is_safe = matches!((&loss.end, &request.action), (End::GivenUp, Action::Read(_)));
+            if (may_resend || is_safe) && may_repeat && !is_exhausted {
+                if !loss.was_rejected {
+                    request.landed = Landed::Maybe;
+                }
                 self.waiting.push_front(request);
             } else {
                 let error = self.lost(loss);
@@ -92,8 +97,11 @@ impl Lanes {
         }
         if is_unwell && self.framing().0 == Version::V2 {
             // It closed on one request thrice and said nothing: it is the peer, not the request.
-            let error = self.lost(loss).with_landed(Landed::No);
-            failed.extend(self.waiting.drain(..).map(|request| (request, error.clone())));
+            let error = self.lost(loss);
+            failed.extend(self.waiting.drain(..).map(|request| {
+                let error = error.clone().with_landed(request.landed);
+                (request, error)
+            }));
         }
         failed
     }
@@ -119,6 +127,7 @@ impl Lanes {
             ),
             End::PeerClosed => Error::lost("the peer closed the connection"),
             End::Stalled => Error::lost("the peer moved no byte for too long"),
+            End::GivenUp => Error::lost("the peer was too slow for another transfer beside it"),
             End::Io(source) => Error::lost("the connection failed").with_source(source.clone()),
             End::Broken(source) => Error::lost("the peer broke the protocol").with_source(*source),
         };
@@ -130,13 +139,13 @@ impl Lanes {
         error.with_peer(self.route.name.clone()).with_path(PathKind::Tcp)
     }
 
-    /// The error of a request that was not sent since its transfer ended before.
-    pub(super) fn unsent(&self, kind: ErrorKind) -> Error {
+    /// The error of a request that waits while its transfer has ended.
+    pub(super) fn unsent(&self, request: &Request, kind: ErrorKind) -> Error {
         let what = match kind {
             ErrorKind::Expired => "the deadline passed before it was sent",
             ErrorKind::Closed => "the engine stopped before it was sent",
             _ => "the transfer was dropped before it was sent",
         };
-        self.blame(Error::new(kind, what))
+        self.blame(Error::new(kind, what)).with_landed(request.landed)
     }
 }

@@ -355,6 +355,9 @@ impl TcpShard {
     }
 
     fn answered(&mut self, request: Request, answer: Answer) {
+        // Nobody knows what a code that no version defines means for the bytes.
+        let is_known = !matches!(answer, Answer::Failed(_));
+        let landed = if is_known { request.landed } else { Landed::Maybe };
         let what = match answer {
             Answer::Done => return self.ended(request, Ok(())),
             Answer::Refused => Error::refused(format!(
@@ -367,7 +370,7 @@ impl TcpShard {
         };
         let name = self.part(&request).map(|part| part.portion.flight().plan.peer_name());
         let error = name.into_iter().fold(what, |error, name| error.with_peer(name));
-        self.ended(request, Err(error.with_path(PathKind::Tcp).with_landed(Landed::No)));
+        self.ended(request, Err(error.with_path(PathKind::Tcp).with_landed(landed)));
     }
 
     fn part(&self, request: &Request) -> Option<&Part> {
@@ -398,7 +401,7 @@ impl TcpShard {
         let kind = ended_early(&self.parts, &request, now_ns).unwrap_or(ErrorKind::Cancelled);
         let error = Error::new(kind, "the transfer ended before this was sent")
             .with_path(PathKind::Tcp)
-            .with_landed(Landed::No);
+            .with_landed(request.landed);
         self.ended(request, Err(error));
     }
 

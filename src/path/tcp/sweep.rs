@@ -76,7 +76,10 @@ impl TcpShard {
         let mut failed = Vec::new();
         for request in waiting {
             match why(&self.parts, &request) {
-                Some(kind) => failed.push((request, lanes.unsent(kind))),
+                Some(kind) => {
+                    let error = lanes.unsent(&request, kind);
+                    failed.push((request, error));
+                }
                 None => lanes.waiting.push_back(request),
             }
         }
@@ -98,14 +101,20 @@ impl TcpShard {
         let keys: Vec<u64> = self.peers.keys().copied().collect();
         for key in keys {
             self.fail_waiting(key, |parts, request| ended_early(parts, request, now_ns));
-            if let Some(lanes) = self.peers.get_mut(&key)
-                && lanes.waiting.is_empty()
-            {
-                lanes.relax();
-            }
+            self.relax_if_answered(key);
         }
         self.check_fences(now_ns);
         self.reap_quiet(now_ns);
+    }
+
+    /// A peer that owes nothing any more is trusted again; not sooner, or a request that it closes
+    /// at could go out again and again beside others.
+    fn relax_if_answered(&mut self, key: u64) {
+        let Some(lanes) = self.peers.get_mut(&key) else { return };
+        let owes = |lane| self.connections.get(lane).is_some_and(Connection::is_mid_request);
+        if lanes.waiting.is_empty() && !lanes.lanes.iter().any(|&lane| owes(lane)) {
+            lanes.relax();
+        }
     }
 
     /// Closes connections whose peer owes progress and makes none: sooner where the transfer that
@@ -118,13 +127,18 @@ impl TcpShard {
             }
             let is_given_up = |request: &Request| ended_early(parts, request, now_ns).is_some();
             let silent_ns = now_ns.saturating_sub(connection.progress_ns);
-            let is_over = match connection.given_up_ns(now_ns, is_given_up) {
-                Some(since_ns) => silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS,
-                None => silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns),
+            let end = match connection.given_up_ns(now_ns, is_given_up) {
+                Some(since_ns)
+                    if silent_ns > ENDING_GRACE_NS || now_ns - since_ns > ENDING_MAX_NS =>
+                {
+                    End::GivenUp
+                }
+                _ if silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns) => {
+                    End::Stalled
+                }
+                _ => continue,
             };
-            if is_over {
-                connection.close(&mut self.ring, End::Stalled);
-            }
+            connection.close(&mut self.ring, end);
         }
     }
 

@@ -8,6 +8,7 @@ use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::Vector;
 use proptest::prelude::*;
 
+use crate::Landed;
 use crate::limits::{LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS};
 use crate::memory::Access;
 use crate::path::tcp::client::{Action, Answer, Broken, ClientStream, Request};
@@ -178,7 +179,7 @@ fn bytes_of(slice: &Slice) -> Vec<u8> {
 }
 
 fn request(index: usize, action: Action, addr: usize) -> Request {
-    Request { part: 0, index, action, addr: addr as u64, attempts: 0 }
+    Request { part: 0, index, action, addr: addr as u64, attempts: 0, landed: Landed::No }
 }
 
 fn local(len: usize) -> Arc<Region> {

@@ -21,7 +21,7 @@ fn lanes(speaks_v2: bool) -> Lanes {
 }
 
 fn request(index: usize, action: Action) -> Request {
-    Request { part: 0, index, action, addr: 0, attempts: 0 }
+    Request { part: 0, index, action, addr: 0, attempts: 0, landed: Landed::No }
 }
 
 fn writes(count: usize) -> Vec<Request> {
@@ -103,6 +103,22 @@ fn a_peer_that_may_still_store_is_not_sent_to_again() {
             assert!(lanes.waiting.is_empty() && !lanes.framing().1);
         }
     }
+}
+
+/// A transfer that was cancelled takes its lane down; who shares the lane is not to blame.
+#[test]
+fn reads_beside_a_transfer_that_was_given_up_are_sent_again() {
+    let mut lanes = lanes(true);
+    let mut unanswered = writes(2);
+    let region = Arc::new(Region::allocate(4_096, None).unwrap());
+    unanswered.push(request(2, Action::Read(Slice::new(region, 0, 10).unwrap())));
+    let failed = lose(&mut lanes, &loss(End::GivenUp), unanswered);
+    assert_eq!(indexes(failed.iter().map(|(request, _)| request)), [1, 0]);
+    assert_eq!(indexes(&lanes.waiting), [2]);
+    assert_eq!(lanes.framing(), (Version::V2, false), "nobody is in doubt");
+    let error = lanes.unsent(&lanes.waiting[0], ErrorKind::Expired);
+    assert_eq!((error.kind(), error.landed()), (ErrorKind::Expired, Landed::Maybe));
+    assert_eq!(lanes.unsent(&writes(1)[0], ErrorKind::Expired).landed(), Landed::No);
 }
 
 #[test]

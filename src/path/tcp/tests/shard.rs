@@ -39,7 +39,8 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
     let Ok(plan) = Plan::new(batch, "us") else { panic!("a plan") };
     let flight = Flight::new(Arc::new(plan), 1, None, None, Vec::new());
     let action = Action::Write(lease.memory().clone());
-    let requests = vec![Request { part: 0, index: 0, action, addr: 4_096, attempts: 0 }];
+    let requests =
+        vec![Request { part: 0, index: 0, action, addr: 4_096, attempts: 0, landed: Landed::No }];
     let portion = Portion::new(flight.clone(), 0..=0);
     let message = Message::Carry { portion, route: Arc::new(route()), requests };
     (flight, message)
