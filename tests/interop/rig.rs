@@ -260,7 +260,7 @@ pub fn bench_target(setup: Setup) -> (Process, String) {
 }
 
 fn bench(setup: Setup, mode: &str, metadata: &str, name: &str) -> Command {
-    let mut command = setup.command("transfer_engine_bench");
+    let mut command = setup.bench();
     command.args(["--protocol=tcp", "--device_name=", "--logtostderr"]);
     command.arg(format!("--mode={mode}")).arg(format!("--metadata_server={metadata}"));
     command.arg(format!("--local_server_name={name}"));

@@ -1,6 +1,6 @@
 //! Which Mooncake: the wheel, and the environment that shapes its TCP transport.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// One wheel and the environment that shapes its TCP transport.
@@ -73,10 +73,28 @@ impl Setup {
 
     /// A program of this wheel's venv, on loopback and TCP even where a NIC is found.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(venvs().join(self.wheel).join("bin").join(program));
+        self.start(&self.venv().join("bin").join(program))
+    }
+
+    /// The bench itself: what `bin/` has is a script that would leave it running when killed.
+    pub fn bench(&self) -> Command {
+        let library = self.venv().join("lib");
+        let folders = std::fs::read_dir(&library).into_iter().flatten().flatten();
+        let inside = "site-packages/mooncake/transfer_engine_bench";
+        let mut benches = folders.map(|folder| folder.path().join(inside));
+        let bench = benches.find(|bench| bench.is_file());
+        self.start(&bench.unwrap_or_else(|| panic!("no bench in {}", library.display())))
+    }
+
+    fn start(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.env("MC_FORCE_TCP", "1").env("MC_TCP_BIND_ADDRESS", "127.0.0.1");
         command.envs(self.env.iter().copied()).stdin(Stdio::null());
         command
+    }
+
+    fn venv(&self) -> PathBuf {
+        venvs().join(self.wheel)
     }
 }
 
