@@ -209,7 +209,8 @@ impl Run<'_> {
         let far = self.far.iter().map(|buffer| buffer.len).min().unwrap_or(0);
         if needed > options.buffer_size || needed as u64 > far {
             return Err(Error::refused(format!(
-                "{} of blocks at a time, but the buffers have {} here and {} at the target",
+                "{} of blocks at a time, but the buffers have {} here and {} at the target: \
+                 lower block size, batch size or threads, or raise --buffer-size on both sides",
                 size::show(needed),
                 size::show(options.buffer_size),
                 size::show(far as usize)
