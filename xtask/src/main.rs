@@ -2,6 +2,8 @@
 //!
 //! - `steps`: what `test` does, in which order, and the summary
 //! - `rust`: format, lints, tests, documentation
+//! - `vm`: a command in a guest, `cargo xtask vm`, and the NUMA tests in guests
+//! - `environments`: the engine where something is missing
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
 //! - `shell`: running commands, and installing what they need
 
@@ -11,6 +13,7 @@ mod mooncake;
 mod rust;
 mod shell;
 mod steps;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -27,16 +30,20 @@ struct Arguments {
 enum Chore {
     /// Checks everything, cheapest first; installs what it needs and says so.
     Test(steps::Options),
+    /// Runs a command in a guest that sees this host's files.
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
-    let Chore::Test(options) = Arguments::parse().chore;
-    match steps::test(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("xtask: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let ended = match Arguments::parse().chore {
+        Chore::Test(options) => steps::test(&options).map(|passed| match passed {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        }),
+        Chore::Vm(options) => vm::run(options),
+    };
+    ended.unwrap_or_else(|error| {
+        eprintln!("xtask: {error}");
+        ExitCode::FAILURE
+    })
 }
