@@ -13,6 +13,9 @@ pub const REGIONS_MAX: usize = 8192;
 /// kernel is built with, so a damaged list can't make us allocate.
 pub const CPUS_MAX: usize = 64 << 10;
 
+/// Entries of an RDMA port's address table that are read; the largest tables have 256.
+pub const GIDS_MAX: usize = 1024;
+
 /// Most shards of a runtime: one for each CPU of the largest two-socket machines. A shard costs two
 /// threads (the executor has a helper), three small rings and two eventfds.
 pub const SHARDS_MAX: usize = 1024;
