@@ -7,6 +7,7 @@ mod devices;
 mod group;
 mod memory;
 mod set;
+mod size;
 
 use std::fs;
 use std::path::Path;
@@ -14,8 +15,9 @@ use std::path::Path;
 use kvrail_reactors::affinity;
 
 pub use self::devices::{Devices, Gid, Nic, RdmaDevice, RdmaPort, device_node};
-pub use self::memory::{Memory, NodeMemory};
+pub use self::memory::{Binding, Memory, NodeMemory};
 pub use self::set::{CpuSet, NodeSet};
+pub use self::size::Size;
 use crate::{Error, Result};
 
 /// The machine as this process sees it.

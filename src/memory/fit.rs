@@ -6,7 +6,7 @@ use std::fmt;
 use kvrail_reactors::numa::NumaPolicy;
 use kvrail_reactors::region::{HUGE_PAGE_BYTES, PAGE_BYTES, Pages};
 
-use crate::topology::{Memory, NodeMemory};
+use crate::topology::{Binding, Memory, NodeMemory, Size};
 
 /// How many nodes a sentence names singly: those with most room.
 const ADVISED_NODES: usize = 3;
@@ -20,6 +20,10 @@ pub enum Misfit {
     NoNodes,
     /// The kernel shows no NUMA nodes at all.
     NoNuma,
+    /// This process may set no policy: `mbind` is forbidden to it.
+    Forbidden,
+    /// This kernel knows no policies.
+    Unsupported,
     /// There is no such node; these there are.
     NoSuchNode {
         /// The node asked for.
@@ -86,6 +90,15 @@ impl fmt::Display for Misfit {
         match self {
             Self::NoNodes => write!(f, "the policy names no node"),
             Self::NoNuma => write!(f, "the kernel shows no NUMA nodes; leave the node open"),
+            Self::Forbidden => write!(
+                f,
+                "a seccomp profile forbids mbind, as Docker's does by default: run the container \
+                 with `--cap-add SYS_NICE` or a profile that allows mbind, or give it one node by \
+                 `--cpuset-mems` and leave the node open"
+            ),
+            Self::Unsupported => {
+                write!(f, "this kernel has no NUMA policies: leave the node open")
+            }
             Self::NoSuchNode { node, usable } => {
                 write!(f, "there is no NUMA node {node}: there is {}", List(usable))
             }
@@ -144,7 +157,7 @@ pub(crate) fn fitting(facts: &Memory, len: u64) -> Vec<NumaPolicy> {
         (2..=nodes.len()).rev().map(|count| kind(first(count))).find(|policy| fits(policy))
     };
     let single = nodes.iter().map(|node| NumaPolicy::Bind(vec![node.id]));
-    let prefer = nodes.first().map(|node| NumaPolicy::Prefer(node.id));
+    let prefer = nodes.first().filter(|_| nodes.len() > 1).map(|node| NumaPolicy::Prefer(node.id));
     single
         .filter(|policy| fits(policy))
         .chain(widest(NumaPolicy::Interleave))
@@ -179,7 +192,7 @@ fn advised(facts: &Memory, len: u64, policy: &NumaPolicy) -> String {
     format!("{policy} ({note})")
 }
 
-/// Every node of the policy exists, has memory and is ours to use.
+/// Every node of the policy exists, has memory and is ours to use, and so is the policy.
 fn known(facts: &Memory, policy: &NumaPolicy) -> Result<(), Misfit> {
     if *policy == NumaPolicy::Any {
         return Ok(());
@@ -191,12 +204,22 @@ fn known(facts: &Memory, policy: &NumaPolicy) -> Result<(), Misfit> {
         return Err(Misfit::NoNuma);
     }
     let usable = || facts.usable().map(|node| node.id).collect();
-    policy.nodes().iter().try_for_each(|&id| match facts.nodes.iter().find(|node| node.id == id) {
-        None => Err(Misfit::NoSuchNode { node: id, usable: usable() }),
-        Some(node) if node.total_bytes == 0 => Err(Misfit::Memoryless { node: id }),
-        Some(_) if !facts.is_allowed(id) => Err(Misfit::NotAllowed { node: id, usable: usable() }),
-        Some(_) => Ok(()),
-    })
+    policy.nodes().iter().try_for_each(|&id| {
+        match facts.nodes.iter().find(|node| node.id == id) {
+            None => Err(Misfit::NoSuchNode { node: id, usable: usable() }),
+            Some(node) if node.total_bytes == 0 => Err(Misfit::Memoryless { node: id }),
+            Some(_) if !facts.is_allowed(id) => {
+                Err(Misfit::NotAllowed { node: id, usable: usable() })
+            }
+            Some(_) => Ok(()),
+        }
+    })?;
+    match facts.binding {
+        _ if effective(facts, policy) == NumaPolicy::Any => Ok(()),
+        Binding::Permitted => Ok(()),
+        Binding::Forbidden => Err(Misfit::Forbidden),
+        Binding::Unsupported => Err(Misfit::Unsupported),
+    }
 }
 
 /// Whether the region fits on base pages; the policy's nodes are known to be usable.
@@ -271,22 +294,6 @@ pub(crate) fn effective(facts: &Memory, policy: &NumaPolicy) -> NumaPolicy {
     match (usable.next(), usable.next()) {
         (Some(only), None) if policy.nodes().contains(&only.id) => NumaPolicy::Any,
         _ => policy.clone(),
-    }
-}
-
-/// Bytes as people read them: `12.0 GiB`.
-#[derive(Clone, Copy)]
-pub(crate) struct Size(pub(crate) u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-        match units.into_iter().find(|(_, shift)| self.0 >> shift > 0) {
-            Some((unit, shift)) => {
-                write!(f, "{:.1} {unit}", self.0 as f64 / (1u64 << shift) as f64)
-            }
-            None => write!(f, "{} bytes", self.0),
-        }
     }
 }
 

@@ -7,8 +7,8 @@ use kvrail_reactors::numa::NumaPolicy;
 use kvrail_reactors::probe::{EACCES, EMFILE, ENFILE, ENOSYS, EPERM};
 use kvrail_reactors::region::{AllocateError, Region};
 
-use super::fit::{Size, advice, base_fits, effective, fit};
-use crate::topology::Memory;
+use super::fit::{Misfit, advice, base_fits, effective, fit};
+use crate::topology::{Memory, Size};
 use crate::{Error, Result};
 
 /// Allocates a region that fits into the memory that is free now; asks again while its pages come.
@@ -39,15 +39,12 @@ fn still_fits(left: usize, policy: &NumaPolicy) -> io::Result<()> {
         .map_err(|misfit| io::Error::new(io::ErrorKind::OutOfMemory, misfit.to_string()))
 }
 
+/// It was permitted when a page was tried.
 fn no_policy(policy: &NumaPolicy, error: io::Error) -> Error {
     let remedy = match error.raw_os_error() {
-        Some(EPERM) => {
-            "a seccomp profile forbids mbind, as Docker's does by default: run the container with \
-             `--cap-add SYS_NICE` or a profile that allows mbind, or give it one node by \
-             `--cpuset-mems` and leave the node open"
-        }
-        Some(ENOSYS) => "this kernel has no NUMA policies: leave the node open",
-        _ => "leave the node open, or name others",
+        Some(EPERM) => Misfit::Forbidden.to_string(),
+        Some(ENOSYS) => Misfit::Unsupported.to_string(),
+        _ => "leave the node open, or name others".to_owned(),
     };
     Error::refused(format!("can't {policy}: {remedy}")).with_source(error)
 }

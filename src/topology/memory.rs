@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use kvrail_reactors::probe;
 use kvrail_reactors::region::PAGE_BYTES;
 
 use super::{NodeSet, group, nodes};
@@ -24,8 +25,22 @@ pub struct Memory {
     pub group_room_bytes: Option<u64>,
     /// Huge pages of 2 MiB that nobody has or was promised, in bytes, on all nodes together.
     pub huge_room_bytes: u64,
+    /// Whether this process may set a policy.
+    pub binding: Binding,
     /// Largest file that this process may make (`ulimit -f`), memfds among them; `None` is any.
     pub file_limit_bytes: Option<u64>,
+}
+
+/// Whether policies can be set, which `mbind(2)` does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// They can, or nobody has tried.
+    #[default]
+    Permitted,
+    /// A seccomp profile forbids it.
+    Forbidden,
+    /// The kernel has none.
+    Unsupported,
 }
 
 /// Memory of one node.
@@ -48,7 +63,10 @@ const OVERHEAD_PARTS: u64 = 120;
 impl Memory {
     /// The memory of the machine this process runs on.
     pub fn here() -> Self {
-        Self::read(Path::new("/"))
+        let mut memory = Self::read(Path::new("/"));
+        let first = memory.usable().next();
+        memory.binding = first.map_or(Binding::Unsupported, |node| Binding::tried(node.id));
+        memory
     }
 
     /// The memory of the machine whose `sys` and `proc` lie under `root`.
@@ -63,6 +81,7 @@ impl Memory {
             group_room_bytes: group_room(root).map(less_overhead),
             huge_room_bytes: huge_room(root),
             file_limit_bytes: file_limit(root),
+            binding: Binding::default(),
         }
     }
 
@@ -88,6 +107,17 @@ impl Memory {
     /// Nodes that have memory which this process may take.
     pub fn usable(&self) -> impl Iterator<Item = &NodeMemory> {
         self.nodes.iter().filter(|node| node.total_bytes > 0 && self.is_allowed(node.id))
+    }
+}
+
+impl Binding {
+    fn tried(node: u32) -> Self {
+        match probe::mbind(node).map_err(|error| error.raw_os_error()) {
+            Err(Some(probe::EPERM)) => Self::Forbidden,
+            Err(Some(probe::ENOSYS)) => Self::Unsupported,
+            // What else fails has to do with the node, and is said when it is bound to.
+            _ => Self::Permitted,
+        }
     }
 }
 
@@ -191,6 +221,9 @@ fn file_limit(root: &Path) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// More than any machine has.
+const NO_LIMIT_BYTES: u64 = 1 << 60;
+
 fn group_room(root: &Path) -> Option<u64> {
     group::groups(root, "memory").iter().filter_map(|group| room_of_group(group)).min()
 }
@@ -201,6 +234,8 @@ fn room_of_group(group: &Path) -> Option<u64> {
     let read = |name: &str| number(&group.join(name));
     let limits = ["memory.max", "memory.high", "memory.limit_in_bytes"];
     let limit = limits.iter().filter_map(|name| read(name)).min()?;
+    // Version 1 writes "no limit" as the largest number of pages.
+    let limit = (limit < NO_LIMIT_BYTES).then_some(limit)?;
     let used = read("memory.current").or_else(|| read("memory.usage_in_bytes"))?;
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
     let cache = ["total_inactive_file ", "inactive_file "].iter().find_map(|key| {
@@ -302,6 +337,12 @@ Node 10, zone   Normal
             ("sys/fs/cgroup/memory/x/memory.stat", "inactive_file 1\ntotal_inactive_file 50\n"),
         ]);
         assert_eq!(group_room(v1.path()), Some(150));
+        let free = tree(&[
+            ("proc/self/cgroup", "4:memory:/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "900\n"),
+        ]);
+        assert_eq!(group_room(free.path()), None);
         assert_eq!(group_room(tree(&[]).path()), None);
     }
 

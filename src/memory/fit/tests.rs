@@ -133,16 +133,17 @@ fn the_only_node_needs_no_policy() {
 }
 
 #[test]
-fn sizes_read_as_people_say_them() {
-    for (bytes, text) in [
-        (0, "0 bytes"),
-        (1023, "1023 bytes"),
-        (1536, "1.5 KiB"),
-        (12 * GIB, "12.0 GiB"),
-        (u64::MAX, "16777216.0 TiB"),
-    ] {
-        assert_eq!(Size(bytes).to_string(), text);
-    }
+fn where_policies_are_forbidden_only_what_needs_none_is_offered() {
+    let mut facts = host(vec![node(0, GIB), node(1, GIB)]);
+    facts.binding = Binding::Forbidden;
+    let misfit = fit(&facts, PAGE, &bind(&[0])).unwrap_err();
+    assert!(misfit.to_string().contains("--cap-add SYS_NICE"), "{misfit}");
+    assert_eq!(fitting(&facts, PAGE), [NumaPolicy::Any]);
+    facts.nodes.pop();
+    assert!(fit(&facts, PAGE, &bind(&[0])).is_ok(), "the only node needs no policy");
+    facts.nodes.push(node(1, GIB));
+    facts.binding = Binding::Unsupported;
+    assert_eq!(fit(&facts, PAGE, &NumaPolicy::Prefer(1)), Err(Misfit::Unsupported));
 }
 
 /// Whether the pages are there: handed out one by one, as the kernel does under the policy.
