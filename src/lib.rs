@@ -9,13 +9,15 @@
 //! (local copies; TCP streams, lanes and one shard's actor), `flight` (the life of a batch, pure),
 //! `transfer` (the future and its outcome), `counter` and `notification` (what arrives behind the
 //! data). Beside it: `memory` (regions, leases, pools), `runtime` (shards and actors), `control`
-//! (daemon, descriptors, metadata), and `limits`, where every bound has its name and reason.
+//! (daemon, descriptors, metadata), `topology` and `doctor` (what the machine is and allows), and
+//! `limits`, where every bound has its name and reason.
 #![forbid(unsafe_code)]
 
 mod arrivals;
 mod config;
 mod control;
 mod counter;
+pub mod doctor;
 mod engine;
 mod error;
 mod flight;

@@ -57,6 +57,13 @@ pub const STOP_TICK: Duration = Duration::from_millis(1);
 /// Locked memory that the executor insists on per process, in bytes (glommio's own floor).
 pub const MEMLOCK_MIN_BYTES: u64 = 512 << 10;
 
+/// Descriptors that an engine opens before it has a peer: 11 and 6 a shard, for the eight shards
+/// it starts unasked.
+pub const OPEN_FILES_MIN: u64 = 64;
+
+/// Descriptors that serve a node: the usual soft limit, good for 900 connections and more.
+pub const OPEN_FILES_AMPLE: u64 = 1024;
+
 /// Executor ring entries. A shard waits for its doorbell and one timer; transfers have a ring of
 /// their own.
 pub const EXECUTOR_RING_ENTRIES: usize = 16;

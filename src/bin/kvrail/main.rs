@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod doctor;
 mod metadata_server;
 mod report;
 mod size;
@@ -25,7 +26,10 @@ struct Arguments {
 enum Command {
     /// Measures transfers between two processes, with transfer_engine_bench's options.
     Bench(bench::Options),
-    /// Shows NUMA nodes, NICs, the CPUs and memory this process may use, and where shards would run.
+    /// Checks what works here, and says what to do about the rest.
+    #[command(after_help = doctor::EXIT)]
+    Doctor(doctor::Options),
+    /// Shows NUMA nodes, NICs, what of them this process may use, and where shards would run.
     Topology(topology::Options),
     /// Serves segment descriptors to Mooncake and kvrail engines.
     MetadataServer(metadata_server::Options),
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Arguments::parse().command {
         Command::Bench(options) => bench::run(&options).map(|()| true),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Topology(options) => topology::run(&options),
         Command::MetadataServer(options) => metadata_server::run(&options).map(|()| true),
     };

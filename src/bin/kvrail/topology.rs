@@ -150,10 +150,11 @@ impl Machine {
         let shards = self.shards.iter().enumerate().map(|(index, place)| {
             json!({ "shard": index, "node": place.node, "cpus": place.cpus.to_string() })
         });
+        let nodes = self.topology.nodes.iter().map(|node| self.node_json(node));
         json!({
             "allowed_cpus": self.topology.allowed.to_string(),
             "allowed_nodes": self.memory.allowed_nodes.as_ref().map(ToString::to_string),
-            "nodes": self.topology.nodes.iter().map(|node| self.node_json(node)).collect::<Vec<_>>(),
+            "nodes": nodes.collect::<Vec<_>>(),
             "shards": shards.collect::<Vec<_>>(),
             "nics": self.devices.nics.iter().map(nic_json).collect::<Vec<_>>(),
             "rdma": self.devices.rdma.iter().map(rdma_json).collect::<Vec<_>>(),
