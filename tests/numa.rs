@@ -34,6 +34,8 @@ fn two_nodes() {
     assert_eq!(pages_on(&both).values().sum::<usize>(), 8 * MIB / PAGE_BYTES);
     shards_cover_the_nodes_of_our_cpus(&engine);
     copies_between_nodes_are_whole(&engine, [first, second]);
+    all_the_room_there_is_can_be_had(&engine, second);
+    a_full_cgroup_refuses_before_it_kills(&engine);
 }
 
 #[test]
@@ -236,15 +238,55 @@ fn copies_between_nodes_are_whole(engine: &Engine, [from, to]: [u32; 2]) {
     assert_eq!(pages_on(&target), [(to, len / PAGE_BYTES)].into(), "the pages stay there");
 }
 
+/// The last page that is said to fit does not cost a process its life.
+fn all_the_room_there_is_can_be_had(engine: &Engine, node: u32) {
+    let room = |memory: &Memory| {
+        memory.nodes.iter().find(|known| known.id == node).expect("the node").room_bytes as usize
+    };
+    let len = room(&Memory::here()) / PAGE_BYTES * PAGE_BYTES;
+    let bind = NumaPolicy::Bind(vec![node]);
+    match engine.allocate_with(len, &bind, Access::READ) {
+        Ok(region) => {
+            assert_eq!(pages_on(&region), [(node, len / PAGE_BYTES)].into());
+            let error = engine.allocate_with(len, &bind, Access::READ).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+            block_on(engine.unregister(region)).unwrap();
+        }
+        // Somebody else took a page meanwhile, and that is all that happened.
+        Err(error) => assert!(matches!(error.kind(), ErrorKind::Refused | ErrorKind::Busy)),
+    }
+    let most = room(&Memory::here()) / 10 * 9 / PAGE_BYTES * PAGE_BYTES;
+    block_on(engine.unregister(allocate(engine, most, &bind))).unwrap();
+}
+
+/// A limit of 64 MiB above what is used: as much as is said to fit is had, twice as much is not.
+fn a_full_cgroup_refuses_before_it_kills(engine: &Engine) {
+    let group = new_group("memory");
+    fs::write(format!("{group}/cgroup.procs"), std::process::id().to_string()).unwrap();
+    fs::write(format!("{group}/memory.max"), (64 * MIB).to_string()).unwrap();
+    let room = Memory::here().group_room_bytes.expect("a limit") as usize;
+    assert!(room > 8 * MIB && room <= 64 * MIB, "{room}");
+    let error = engine.allocate_with(2 * room, &NumaPolicy::Any, Access::READ).unwrap_err();
+    assert!(error.to_string().contains("the memory cgroup has"), "{error}");
+    let len = room / 10 * 9;
+    block_on(engine.unregister(allocate(engine, len, &NumaPolicy::Any))).unwrap();
+}
+
+/// A control group (version 2, as root) with one controller, named after it.
+fn new_group(controller: &str) -> String {
+    let root = "/sys/fs/cgroup";
+    let group = format!("{root}/kvrail-{controller}");
+    fs::create_dir_all(&group).expect("a cgroup: run as root with version 2 mounted");
+    fs::write(format!("{root}/cgroup.subtree_control"), format!("+{controller}")).unwrap();
+    group
+}
+
 /// Moves this process into a cpuset of its own (cgroup version 2, as root).
 fn enter_cpuset(cpus: &CpuSet, node: u32) {
-    let root = "/sys/fs/cgroup";
-    let group = format!("{root}/kvrail-cpuset");
-    fs::create_dir_all(&group).expect("a cgroup: run as root with version 2 mounted");
+    let group = new_group("cpuset");
     let write = |path: String, text: String| {
         fs::write(&path, text).unwrap_or_else(|error| panic!("{path}: {error}"));
     };
-    write(format!("{root}/cgroup.subtree_control"), "+cpuset".into());
     write(format!("{group}/cpuset.cpus"), cpus.to_string());
     write(format!("{group}/cpuset.mems"), node.to_string());
     write(format!("{group}/cgroup.procs"), std::process::id().to_string());

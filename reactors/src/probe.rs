@@ -6,7 +6,9 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
-pub use libc::{EACCES, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, EPERM};
+pub use libc::{
+    EACCES, EADDRNOTAVAIL, EINVAL, EMFILE, ENETUNREACH, ENFILE, ENOENT, ENOMEM, ENOSYS, EPERM,
+};
 
 use crate::numa::{self, NumaPolicy};
 use crate::region::{PAGE_BYTES, Region};

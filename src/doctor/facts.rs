@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
+use std::time::Duration;
 
 use kvrail_reactors::affinity;
 use kvrail_reactors::probe::{self, Limit};
@@ -43,9 +44,9 @@ pub struct Facts {
     pub seal_future_write: Answer,
     /// Listening on an abstract Unix socket.
     pub unix_socket: Answer,
-    /// Listening on 127.0.0.1.
+    /// Listening on 127.0.0.1 and connecting to it.
     pub loopback_v4: Answer,
-    /// Listening on ::1.
+    /// Listening on ::1 and connecting to it.
     pub loopback_v6: Answer,
     /// NICs and RDMA devices.
     pub devices: Devices,
@@ -108,13 +109,18 @@ fn status(root: &Path) -> Status {
     }
 }
 
+/// A connection inside the kernel takes microseconds; a second is for a host that stands still.
+const LOOPBACK_PATIENCE: Duration = Duration::from_secs(1);
+
 fn abstract_socket() -> io::Result<()> {
     let name = format!("kvrail-doctor-{}", std::process::id());
     UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?).map(drop)
 }
 
 fn loopback(address: IpAddr) -> io::Result<()> {
-    TcpListener::bind((address, 0)).map(drop)
+    let listener = TcpListener::bind((address, 0))?;
+    // Where the interface is down, listening works and connecting doesn't.
+    TcpStream::connect_timeout(&listener.local_addr()?, LOOPBACK_PATIENCE).map(drop)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What processes of one host and the network need: memfds, sockets, foreign memory, devices.
 
+use kvrail_reactors::probe::{EADDRNOTAVAIL, ENETUNREACH};
+
 use super::{errno, fail, ok, warn};
 use crate::doctor::{Facts, Finding, Verdict};
 use crate::topology::Devices;
@@ -73,17 +75,22 @@ pub(super) fn unix_sockets(facts: &Facts) -> Finding {
 pub(super) fn loopback(facts: &Facts) -> Finding {
     let name = "loopback";
     match (facts.loopback_v4, facts.loopback_v6) {
-        (Ok(()), Ok(())) => ok(name, "127.0.0.1 and ::1 can be listened on"),
-        (Ok(()), Err(_)) => ok(name, "127.0.0.1 can be listened on; there is no IPv6"),
+        (Ok(()), Ok(())) => ok(name, "127.0.0.1 and ::1 can be reached"),
+        (Ok(()), Err(_)) => ok(name, "127.0.0.1 can be reached; there is no IPv6"),
         (Err(_), Ok(())) => warn(
             name,
-            "there is no IPv4: ::1 can be listened on",
+            "there is no IPv4; ::1 can be reached",
             "name engines by an IPv6 address: `.host(\"::1\")`, `--local-server-name ::1`",
+        ),
+        (Err(EADDRNOTAVAIL | ENETUNREACH), _) => warn(
+            name,
+            "neither 127.0.0.1 nor ::1 can be reached, so engines need another address",
+            "`ip link set lo up`, or name engines by an address of another interface",
         ),
         (Err(number), Err(_)) => fail(
             name,
-            format!("neither 127.0.0.1 nor ::1 can be listened on: {}", errno(number)),
-            "`ip link set lo up`, and allow AF_INET sockets",
+            format!("there are no network sockets for this process: {}", errno(number)),
+            "allow AF_INET and AF_INET6 in the seccomp profile (RestrictAddressFamilies= of systemd)",
         ),
     }
 }

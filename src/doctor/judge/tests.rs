@@ -1,6 +1,6 @@
 //! A healthy machine, then one thing after another taken from it.
 
-use kvrail_reactors::probe::{EACCES, EINVAL, EPERM};
+use kvrail_reactors::probe::{EACCES, EINVAL, ENETUNREACH, EPERM};
 
 use super::*;
 use crate::topology::{Devices, Gid, NodeMemory, RdmaDevice, RdmaPort};
@@ -219,10 +219,15 @@ fn sockets_are_judged_by_what_is_left() {
     let found = changed("loopback", |facts| facts.loopback_v4 = Err(EINVAL));
     says(&found, Verdict::Warn, "no IPv4", "--local-server-name ::1");
     says(&changed("loopback", |facts| facts.loopback_v6 = Err(EINVAL)), Verdict::Ok, "no IPv6", "");
-    let found = changed("loopback", |facts| {
-        (facts.loopback_v4, facts.loopback_v6) = (Err(EINVAL), Err(EINVAL));
-    });
-    says(&found, Verdict::Fail, "neither", "ip link set lo up");
+    for (errno, verdict, words, remedy) in [
+        (ENETUNREACH, Verdict::Warn, "neither", "ip link set lo up"),
+        (EPERM, Verdict::Fail, "no network sockets", "AF_INET"),
+    ] {
+        let found = changed("loopback", |facts| {
+            (facts.loopback_v4, facts.loopback_v6) = (Err(errno), Err(errno));
+        });
+        says(&found, verdict, words, remedy);
+    }
 }
 
 #[test]
