@@ -17,9 +17,9 @@ use crate::path::local::Copies;
 use crate::path::{CopyActor, TcpActor, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute};
 use crate::request::Batch;
-use crate::runtime::{PumpAddress, Runtime, SendError};
+use crate::runtime::{PumpAddress, Runtime, SendError, ShardPlacement};
 use crate::transfer::{Prepared, Transfer};
-use crate::{Error, ErrorKind, Foreign, Result};
+use crate::{Error, ErrorKind, Foreign, NumaPolicy, Result};
 
 /// Version of the steps that only kvrail peers take: events on data connections.
 const EXTRAS_VERSION: u32 = 1;
@@ -178,17 +178,21 @@ impl Engine {
     /// [`Engine::publish`] has returned).
     ///
     /// # Errors
-    /// Refused: no bytes, no such node, or no room, with the numbers. Busy: too many regions.
+    /// As [`Engine::allocate_with`].
     pub fn allocate(&self, len: usize, location: Location, access: Access) -> Result<Region> {
-        if len == 0 {
-            return Err(Error::refused("a region of 0 bytes"));
-        }
-        memory::check_room(len, location)?;
-        let Location::Cpu(node) = location;
-        let memory = region::Region::allocate(len, node).map_err(|error| {
-            Error::refused(format!("{len} bytes at {location} can't be had")).with_source(error)
-        })?;
-        self.insert(Region::new(memory, access, location))
+        self.allocate_with(len, &location.into(), access)
+    }
+
+    /// Like [`Engine::allocate`], under a NUMA policy. Peers see the node of a policy that names
+    /// one, else none.
+    ///
+    /// # Errors
+    /// Refused: no bytes, a node that has no memory for this process, no room (with the numbers
+    /// and the policies that would fit), or no right to set a policy. Busy: too many regions, or
+    /// the memory went to another process while it was taken.
+    pub fn allocate_with(&self, len: usize, policy: &NumaPolicy, access: Access) -> Result<Region> {
+        let memory = memory::allocate(len, policy)?;
+        self.insert(Region::new(memory, access, policy.into()))
     }
 
     /// Registers memory that the caller owns; it must stay until [`Engine::unregister`] returns.
@@ -374,6 +378,10 @@ impl HostState {
 impl Inner {
     pub(crate) fn shards(&self) -> &[PumpAddress<tcp::Message>] {
         self.host.tcp.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn placement(&self) -> &[ShardPlacement] {
+        self.runtime.placement()
     }
 
     pub(crate) fn copies(&self) -> &[PumpAddress<Copies>] {

@@ -13,6 +13,9 @@
 pub mod affinity;
 pub mod copy;
 pub mod doorbell;
+mod foreign;
+pub mod numa;
+pub mod probe;
 pub mod region;
 pub mod ticket;
 pub mod uring;

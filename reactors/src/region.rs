@@ -8,81 +8,45 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+pub use crate::foreign::{Eternal, Foreign};
+use crate::numa::{self, NumaPolicy};
 
 /// Size of a base page here and of the alignment we promise (x86-64 and aarch64 with 4 KiB pages).
 pub const PAGE_BYTES: usize = 4096;
 
 /// Size of the huge pages we ask `memfd_create` for (`MFD_HUGE_2MB`).
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// `MADV_POPULATE_WRITE` (Linux 5.14): faults pages in and reports a lack of memory as an error
 /// where touching the page would raise SIGBUS.
 const MADV_POPULATE_WRITE: libc::c_int = 23;
 
-/// `MPOL_BIND` of `mbind(2)`.
-const MPOL_BIND: libc::c_int = 2;
+/// Bytes faulted in between two looks at the memory that is left: 50 ms or so of work.
+const POPULATE_BYTES: usize = 256 << 20;
 
-/// Memory that the caller owns and wants to register.
-#[derive(Debug)]
-pub struct Foreign {
-    base: NonNull<u8>,
-    len: usize,
+/// Which pages to allocate on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Huge pages that the administrator set aside, and no other.
+    Huge,
+    /// Base pages.
+    Base,
+    /// Huge pages where enough are free, else base pages.
+    Any,
 }
 
-impl Foreign {
-    /// Vouches for `len` bytes at `base`.
-    ///
-    /// # Safety
-    /// The bytes must be readable and writable, and stay so until the region made from them is
-    /// gone: until `unregister` has returned, or the engine has stopped. Meanwhile no Rust
-    /// reference to them may be in use, since peers may write them at any time.
-    pub unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
-        Self { base, len }
-    }
+/// Why a region was not allocated.
+#[derive(Debug, thiserror::Error)]
+pub enum AllocateError {
+    /// The policy could not be set: `mbind` said so. Without binding the same may pass.
+    #[error("mbind: {0}")]
+    Policy(#[source] io::Error),
+    /// The memory is not to be had.
+    #[error(transparent)]
+    Memory(io::Error),
 }
-
-// SAFETY: `Foreign` is an address and a length; `new` made the caller vouch for the bytes
-// wherever they are used from.
-unsafe impl Send for Foreign {}
-
-/// Foreign memory that is never freed, so that registering it takes no promise: for tests, and
-/// for callers whose memory lives as long as their process.
-#[derive(Debug, Clone, Copy)]
-pub struct Eternal {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-impl Eternal {
-    /// Leaks `len` bytes, zeroed.
-    pub fn new(len: usize) -> Self {
-        let bytes = Box::leak(vec![0u8; len].into_boxed_slice());
-        Self { base: NonNull::from_mut(bytes).cast(), len }
-    }
-
-    /// The memory, to be registered.
-    pub fn foreign(&self) -> Foreign {
-        // SAFETY: the bytes are never freed, and `new` gave its only reference to them up.
-        unsafe { Foreign::new(self.base, self.len) }
-    }
-
-    /// Copies all bytes out, as they are now.
-    pub fn contents(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.len];
-        // SAFETY: the source is `len` bytes that are never freed; peers may change them meanwhile,
-        // which mixes bytes and breaks nothing.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.base.as_ptr(), bytes.as_mut_ptr(), self.len);
-        }
-        bytes
-    }
-}
-
-// SAFETY: an address and a length of memory that is never freed and only ever copied.
-unsafe impl Send for Eternal {}
-// SAFETY: as above.
-unsafe impl Sync for Eternal {}
 
 /// A range of memory that transfers read and write.
 #[derive(Debug)]
@@ -90,6 +54,8 @@ pub struct Region {
     base: NonNull<u8>,
     len: usize,
     backing: Backing,
+    /// Found out when it is first asked.
+    node: OnceLock<Option<u32>>,
 }
 
 #[derive(Debug)]
@@ -112,19 +78,51 @@ impl Region {
     /// Allocates `len` bytes (rounded up to whole pages in the mapping), bound to NUMA `node`
     /// where one is given, on huge pages where enough are free, every page faulted in.
     ///
-    /// Compare `len` with the memory that is free first: the kernel rather kills a process than
-    /// refuse it a page.
+    /// # Errors
+    /// As [`Region::allocate_with`].
+    pub fn allocate(len: usize, node: Option<u32>) -> Result<Self, AllocateError> {
+        let policy = node.map_or(NumaPolicy::Any, |node| NumaPolicy::Bind(vec![node]));
+        Self::allocate_with(len, &policy, Pages::Any, &mut |_| Ok(()))
+    }
+
+    /// Allocates `len` bytes under a policy, on pages of a size, every page faulted in.
+    ///
+    /// The kernel rather kills a process than refuse it a page. So compare `len` with the memory
+    /// that is free first; and `room` is asked again, with the bytes of base pages still to come,
+    /// before every 256 MiB of them.
     ///
     /// # Errors
-    /// The system's own, `ENOMEM` among them.
-    pub fn allocate(len: usize, node: Option<u32>) -> io::Result<Self> {
-        match Self::map(len, node, HUGE_PAGE_BYTES) {
-            Ok(region) => Ok(region),
-            Err(_) => Self::map(len, node, PAGE_BYTES),
+    /// By the step that failed; nothing is kept.
+    pub fn allocate_with(
+        len: usize,
+        policy: &NumaPolicy,
+        pages: Pages,
+        room: &mut dyn FnMut(usize) -> io::Result<()>,
+    ) -> Result<Self, AllocateError> {
+        let huge = || Self::map(len, policy, HUGE_PAGE_BYTES, &mut |_| Ok(()));
+        match pages {
+            Pages::Huge => huge(),
+            Pages::Base => Self::map(len, policy, PAGE_BYTES, room),
+            Pages::Any => huge().or_else(|_| Self::map(len, policy, PAGE_BYTES, room)),
         }
     }
 
-    fn map(len: usize, node: Option<u32>, page_bytes: usize) -> io::Result<Self> {
+    fn map(
+        len: usize,
+        policy: &NumaPolicy,
+        page_bytes: usize,
+        room: &mut dyn FnMut(usize) -> io::Result<()>,
+    ) -> Result<Self, AllocateError> {
+        let region = Self::mapped(len, page_bytes).map_err(AllocateError::Memory)?;
+        let bytes = region.mapped_bytes();
+        numa::apply(region.base, bytes, policy).map_err(AllocateError::Policy)?;
+        region.populate(room).map_err(AllocateError::Memory)?;
+        seal(&region).map_err(AllocateError::Memory)?;
+        Ok(region)
+    }
+
+    /// An empty mapping of a new memfd; dropping the region unmaps it, on errors too.
+    fn mapped(len: usize, page_bytes: usize) -> io::Result<Self> {
         let mapped_bytes = len
             .checked_next_multiple_of(page_bytes)
             .filter(|&bytes| bytes > 0 && bytes <= isize::MAX as usize)
@@ -149,19 +147,14 @@ impl Region {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // From here on dropping the region unmaps it, on errors too.
-        let region = Self { base, len, backing: Backing::Memfd { file, mapped_bytes } };
-        if let Some(node) = node {
-            bind(base, mapped_bytes, node)?;
-        }
-        populate(base, mapped_bytes)?;
-        seal(&region)?;
-        Ok(region)
+        let backing = Backing::Memfd { file, mapped_bytes };
+        Ok(Self { base, len, backing, node: OnceLock::new() })
     }
 
     /// Memory that the caller vouched for. It is not unmapped on drop.
     pub fn foreign(foreign: Foreign) -> Self {
-        Self { base: foreign.base, len: foreign.len, backing: Backing::Foreign }
+        let Foreign { base, len } = foreign;
+        Self { base, len, backing: Backing::Foreign, node: OnceLock::new() }
     }
 
     /// `len` bytes of `parent` from `offset` on as a region of their own, for tests that look at
@@ -174,7 +167,8 @@ impl Region {
         check(offset, len, parent.len)?;
         // SAFETY: the offset lies inside the parent, whose mapping this region keeps.
         let base = unsafe { parent.base.add(offset) };
-        Ok(Self { base, len, backing: Backing::Within(parent.clone()) })
+        let backing = Backing::Within(parent.clone());
+        Ok(Self { base, len, backing, node: OnceLock::new() })
     }
 
     /// The first byte's address: what peers name.
@@ -195,6 +189,45 @@ impl Region {
     /// Whether the memory belongs to the caller rather than to us.
     pub fn is_foreign(&self) -> bool {
         matches!(self.backing, Backing::Foreign)
+    }
+
+    /// The one NUMA node that holds the pages, as a sample of them told when it was first asked;
+    /// `None` where they are on several or not there, or the kernel doesn't say.
+    pub fn node(&self) -> Option<u32> {
+        *self.node.get_or_init(|| numa::node_of(self))
+    }
+
+    fn mapped_bytes(&self) -> usize {
+        match self.backing {
+            Backing::Memfd { mapped_bytes, .. } => mapped_bytes,
+            Backing::Foreign | Backing::Within(_) => 0,
+        }
+    }
+
+    /// Faults every page in, as long as there is room for the next ones.
+    fn populate(&self, room: &mut dyn FnMut(usize) -> io::Result<()>) -> io::Result<()> {
+        let bytes = self.mapped_bytes();
+        (0..bytes).step_by(POPULATE_BYTES).try_for_each(|start| {
+            room(bytes - start)?;
+            self.populate_part(start, POPULATE_BYTES.min(bytes - start))
+        })
+    }
+
+    fn populate_part(&self, start: usize, len: usize) -> io::Result<()> {
+        // SAFETY: the range lies inside our own mapping.
+        let rc = unsafe {
+            libc::madvise(self.base.as_ptr().add(start).cast(), len, MADV_POPULATE_WRITE)
+        };
+        if rc == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match (error.raw_os_error(), &self.backing) {
+            // A kernel before 5.14 does not know the advice. The file's pages come from the same
+            // policy, and the first touch of a page that is there can't fail.
+            (Some(libc::EINVAL), Backing::Memfd { file, .. }) => reserve(file, start, len),
+            _ => Err(error),
+        }
     }
 
     /// The memfd beneath, for a process on this host to map; none for foreign memory.
@@ -221,6 +254,16 @@ fn memfd(huge: bool) -> io::Result<File> {
     if huge {
         flags |= libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
     }
+    match create_memfd(flags) {
+        // vm.memfd_noexec=2 wants to hear that nobody will execute it; older kernels don't know.
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            create_memfd(flags | libc::MFD_NOEXEC_SEAL)
+        }
+        result => result,
+    }
+}
+
+fn create_memfd(flags: libc::c_uint) -> io::Result<File> {
     // SAFETY: a plain system call with a static, NUL-terminated name.
     let fd = unsafe { libc::memfd_create(c"kvrail".as_ptr(), flags) };
     if fd < 0 {
@@ -230,38 +273,11 @@ fn memfd(huge: bool) -> io::Result<File> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
-/// Binds the pages to one node; fails rather than falls back, so that the policy is the caller's.
-fn bind(base: NonNull<u8>, len: usize, node: u32) -> io::Result<()> {
-    const WORD_BITS: usize = u64::BITS as usize;
-    let mut mask = vec![0u64; node as usize / WORD_BITS + 1];
-    mask[node as usize / WORD_BITS] = 1 << (node as usize % WORD_BITS);
-    // The kernel takes one bit less than it is told (`mbind(2)`, maxnode).
-    let max_node = mask.len() * WORD_BITS + 1;
-    // SAFETY: the range is our own fresh mapping; the mask outlives the call.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_mbind,
-            base.as_ptr(),
-            len,
-            MPOL_BIND,
-            mask.as_ptr(),
-            max_node,
-            libc::c_uint::default(),
-        )
-    };
+fn reserve(file: &File, start: usize, len: usize) -> io::Result<()> {
+    let (start, len) = (start as libc::off_t, len as libc::off_t);
+    // SAFETY: a plain system call on our own descriptor.
+    let rc = unsafe { libc::fallocate(file.as_raw_fd(), 0, start, len) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Faults every page in. Kernels before 5.14 get the pages one by one from `fallocate`.
-fn populate(base: NonNull<u8>, len: usize) -> io::Result<()> {
-    // SAFETY: the range is our own fresh mapping.
-    let rc = unsafe { libc::madvise(base.as_ptr().cast(), len, MADV_POPULATE_WRITE) };
-    if rc == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    // EINVAL: the kernel does not know the advice; the first touch will fault pages in.
-    if error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) }
 }
 
 /// A peer that maps this memory must not meet SIGBUS: its size is fixed from here on.
@@ -434,6 +450,20 @@ mod tests {
         let mut out = [0; 50];
         all.read(10, &mut out).unwrap();
         assert_eq!(out.to_vec(), (0..50).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn room_is_asked_before_base_pages_come_and_a_no_ends_it() {
+        let mut asked = Vec::new();
+        let mut room = |bytes| {
+            asked.push(bytes);
+            if bytes > PAGE_BYTES { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+        };
+        let mut allocate =
+            |len| Region::allocate_with(len, &NumaPolicy::Any, Pages::Base, &mut room);
+        assert!(allocate(1).is_ok());
+        assert!(matches!(allocate(2 * PAGE_BYTES), Err(AllocateError::Memory(_))));
+        assert_eq!(asked, [PAGE_BYTES, 2 * PAGE_BYTES]);
     }
 
     #[test]
