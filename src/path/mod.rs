@@ -45,13 +45,17 @@ impl TcpActor {
                 let dial = dial(control, context.address.clone());
                 Self { shard: TcpShard::new(streams, regions, arrivals, dial, limits), context }
             });
+            let (actor, error) = match started {
+                Ok(actor) => (Some(actor), None),
+                Err(error) => (None, Some(error)),
+            };
             // Who started us waits for the answer.
-            let _ = report.send(started.as_ref().err().map(std::io::Error::kind));
-            started.ok()
+            let _ = report.send(error);
+            actor
         })?;
         match ready.recv() {
             Ok(None) => Ok(address),
-            Ok(Some(kind)) => Err(no_streams(driver).with_source(std::io::Error::from(kind))),
+            Ok(Some(error)) => Err(no_streams(driver).with_source(error)),
             Err(_) => Err(Error::closed("the shard ended while starting")),
         }
     }
@@ -71,7 +75,7 @@ fn no_streams(driver: Driver) -> Error {
     Error::refused(match driver {
         Driver::Epoll => "a shard gets no epoll set or timer: raise `ulimit -n`",
         Driver::Uring | Driver::Auto => {
-            "io_uring gives a shard no ring: raise `ulimit -l` or allow io_uring"
+            "io_uring gives a shard no ring: raise `ulimit -n` and `ulimit -l`, or choose epoll"
         }
     })
 }
