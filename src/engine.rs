@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
-use crate::config::{EngineBuilder, Metadata, TcpLimits};
+use crate::config::{EngineBuilder, Metadata};
 use crate::control::{
     Buffer, Control, ControlConfig, Descriptor, Extras, Host, Identity, MetadataKind, Resolved,
 };
 use crate::counter::Counter;
-use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
+use crate::memory::{self, Access, Location, Region, Regions};
 use crate::notification::Notification;
 use crate::path::local::Copies;
-use crate::path::{CopyActor, TcpActor, tcp};
+use crate::path::{Carriers, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute};
 use crate::request::Batch;
-use crate::runtime::{PumpAddress, Runtime, SendError, ShardPlacement};
+use crate::runtime::{Driver, PumpAddress, Runtime, SendError, ShardPlacement};
 use crate::transfer::{Prepared, Transfer};
 use crate::{Error, ErrorKind, Foreign, NumaPolicy, Result};
 
@@ -98,7 +98,7 @@ impl Engine {
     }
 
     pub(crate) fn start(config: EngineBuilder) -> Result<Self> {
-        let runtime = Runtime::builder().shards(config.shards).idle(config.idle).build()?;
+        let runtime = config.runtime(config.driver)?;
         let regions = Arc::new(Regions::default());
         let arrivals = Arc::new(Arrivals::default());
         let kind = match &config.metadata {
@@ -106,8 +106,8 @@ impl Engine {
             Metadata::Http(url) => MetadataKind::Http(url.clone()),
         };
         let mut control_config = ControlConfig::new(&config.name, kind);
-        control_config.cluster = config.cluster;
-        control_config.advertise = config.advertise;
+        control_config.cluster = config.cluster.clone();
+        control_config.advertise = config.advertise.clone();
         if let Some(bind) = config.bind {
             control_config.bind = bind;
         }
@@ -120,38 +120,27 @@ impl Engine {
             host
         })?;
         let host = take.recv().map_err(|_| Error::closed("the control thread ended"))?;
-        Self::assemble(runtime, Arc::new(control), host, (config.tcp, config.tcp_v1))
+        let control = Arc::new(control);
+        let (regions, arrivals) = (host.regions.clone(), host.arrivals.clone());
+        let started = Carriers::start(&config, runtime, regions, arrivals, &control)?;
+        Self::assemble(started, control, host, config.tcp_v1)
     }
 
     fn assemble(
-        runtime: Runtime,
+        (runtime, carriers): (Runtime, Carriers),
         control: Arc<Control>,
         host: Arc<HostState>,
-        (limits, tcp_v1): (TcpLimits, bool),
+        tcp_v1: bool,
     ) -> Result<Self> {
-        let mut shards = Vec::new();
-        let mut copies = Vec::new();
-        for shard in 0..runtime.shards() {
-            let regions = RegionsView::new(host.regions.clone());
-            shards.push(TcpActor::spawn(
-                &runtime,
-                shard,
-                regions,
-                host.arrivals.clone(),
-                control.clone(),
-                limits,
-            )?);
-            copies.push(CopyActor::spawn(&runtime, shard)?);
-        }
         // Nobody else sets it.
-        let _ = host.tcp.set(shards);
+        let _ = host.tcp.set(carriers.tcp);
         let own = Route { key: 0, name: control.name().into(), kind: RouteKind::Local };
         let own = Peer::new(Link::local(own), Vec::new());
         let inner = Inner {
             runtime,
             control,
             host,
-            copies,
+            copies: carriers.copies,
             links: Mutex::default(),
             next_route: AtomicU64::new(1),
             cursor: AtomicUsize::new(0),
@@ -171,6 +160,11 @@ impl Engine {
     /// The runtime whose shards carry the transfers, for actors of the caller's own.
     pub fn runtime(&self) -> &Runtime {
         &self.inner.runtime
+    }
+
+    /// What the shards wait on: [`Driver::Uring`] or [`Driver::Epoll`].
+    pub fn driver(&self) -> Driver {
+        self.inner.runtime.driver()
     }
 
     /// Allocates and registers `len` bytes at `location`: page-aligned, faulted in, on huge pages

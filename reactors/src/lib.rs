@@ -13,10 +13,13 @@
 pub mod affinity;
 pub mod copy;
 pub mod doorbell;
+mod epoll;
 mod foreign;
 pub mod numa;
 pub mod probe;
 pub mod region;
+pub mod sockets;
+pub mod stream;
 pub mod ticket;
 pub mod uring;
 pub mod vector;

@@ -4,6 +4,7 @@
 //! - `rust`: format, lints, tests, documentation
 //! - `vm`: a command in a guest, `cargo xtask vm`, and the NUMA tests in guests
 //! - `environments`: the engine where something is missing
+//! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
 //! - `shell`: running commands, and installing what they need
 
@@ -14,6 +15,7 @@ mod rust;
 mod shell;
 mod steps;
 mod vm;
+mod without_uring;
 
 use std::process::ExitCode;
 
@@ -32,6 +34,8 @@ enum Chore {
     Test(steps::Options),
     /// Runs a command in a guest that sees this host's files.
     Vm(vm::Options),
+    /// Runs a command where io_uring is refused, as in a container with the default profile.
+    WithoutUring(without_uring::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
             false => ExitCode::FAILURE,
         }),
         Chore::Vm(options) => vm::run(options),
+        Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("xtask: {error}");
