@@ -6,11 +6,14 @@
 //! - `environments`: the engine where something is missing
 //! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
+//! - `proof`: tests that run somewhere else, and what they must say
 //! - `shell`: running commands, and installing what they need
 
+mod environments;
 mod example;
 mod fuzz;
 mod mooncake;
+mod proof;
 mod rust;
 mod shell;
 mod steps;

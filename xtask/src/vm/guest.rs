@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::Numa;
+use crate::shell::quoted;
 
 /// Emulated: Debian's kernels don't boot under every KVM that lets itself be opened.
 const ACCELERATOR: &str = "tcg,thread=multi";
@@ -177,11 +178,6 @@ fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> String 
     };
     let kept = text.filter(|(name, _)| is_name(name) && !own.contains(&name.as_str()));
     kept.map(|(name, value)| format!("export {name}={}\n", quoted(&value))).collect()
-}
-
-/// One word for the shell, whatever is in it.
-pub fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// A guest under way, and what carries its output.

@@ -22,7 +22,7 @@ use clap::Args;
 pub use guest::{Job, Machine};
 pub use numa::Numa;
 
-use crate::shell::{Shell, find};
+use crate::shell::{Shell, find, quoted, succeeds};
 
 /// Programs that a guest is made with, and the Debian packages they come from.
 const TOOLS: [(&str, &str); 9] = [
@@ -77,7 +77,7 @@ pub fn run(options: Options) -> Result<ExitCode, String> {
     let shell = Shell::new()?;
     let command = match &options.command[..] {
         [line] => line.clone(),
-        words => words.iter().map(|word| guest::quoted(word)).collect::<Vec<_>>().join(" "),
+        words => words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
     };
     let machine = Machine {
         numa: options.numa,
@@ -104,9 +104,7 @@ pub fn prepare(shell: &Shell, version: Option<String>) -> Result<guest::Boot, St
 fn tools(shell: &Shell) -> Result<(), String> {
     let is_missing = |(program, _): &&(&str, &str)| match find(program) {
         // The guest has no libraries yet when it starts busybox.
-        Some(path) if *program == "busybox" => {
-            crate::shell::succeeds(shell.command("ldd").arg(path))
-        }
+        Some(path) if *program == "busybox" => succeeds(shell.command("ldd").arg(path)),
         found => found.is_none(),
     };
     let missing: Vec<_> = TOOLS.iter().filter(is_missing).map(|(_, package)| *package).collect();
