@@ -150,6 +150,9 @@ fn ipv6_only() {
     exchange("::1");
     exchange("localhost");
     assert_eq!(verdict("loopback"), "warn");
+    let engine = Engine::builder().host("::1").start().unwrap();
+    let error = futures_lite::future::block_on(engine.open("127.0.0.1:12001")).unwrap_err();
+    assert!(error.to_string().contains("IPv6"), "{error}");
     // Whoever keeps the default host is told what to say instead.
     let error = Engine::builder().start().map(|engine| engine.name().to_owned()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);

@@ -48,9 +48,10 @@ const HERE: [Environment; 9] = [
     ),
     environment(
         "ipv6_only",
-        r#"exec unshare --net sh -ec '
+        r#"exec unshare --net --mount sh -ec '
             ip link set lo up
             ip -4 address flush dev lo
+            mount --bind "$HOSTS" /etc/hosts
             exec "$@"' sh "$@""#,
     ),
 ];
@@ -76,6 +77,8 @@ const IN_A_GUEST: [Environment; 4] = [
     environment("nothing_missing", r#""$@""#),
 ];
 
+/// Both addresses of the name, as most hosts have them, the useless one first.
+const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
 const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 const YAMA: &str = "/proc/sys/kernel/yama/ptrace_scope";
 /// Many times what the guest's tests take together on a machine with two busy cores.
@@ -87,7 +90,7 @@ pub fn all(shell: &Shell) -> Outcome {
         return Err("namespaces and other users need root: run this step as root".to_owned());
     }
     let built = proof::built(shell, "environments")?;
-    // Where nobody may read and execute, which a home folder is not.
+    // Where nobody may read and execute: a repository in root's home is no such place.
     let folder = tempfile::Builder::new().prefix("kvrail-environments-").tempdir();
     let folder = folder.map_err(|error| format!("a folder for the tests: {error}"))?;
     let binary = &copied(&built, folder.path())?;
@@ -108,6 +111,7 @@ fn copied(binary: &Binary, folder: &Path) -> Result<Binary, String> {
     fs::copy(&binary.test, &test).map_err(failed)?;
     fs::copy(&binary.kvrail, &kvrail).map_err(failed)?;
     fs::copy(xtask, folder.join("xtask")).map_err(failed)?;
+    fs::write(folder.join("hosts"), HOSTS).map_err(failed)?;
     Ok(Binary { test, kvrail })
 }
 
@@ -130,7 +134,9 @@ fn here(shell: &Shell, binary: &Binary, environment: &Environment) -> Result<(),
 fn variables(command: &mut Command, binary: &Binary) {
     command.env("KVRAIL_COMMAND", &binary.kvrail).env("NOBODY", NOBODY);
     command.env("READ_ONLY", READ_ONLY);
-    command.env("XTASK", binary.test.with_file_name("xtask"));
+    for (name, file) in [("XTASK", "xtask"), ("HOSTS", "hosts")] {
+        command.env(name, binary.test.with_file_name(file));
+    }
 }
 
 fn in_a_guest(shell: &Shell, binary: &Binary) -> Result<(), String> {

@@ -12,10 +12,7 @@ struct Layout {
 
 const LAYOUTS: [Layout; 4] = [
     Layout { nodes: "512:0-1,512:2-3", tests: &["two_nodes", "cpuset_of_two_cpus"] },
-    Layout {
-        nodes: "512:0,192:1,192:2,160:3,160:4,96:5,96:6,64:7",
-        tests: &["eight_uneven_nodes"],
-    },
+    Layout { nodes: "384:0,144:1,128:2,112:3,96:4,80:5,72:6,64:7", tests: &["eight_uneven_nodes"] },
     Layout { nodes: "512:0-1,256:", tests: &["memory_only_node"] },
     Layout { nodes: "512:0-1,0:2-3", tests: &["node_without_memory"] },
 ];
