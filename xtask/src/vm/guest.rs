@@ -219,7 +219,11 @@ impl Running {
         let output = self.output.join().unwrap_or_default();
         let _ = self.errors.join();
         if !begun() {
-            return Ok(None);
+            return match ended.filter(|status| !status.success()) {
+                // A kernel that panics ends it well.
+                Some(status) => Err(format!("QEMU refused this machine ({status}): see above")),
+                None => Ok(None),
+            };
         }
         let code = fs::read_to_string(share.join("code")).unwrap_or_default();
         let code = match (code.trim().parse(), ended) {
