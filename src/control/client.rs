@@ -143,7 +143,7 @@ async fn connect_any(address: &Address, each: Duration) -> Result<TcpStream> {
 fn not_connected(socket: SocketAddr, error: io::Error) -> Error {
     let remedy = match error.kind() {
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
-            "no route leads there: name the peer by an address that this host reaches (IPv6 or IPv4)"
+            "no route leads there: name an address that this host reaches (IPv6 or IPv4)"
         }
         _ => "is it running?",
     };

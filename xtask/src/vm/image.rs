@@ -1,5 +1,5 @@
-//! The compressed kernel inside a vmlinuz, by the x86 boot protocol (Documentation/arch/x86/boot.rst
-//! in the kernel's source). Pure.
+//! The compressed kernel inside a vmlinuz, by the x86 boot protocol, which stands in the kernel's
+//! Documentation/arch/x86/boot.rst. Pure.
 
 /// Where the header holds the number of setup sectors; 0 means 4.
 const SETUP_SECTORS_AT: usize = 0x1f1;

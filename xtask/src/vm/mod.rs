@@ -17,7 +17,7 @@ mod numa;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, value_parser};
 
 pub use guest::{Job, Machine};
 pub use numa::Numa;
@@ -41,7 +41,7 @@ const TOOLS: [(&str, &str); 9] = [
 #[derive(Args)]
 pub struct Options {
     /// Soft-RoCE NICs on one switch: n0.. at 10.9.0.1.., as RDMA devices rxe0..
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u8).range(..=16))]
     nics: u8,
     /// NUMA nodes as MIB:CPUS, such as 512:0-1,512:2-3; `256:` has no CPU, `0:4-5` no memory.
     #[arg(long, value_name = "SPEC", conflicts_with_all = ["smp", "mem"])]
