@@ -159,8 +159,8 @@ impl EngineBuilder {
     /// for some milliseconds; with a metadata server, for up to its time-out.
     ///
     /// # Errors
-    /// Refused: a setting is wrong, or with [`Driver::Uring`] io_uring or locked memory is not to be
-    /// had. Lost: the metadata server does not answer.
+    /// Refused: a setting is wrong, or with [`Driver::Uring`] there is no io_uring or too little
+    /// locked memory. Lost: the metadata server does not answer.
     pub fn start(self) -> Result<Engine> {
         Engine::start(self)
     }
