@@ -108,7 +108,8 @@ impl CopyWork {
         let mut copied_bytes = 0;
         let mut error = None;
         while error.is_none() && self.bytes() > 0 {
-            match self.advance(self.source.copy_to(&self.target)) {
+            let copied = self.source.copy_to(&self.target);
+            match self.advance(copied) {
                 Ok(copied) => copied_bytes += copied,
                 Err(failed) => error = Some(failed),
             }
@@ -135,6 +136,14 @@ impl CopyWork {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Copies queued work a turn's worth at a time on the thread that polls it.
+#[derive(Debug)]
+pub struct Copy {
+    queue: VecDeque<Job>,
+    capacity: usize,
+    next_name: u64,
 }
 
 #[derive(Debug)]
@@ -277,7 +286,9 @@ mod tests {
         let len = 4 * TURN_BYTES;
         let (source, target) = (slice(len, 1), slice(len, 0));
         let mut copy = Copy::new(2);
-        let name = copy.submit(CopyWork { tag: 9, source: source.into(), target: target.clone() }).unwrap();
+        let name = copy
+            .submit(CopyWork { tag: 9, source: source.into(), target: target.clone() })
+            .unwrap();
         let mut done = Vec::new();
         copy.poll(1, &mut done);
         assert!(done.is_empty());

@@ -37,8 +37,8 @@ const REQUESTER_SLEEPS: usize = 5 * LINE_WORDS;
 const CLOSED: usize = 6 * LINE_WORDS;
 const REQUESTS: usize = HEADER_LINES * LINE_WORDS;
 const REPLIES: usize = REQUESTS + RING_MESSAGES * REQUEST_WORDS;
-const LANE_BYTES: usize = ((REPLIES + RING_MESSAGES * REPLY_WORDS) * size_of::<u64>())
-    .next_multiple_of(PAGE_BYTES);
+const LANE_BYTES: usize =
+    ((REPLIES + RING_MESSAGES * REPLY_WORDS) * size_of::<u64>()).next_multiple_of(PAGE_BYTES);
 
 /// The peer wrote an index that no honest one has: the lane is of no use any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -96,8 +96,7 @@ impl LedgerView {
     pub fn holds(&self, slot: usize, id: u64) -> bool {
         // The copy's loads must not drift behind the word's (a reader of a sequence lock).
         fence(Ordering::Acquire);
-        id != NOBODY
-            && self.words.get(slot).is_some_and(|word| word.load(Ordering::Acquire) == id)
+        id != NOBODY && self.words.get(slot).is_some_and(|word| word.load(Ordering::Acquire) == id)
     }
 }
 

@@ -65,9 +65,8 @@ impl Mapping {
         };
         let fd = fd.as_fd().as_raw_fd();
         // SAFETY: a new shared mapping at an address the kernel chooses.
-        let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0)
-        };
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -35,14 +35,25 @@ impl Process {
         matches!(poll(&mut ended, Some(&rustix::time::Timespec::default())), Ok(0))
     }
 
-    fn read(&self, addr: u64, target: &Slice, len: usize) -> io::Result<usize> {
-        let local = libc::iovec { iov_base: target.ptr().cast(), iov_len: len };
+    /// Whether its memory at `addr` can be read at all.
+    ///
+    /// # Errors
+    /// As [`ProcessSlice::copy_to`].
+    pub fn probe(&self, addr: u64) -> io::Result<()> {
+        let mut byte = 0u8;
+        // SAFETY: the local range is the one byte of `byte`.
+        unsafe { self.read(addr, &raw mut byte, 1) }.map(drop)
+    }
+
+    /// # Safety
+    /// `target` must have `len` bytes to write into.
+    unsafe fn read(&self, addr: u64, target: *mut u8, len: usize) -> io::Result<usize> {
+        let local = libc::iovec { iov_base: target.cast(), iov_len: len };
         let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len };
-        // SAFETY: the local range lies inside the target, which the caller's slice keeps mapped;
-        // the remote one is an address for the kernel to check in the other process.
-        let read = unsafe {
-            libc::process_vm_readv(self.pid.as_raw_nonzero().get(), &local, 1, &remote, 1, 0)
-        };
+        let pid = self.pid.as_raw_nonzero().get();
+        // SAFETY: the caller vouches for the local range; the remote one is an address for the
+        // kernel to check in the other process.
+        let read = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 }
@@ -98,7 +109,9 @@ impl ProcessSlice {
     /// What `process_vm_readv(2)` gives: EPERM where it isn't permitted, ESRCH behind its death,
     /// EFAULT where it has no such memory.
     pub fn copy_to(&self, target: &Slice) -> io::Result<usize> {
-        self.process.read(self.addr, target, self.len.min(target.len()))
+        let len = self.len.min(target.len());
+        // SAFETY: the target's bytes lie inside its region, which the slice keeps mapped.
+        unsafe { self.process.read(self.addr, target.ptr(), len) }
     }
 }
 

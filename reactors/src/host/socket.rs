@@ -3,13 +3,13 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    self, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with,
+    accept_with, bind, listen, recvmsg, sendmsg, socket_with,
 };
 
 /// Descriptors that one message may bring: a bell for each of eight lanes, and a few more. The
@@ -58,8 +58,8 @@ impl Listener {
     ///
     /// # Errors
     /// The system's own.
-    pub fn accept(&self) -> io::Result<Socket> {
-        Ok(Socket(accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?))
+    pub fn accept(&self) -> io::Result<OwnedFd> {
+        Ok(accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
     }
 }
 
@@ -72,16 +72,16 @@ impl Drop for Listener {
     }
 }
 
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
 /// Removes the socket at `path` if nobody listens there any more: its process was killed.
 pub fn remove_if_dead(path: &Path) {
     let Some(name) = path.to_str() else { return };
-    if Socket::connect(name).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+    if connect(name).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
         // Another process may have been faster.
         let _ = std::fs::remove_file(path);
     }
@@ -96,95 +96,77 @@ pub struct Received {
     pub fds: Vec<OwnedFd>,
 }
 
-/// A connection.
-#[derive(Debug)]
-pub struct Socket(OwnedFd);
-
-impl Socket {
-    /// Connects to a path, or to an abstract name where `name` begins with `@`.
-    ///
-    /// # Errors
-    /// The system's own: ECONNREFUSED and ENOENT where nobody listens, EAGAIN where too many wait.
-    pub fn connect(name: &str) -> io::Result<Self> {
-        let fd = socket()?;
-        connect(&fd, &address(name)?)?;
-        Ok(Self(fd))
-    }
-
-    /// Sends a message with descriptors, all of it or nothing; WouldBlock where the peer's queue
-    /// is full.
-    ///
-    /// # Errors
-    /// The system's own; EPIPE where the peer is gone.
-    pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_MAX_FDS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let is_full = fds.len() > MESSAGE_MAX_FDS;
-        if is_full || !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
-        Ok(())
-    }
-
-    /// Receives a message; WouldBlock where none waits. Descriptors of a message that is refused
-    /// here are closed.
-    ///
-    /// # Errors
-    /// InvalidData: longer than `buffer`, or with more than [`MESSAGE_MAX_FDS`] descriptors.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_MAX_FDS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut into = [IoSliceMut::new(buffer)];
-        let message = recvmsg(&self.0, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        let mut fds = Vec::new();
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = part {
-                fds.extend(rights);
-            }
-        }
-        let is_cut = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-        if is_cut || fds.len() > MESSAGE_MAX_FDS {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        Ok(Received { len: message.bytes, fds })
-    }
-
-    /// Who is at the other end.
-    ///
-    /// # Errors
-    /// The system's own.
-    pub fn peer(&self) -> io::Result<Credentials> {
-        let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-        let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-        // SAFETY: `peer` has the `len` bytes that the kernel fills.
-        let rc = unsafe {
-            libc::getsockopt(
-                self.0.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PEERCRED,
-                (&raw mut peer).cast(),
-                &raw mut len,
-            )
-        };
-        if rc != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // 0: a process of a pid namespace that isn't below ours.
-        Ok(Credentials { pid: Some(peer.pid).filter(|pid| *pid > 0), uid: peer.uid })
-    }
+/// Connects to a path, or to an abstract name where `name` begins with `@`.
+///
+/// # Errors
+/// The system's own: ECONNREFUSED and ENOENT where nobody listens, EAGAIN where too many wait.
+pub fn connect(name: &str) -> io::Result<OwnedFd> {
+    let fd = socket()?;
+    net::connect(&fd, &address(name)?)?;
+    Ok(fd)
 }
 
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+/// Sends a message with descriptors, all of it or nothing; WouldBlock where the peer's queue is
+/// full.
+///
+/// # Errors
+/// The system's own; EPIPE where the peer is gone.
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let is_full = fds.len() > MESSAGE_MAX_FDS;
+    if is_full || !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+/// Receives a message; WouldBlock where none waits. Descriptors of a message that is refused here
+/// are closed.
+///
+/// # Errors
+/// InvalidData: longer than `buffer`, or with more than [`MESSAGE_MAX_FDS`] descriptors.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut into = [IoSliceMut::new(buffer)];
+    let message = recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            fds.extend(rights);
+        }
     }
+    let is_cut = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    if is_cut || fds.len() > MESSAGE_MAX_FDS {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(Received { len: message.bytes, fds })
+}
+
+/// Who is at the other end.
+///
+/// # Errors
+/// The system's own.
+pub fn peer(socket: impl AsFd) -> io::Result<Credentials> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `peer` has the `len` bytes that the kernel fills.
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // 0: a process of a pid namespace that isn't below ours.
+    Ok(Credentials { pid: Some(peer.pid).filter(|pid| *pid > 0), uid: peer.uid })
 }
 
 fn socket() -> io::Result<OwnedFd> {
@@ -203,9 +185,9 @@ fn address(name: &str) -> io::Result<SocketAddrUnix> {
 mod tests {
     use super::*;
 
-    fn pair(name: &str) -> (Socket, Socket, Listener) {
+    fn pair(name: &str) -> (OwnedFd, OwnedFd, Listener) {
         let listener = Listener::bind(name).unwrap();
-        let ours = Socket::connect(name).unwrap();
+        let ours = connect(name).unwrap();
         (ours, listener.accept().unwrap(), listener)
     }
 
@@ -214,28 +196,29 @@ mod tests {
         let name = format!("@kvrail-test-{}", std::process::id());
         let (ours, theirs, listener) = pair(&name);
         assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        ours.send(b"hello", &[listener.fd.as_fd(), ours.as_fd()]).unwrap();
+        send(&ours, b"hello", &[listener.fd.as_fd(), ours.as_fd()]).unwrap();
         let mut buffer = [0; 16];
-        let received = theirs.receive(&mut buffer).unwrap();
+        let received = receive(&theirs, &mut buffer).unwrap();
         assert_eq!((&buffer[..received.len], received.fds.len()), (&b"hello"[..], 2));
-        assert_eq!(theirs.receive(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let nothing = receive(&theirs, &mut buffer).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
         let expected = Credentials { pid: Some(std::process::id() as i32), uid: own_uid() };
-        assert_eq!((theirs.peer().unwrap(), ours.peer().unwrap()), (expected, expected));
+        assert_eq!((peer(&theirs).unwrap(), peer(&ours).unwrap()), (expected, expected));
         drop((ours, received));
-        assert_eq!(theirs.receive(&mut buffer).unwrap().len, 0);
-        assert!(theirs.send(b"x", &[]).is_err());
+        assert_eq!(receive(&theirs, &mut buffer).unwrap().len, 0);
+        assert!(send(&theirs, b"x", &[]).is_err());
     }
 
     #[test]
     fn what_is_too_long_is_refused_and_its_descriptors_closed() {
         let (ours, theirs, listener) = pair(&format!("@kvrail-long-{}", std::process::id()));
-        ours.send(&[0; 100], &[listener.fd.as_fd()]).unwrap();
+        send(&ours, &[0; 100], &[listener.fd.as_fd()]).unwrap();
         let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
         let before = open();
-        let error = theirs.receive(&mut [0; 16]).unwrap_err();
+        let error = receive(&theirs, &mut [0; 16]).unwrap_err();
         assert_eq!((error.kind(), open()), (io::ErrorKind::InvalidData, before));
         let many = [listener.fd.as_fd(); MESSAGE_MAX_FDS + 1];
-        assert!(ours.send(b"x", &many).is_err());
+        assert!(send(&ours, b"x", &many).is_err());
     }
 
     #[test]
