@@ -2,6 +2,7 @@
 //!
 //! - `steps`: what `test` does, in which order, and the summary
 //! - `rust`: format, lints, tests, documentation
+//! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
 //! - `shell`: running commands, and installing what they need
 
@@ -11,6 +12,7 @@ mod mooncake;
 mod rust;
 mod shell;
 mod steps;
+mod without_uring;
 
 use std::process::ExitCode;
 
@@ -27,11 +29,16 @@ struct Arguments {
 enum Chore {
     /// Checks everything, cheapest first; installs what it needs and says so.
     Test(steps::Options),
+    /// Runs a command where io_uring is refused, as in a container with the default profile.
+    WithoutUring(without_uring::Options),
 }
 
 fn main() -> ExitCode {
-    let Chore::Test(options) = Arguments::parse().chore;
-    match steps::test(&options) {
+    let passed = match Arguments::parse().chore {
+        Chore::Test(options) => steps::test(&options),
+        Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
+    };
+    match passed {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

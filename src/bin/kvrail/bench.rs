@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvrail::runtime::{Idle, Shards};
+use kvrail::runtime::{Driver, Idle, Shards};
 use kvrail::topology::Topology;
 use kvrail::{
     Access, Batch, Engine, Error, Location, Metadata, Peer, Prepared, Region, RemoteBuffer, Result,
@@ -59,6 +59,9 @@ pub struct Options {
     /// What idle shards do; hybrid polls for 50 us before it sleeps.
     #[arg(long, value_enum, default_value = "hybrid")]
     idle: IdlePolicy,
+    /// What the shards wait on: auto, uring or epoll.
+    #[arg(long, default_value_t)]
+    driver: Driver,
     /// Shards of this process; by default half of its CPUs, 8 at most.
     #[arg(long)]
     shards: Option<usize>,
@@ -119,6 +122,7 @@ pub fn run(options: &Options) -> Result<()> {
         .metadata(options.metadata_server.clone())
         .shards(shards)
         .idle(options.idle.into())
+        .driver(options.driver)
         .start()?;
     match options.mode {
         Mode::Target => serve(&engine, options),
