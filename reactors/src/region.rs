@@ -467,6 +467,17 @@ mod tests {
     }
 
     #[test]
+    fn kernels_without_the_advice_get_their_pages_from_the_file() {
+        use std::os::unix::fs::MetadataExt;
+        let region = Region::mapped(2 * PAGE_BYTES, PAGE_BYTES).unwrap();
+        let Backing::Memfd { file, .. } = &region.backing else { panic!("it is ours") };
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+        reserve(file, PAGE_BYTES, PAGE_BYTES).unwrap();
+        // stat(2) counts in blocks of 512 bytes.
+        assert_eq!(file.metadata().unwrap().blocks() as usize, PAGE_BYTES / 512);
+    }
+
+    #[test]
     fn no_room_is_an_error_and_a_sealed_region_keeps_its_size() {
         assert!(Region::allocate(0, None).is_err());
         assert!(Region::allocate(usize::MAX, None).is_err());
