@@ -1,28 +1,27 @@
 //! The engine: memory, peers and transfers behind one handle that any thread or executor may use.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kvrail_reactors::host::process::permit_any_reader;
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
-use crate::config::{EngineBuilder, Metadata, SameHost};
-use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind, Resolved};
+use crate::config::{EngineBuilder, Metadata};
+use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind};
 use crate::counter::Counter;
 use crate::explain::Explanation;
-use crate::exposed::{Exposed, Exposure};
+use crate::exposed::{Exposed, expose};
+use crate::links::Links;
 use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
 use crate::notification::Notification;
-use crate::path::host::{Hub, Neighbour};
 use crate::path::local::Copies;
 use crate::path::served::Service;
 use crate::path::{self, Carriers, tcp};
-use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute, Vicinity};
+use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind};
 use crate::request::Batch;
-use crate::runtime::{Driver, Idle, PumpAddress, Runtime, SendError};
+use crate::runtime::{Driver, Idle, PumpAddress, Runtime, SendError, ShardPlacement};
 use crate::transfer::{Prepared, Transfer};
-use crate::{Error, ErrorKind, Foreign, Result};
+use crate::{Error, ErrorKind, Foreign, NumaPolicy, Result};
 
 /// A transfer engine. Clones are the same engine; the last one's drop stops it.
 #[derive(Clone)]
@@ -35,14 +34,10 @@ pub(crate) struct Inner {
     control: Arc<Control>,
     host: Arc<Exposed>,
     copies: Vec<PumpAddress<Copies>>,
-    links: Mutex<Vec<Weak<Link>>>,
-    next_route: AtomicU64,
+    links: Links,
     /// Where the next batch starts among the shards.
     cursor: AtomicUsize,
     own: Peer,
-    tcp_v1: bool,
-    /// Why no peer of this host is looked for, if none is.
-    keeps_to_network: Option<Error>,
     /// Whether callers may look for a transfer's end themselves.
     watches: bool,
 }
@@ -65,7 +60,8 @@ impl Engine {
         if let Some(bind) = config.bind {
             control_config.bind = bind;
         }
-        let (exposure, keeps_to_network) = expose(&config.same_host)?;
+        let (exposure, hub) = expose(&config.same_host)?;
+        let links = Links::new(config.tcp_v1, hub);
         let (give, take) = std::sync::mpsc::sync_channel(1);
         let control = Control::start(control_config, move |identity| {
             let host = Arc::new(exposure.named(identity.clone()));
@@ -78,14 +74,14 @@ impl Engine {
         let service =
             || Service::new(RegionsView::new(host.regions.clone()), host.arrivals.clone());
         let started = Carriers::start(&config, runtime, &service, &control)?;
-        Self::assemble(started, control, host, keeps_to_network, &config)
+        Self::assemble(started, control, host, links, &config)
     }
 
     fn assemble(
         (runtime, carriers): (Runtime, Carriers),
         control: Arc<Control>,
         host: Arc<Exposed>,
-        keeps_to_network: Option<Error>,
+        links: Links,
         config: &EngineBuilder,
     ) -> Result<Self> {
         host.start(carriers.tcp);
@@ -100,12 +96,9 @@ impl Engine {
             control,
             host,
             copies: carriers.copies,
-            links: Mutex::default(),
-            next_route: AtomicU64::new(1),
+            links,
             cursor: AtomicUsize::new(0),
             own,
-            tcp_v1: config.tcp_v1,
-            keeps_to_network,
             watches: config.idle != Idle::Event,
         };
         let engine = Self { inner: Arc::new(inner) };
@@ -133,17 +126,21 @@ impl Engine {
     /// [`Engine::publish`] has returned).
     ///
     /// # Errors
-    /// Refused: no bytes, no such node, or no room, with the numbers. Busy: too many regions.
+    /// As [`Engine::allocate_with`].
     pub fn allocate(&self, len: usize, location: Location, access: Access) -> Result<Region> {
-        if len == 0 {
-            return Err(Error::refused("a region of 0 bytes"));
-        }
-        memory::check_room(len, location)?;
-        let Location::Cpu(node) = location;
-        let memory = region::Region::allocate(len, node).map_err(|error| {
-            Error::refused(format!("{len} bytes at {location} can't be had")).with_source(error)
-        })?;
-        self.insert(Region::new(memory, access, location))
+        self.allocate_with(len, &location.into(), access)
+    }
+
+    /// Like [`Engine::allocate`], under a NUMA policy. Peers see the node of a policy that names
+    /// one, else none.
+    ///
+    /// # Errors
+    /// Refused: no bytes, a node that has no memory for this process, no room (with the numbers
+    /// and the policies that would fit), or no right to set a policy. Busy: too many regions, or
+    /// the memory went to another process while it was taken.
+    pub fn allocate_with(&self, len: usize, policy: &NumaPolicy, access: Access) -> Result<Region> {
+        let memory = memory::allocate(len, policy)?;
+        self.insert(Region::new(memory, access, policy.into()))
     }
 
     /// Registers memory that the caller owns; it must stay until [`Engine::unregister`] returns.
@@ -234,8 +231,9 @@ impl Engine {
             return Ok(self.local());
         }
         let resolved = self.inner.control.resolve(name, true).await?;
-        let link = self.inner.link(name, &resolved);
-        self.inner.meet(&link, &resolved).await;
+        let Inner { links, control, .. } = &*self.inner;
+        let link = links.to(name, &resolved, self.inner.shards());
+        links.meet(&link, &resolved, control).await;
         let buffers = resolved.descriptor.buffers.iter().map(remote_buffer).collect();
         Ok(Peer::new(link, buffers))
     }
@@ -335,6 +333,10 @@ impl Inner {
         self.host.shards()
     }
 
+    pub(crate) fn placement(&self) -> &[ShardPlacement] {
+        self.runtime.placement()
+    }
+
     pub(crate) fn copies(&self) -> &[PumpAddress<Copies>] {
         &self.copies
     }
@@ -367,102 +369,12 @@ impl Inner {
     pub(crate) fn next_shard(&self) -> usize {
         self.cursor.fetch_add(1, Ordering::Relaxed)
     }
-
-    /// The link to a peer: the living one where the peer is still where it was.
-    fn link(&self, name: &str, resolved: &Resolved) -> Arc<Link> {
-        let tcp = TcpRoute {
-            host: resolved.data.host.clone(),
-            port: resolved.data.port,
-            speaks_v2: resolved.descriptor.tcp_proto_version >= 2 && !self.tcp_v1,
-            incarnation: resolved.descriptor.kvrail.as_ref().map(|extras| extras.incarnation),
-        };
-        let mut links = lock(&self.links);
-        links.retain(|link| link.strong_count() > 0);
-        let alive = links.iter().filter_map(Weak::upgrade);
-        if let Some(link) = alive.into_iter().find(|link| link.route.is(name, &tcp)) {
-            return link;
-        }
-        let key = self.next_route.fetch_add(1, Ordering::Relaxed);
-        let route = Route { key, name: name.into(), kind: RouteKind::Tcp(tcp) };
-        let shards = self.shards().to_vec();
-        let link = Link::new(route, move |key| {
-            for shard in &shards {
-                if shard.send(tcp::Message::Forget { peer: key }).is_err() {
-                    tracing::debug!(key, "a shard keeps connections to a peer nobody uses");
-                }
-            }
-        });
-        links.push(Arc::downgrade(&link));
-        link
-    }
-}
-
-impl Inner {
-    /// Finds out whether the peer is a process of this host, by connecting to it there; host names
-    /// prove nothing.
-    async fn meet(&self, link: &Arc<Link>, resolved: &Resolved) {
-        let _met = link.meeting.lock().await;
-        if link.neighbour().is_some() {
-            return;
-        }
-        let vicinity = match self.find_neighbour(link, resolved).await {
-            Ok(neighbour) => Vicinity::Here(neighbour),
-            Err(error) => {
-                tracing::debug!(peer = %link.route.name, %error, "by TCP");
-                Vicinity::Elsewhere(error.to_string().into())
-            }
-        };
-        link.set_vicinity(vicinity);
-    }
-
-    async fn find_neighbour(
-        &self,
-        link: &Arc<Link>,
-        resolved: &Resolved,
-    ) -> Result<Arc<Neighbour>> {
-        if let Some(error) = &self.keeps_to_network {
-            return Err(error.clone());
-        }
-        let hub = self.host.hub.clone().ok_or_else(|| Error::refused("there is no hub"))?;
-        let extras = resolved.descriptor.kvrail.as_ref();
-        let extras = extras.ok_or_else(|| Error::refused("the peer is not kvrail"))?;
-        let (sockets, incarnation) = (extras.sockets.clone(), extras.incarnation);
-        let peer = link.route.name.clone();
-        self.control
-            .run(async move { Neighbour::connect(hub, &sockets, incarnation, peer).await })
-            .await
-    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.runtime.stop();
     }
-}
-
-/// What peers are to reach; and why those of this host are not to be looked for, if so.
-fn expose(same_host: &SameHost) -> Result<(Exposure, Option<Error>)> {
-    // Differs between processes that had the same name: the clock at the start.
-    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let incarnation = since_epoch.map_or(0, |time| time.as_nanos() as u64);
-    let (regions, arrivals) = (Arc::new(Regions::default()), Arc::new(Arrivals::default()));
-    let off = || Error::refused("same_host(false): this engine keeps to the network");
-    let hub = match same_host.is_on {
-        false => Err(off()),
-        true => Hub::new(incarnation, regions.clone(), same_host.folder.clone()),
-    };
-    if same_host.peers_may_trace
-        && let Err(error) = permit_any_reader()
-    {
-        tracing::debug!(%error, "no Yama: peers may read without being permitted to");
-    }
-    let (hub, why_not) = match hub {
-        Ok(hub) => (Some(Arc::new(hub)), None),
-        // A folder was asked for: not to listen there would be found out late.
-        Err(error) if same_host.is_on && same_host.folder.is_some() => return Err(error),
-        Err(error) => (None, Some(error)),
-    };
-    Ok((Exposure { incarnation, regions, arrivals, hub }, why_not))
 }
 
 /// Passes a message on to a shard whose inbox may be full.
@@ -475,10 +387,6 @@ async fn tell<M>(shard: &PumpAddress<M>, mut message: M) {
 
 fn remote_buffer(buffer: &Buffer) -> RemoteBuffer {
     RemoteBuffer { name: buffer.name.clone(), addr: buffer.addr, len: buffer.length }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error for a message that an actor did not take.

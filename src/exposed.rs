@@ -5,17 +5,43 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::Result;
+use kvrail_reactors::host::process::permit_any_reader;
+
 use crate::arrivals::Arrivals;
+use crate::config::SameHost;
 use crate::control::{Buffer, Descriptor, Extras, Host, Identity};
 use crate::memory::{Access, Regions};
 use crate::notification::Notification;
 use crate::path::host::Hub;
 use crate::path::tcp;
 use crate::runtime::{PumpAddress, SendError};
+use crate::{Error, Result};
 
 /// Version of the steps that only kvrail peers take: events on data connections.
 const EXTRAS_VERSION: u32 = 1;
+
+/// What peers are to reach, and by what those of this host are met, or why they aren't.
+pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>)> {
+    // Differs between processes that had the same name: the clock at the start.
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let incarnation = since_epoch.map_or(0, |time| time.as_nanos() as u64);
+    let (regions, arrivals) = (Arc::new(Regions::default()), Arc::new(Arrivals::default()));
+    if same_host.peers_may_trace
+        && let Err(error) = permit_any_reader()
+    {
+        tracing::debug!(%error, "no Yama: peers may read without being permitted to");
+    }
+    let hub = match same_host.is_on {
+        false => Err(Error::refused("same_host(false): this engine keeps to the network")),
+        true => Hub::new(incarnation, regions.clone(), same_host.folder.clone()).map(Arc::new),
+    };
+    if same_host.is_on && same_host.folder.is_some() {
+        // A folder was asked for: that nobody listens there would be found out late.
+        hub.as_ref().map_err(Error::clone)?;
+    }
+    let exposure = Exposure { incarnation, regions, arrivals, hub: hub.clone().ok() };
+    Ok((exposure, hub))
+}
 
 /// An engine as its peers see it.
 pub(crate) struct Exposed {

@@ -5,17 +5,19 @@
 //! # Where to look in the source
 //!
 //! The data path, in the order a transfer walks it: `engine` (the handle), `request` (what is
-//! asked), `plan` (slices, pure), `post` (parts to shards), `path` (local copies; TCP streams,
-//! lanes and one shard's actor), `flight` (the life of a batch, pure), `transfer` (the future and
-//! its outcome), `counter` and `notification` (what arrives behind the data). Beside it: `memory`
-//! (regions, leases, pools), `runtime` (shards and actors), `control` (daemon, descriptors,
-//! metadata), and `limits`, where every bound has its name and reason.
+//! asked), `plan` (slices, pure), `route` (which shard, pure), `post` (parts to shards), `path`
+//! (local copies; TCP streams, lanes and one shard's actor), `flight` (the life of a batch, pure),
+//! `transfer` (the future and its outcome), `counter` and `notification` (what arrives behind the
+//! data). Beside it: `memory` (regions, leases, pools), `runtime` (shards and actors), `control`
+//! (daemon, descriptors, metadata), `topology` and `doctor` (what the machine is and allows), and
+//! `limits`, where every bound has its name and reason.
 #![forbid(unsafe_code)]
 
 mod arrivals;
 mod config;
 mod control;
 mod counter;
+pub mod doctor;
 mod engine;
 mod error;
 mod explain;
@@ -25,6 +27,7 @@ mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod limits;
+mod links;
 mod memory;
 pub mod metrics;
 mod notification;
@@ -33,6 +36,7 @@ mod peer;
 mod plan;
 mod post;
 mod request;
+mod route;
 pub mod runtime;
 pub mod topology;
 mod transfer;
@@ -44,8 +48,11 @@ pub use counter::Counter;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
 pub use explain::{Candidate, Explanation, Means, Verdict};
+pub use kvrail_reactors::numa::NumaPolicy;
 pub use kvrail_reactors::region::{Eternal, Foreign};
-pub use memory::{Access, Block, BlockPool, ExclusiveLease, Lease, Location, Region, SharedLease};
+pub use memory::{
+    Access, Block, BlockPool, ExclusiveLease, Lease, Location, Misfit, Region, SharedLease,
+};
 pub use notification::Notification;
 pub use peer::{Peer, RemoteBuffer};
 pub use request::{Batch, Pages, Strided};

@@ -13,6 +13,9 @@ pub const REGIONS_MAX: usize = 8192;
 /// kernel is built with, so a damaged list can't make us allocate.
 pub const CPUS_MAX: usize = 64 << 10;
 
+/// Entries of an RDMA port's address table that are read; the largest tables have 256.
+pub const GIDS_MAX: usize = 1024;
+
 /// Most shards of a runtime: one for each CPU of the largest two-socket machines. A shard costs two
 /// threads (the executor has a helper), three small rings and two eventfds.
 pub const SHARDS_MAX: usize = 1024;
@@ -53,6 +56,13 @@ pub const STOP_TICK: Duration = Duration::from_millis(1);
 
 /// Locked memory that the executor insists on per process, in bytes (glommio's own floor).
 pub const MEMLOCK_MIN_BYTES: u64 = 512 << 10;
+
+/// Descriptors that an engine opens before it has a peer: 11 and 6 a shard, for the eight shards
+/// it starts unasked.
+pub const OPEN_FILES_MIN: u64 = 64;
+
+/// Descriptors that serve a node: the usual soft limit, good for 900 connections and more.
+pub const OPEN_FILES_AMPLE: u64 = 1024;
 
 /// Executor ring entries. A shard waits for its doorbell and one timer; transfers have a ring of
 /// their own.

@@ -16,7 +16,7 @@ use crate::path::tcp::{Action, Event, Message, Request, Status};
 use crate::peer::RouteKind;
 use crate::plan::{PlannedSlice, share_out};
 use crate::transfer::Plan;
-use crate::{Error, ErrorKind, Landed, PathKind, Result};
+use crate::{Error, ErrorKind, Landed, PathKind, Result, route};
 
 impl Inner {
     /// Sends a plan on its way; it has taken off.
@@ -148,7 +148,8 @@ impl Inner {
         Ok(flight)
     }
 
-    /// Hands each group to the next shard's actor; one that does not take it fails it.
+    /// Hands each group to the actor of a shard near its destination; one that does not take it
+    /// fails it.
     fn spread_copies(
         &self,
         flight: &Arc<Flight>,
@@ -156,12 +157,13 @@ impl Inner {
         mut jobs: Vec<Job>,
         groups: &[Range<usize>],
     ) {
-        let actors = self.copies();
-        let first = self.next_shard();
+        let home = |group: &Range<usize>| route::home(jobs[group.clone()].iter().map(Job::target));
+        let homes: Vec<_> = groups.iter().map(home).collect();
+        let shards = route::near(self.placement(), &homes, self.next_shard());
         // From the back, so that each group is split off the end.
-        for (position, group) in groups.iter().enumerate().rev() {
+        for (group, shard) in groups.iter().zip(shards).rev() {
             let copies = Copies::new(flight.clone(), path, jobs.split_off(group.start));
-            if let Err(error) = actors[(first + position) % actors.len()].send(copies) {
+            if let Err(error) = self.copies()[shard].send(copies) {
                 let what = not_taken(&error).with_path(path);
                 error.into_inner().fail(&what);
             }

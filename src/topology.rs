@@ -1,16 +1,23 @@
-//! What the machine is: NUMA nodes, their CPUs and memory, and the CPUs this process may use.
-//! Facts only, read from the kernel's text files under a root, so that tests bring their own tree.
-//! What to make of them is [`crate::runtime`]'s policy.
+//! What the machine is: NUMA nodes, their CPUs and memory, NICs and RDMA devices, and what of it
+//! this process may use. Facts only, read from the kernel's text files under a root, so that tests
+//! bring their own tree. What to make of them is policy, and stands elsewhere: shards in
+//! [`crate::runtime`], regions in [`Memory::fit`].
 
-use std::collections::BTreeSet;
-use std::fmt;
+mod devices;
+mod group;
+mod memory;
+mod set;
+mod size;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 
 use kvrail_reactors::affinity;
 
-use crate::limits::CPUS_MAX;
+pub use self::devices::{Devices, Gid, Nic, RdmaDevice, RdmaPort, device_node};
+pub use self::memory::{Binding, Memory, NodeMemory};
+pub use self::set::{CpuSet, NodeSet};
+pub use self::size::Size;
 use crate::{Error, Result};
 
 /// The machine as this process sees it.
@@ -78,12 +85,7 @@ impl Topology {
     }
 }
 
-/// The node a device hangs on, from its directory under `/sys`. `None` is "no binding": the
-/// kernel writes -1 for it, which never means node 0.
-pub fn device_node(device: &Path) -> Option<u32> {
-    fs::read_to_string(device.join("numa_node")).ok()?.trim().parse().ok()
-}
-
+/// The nodes of the machine under `root`, ascending.
 fn nodes(root: &Path) -> Vec<Node> {
     let Ok(entries) = fs::read_dir(root.join("sys/devices/system/node")) else {
         return Vec::new();
@@ -114,120 +116,20 @@ fn meminfo_bytes(text: &str, field: &str) -> u64 {
 
 /// The CPUs of this process's cpuset cgroup; `None` where there is no such controller.
 fn cpuset(root: &Path) -> Option<CpuSet> {
-    let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    text.lines().find_map(|line| {
-        // hierarchy:controllers:path, the v2 hierarchy being 0 with no controllers named
-        let mut fields = line.splitn(3, ':');
-        let (hierarchy, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        if controllers.split(',').any(|name| name == "cpuset") {
-            let files = ["cpuset.effective_cpus", "cpuset.cpus"];
-            return nearest(&root.join("sys/fs/cgroup/cpuset"), path, &files);
-        }
-        (hierarchy == "0" && controllers.is_empty())
-            .then(|| nearest(&root.join("sys/fs/cgroup"), path, &["cpuset.cpus.effective"]))
-            .flatten()
-    })
-}
-
-/// The first of `files` at `path` below `mount`, or at its nearest ancestor that has one. A
-/// container may see the host's path with only its own subtree mounted: then the mount itself.
-fn nearest(mount: &Path, path: &str, files: &[&str]) -> Option<CpuSet> {
-    let path = PathBuf::from(path.trim_start_matches('/'));
-    path.ancestors().find_map(|group| {
+    let files = ["cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"];
+    group::groups(root, "cpuset").iter().find_map(|group| {
         files.iter().find_map(|file| {
-            let text = fs::read_to_string(mount.join(group).join(file)).ok()?;
+            let text = fs::read_to_string(group.join(file)).ok()?;
             text.parse().ok().filter(|cpus: &CpuSet| !cpus.is_empty())
         })
     })
 }
 
-/// A set of CPU numbers; reads and writes itself as the kernel does: `0-3,8`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct CpuSet(BTreeSet<usize>);
-
-impl CpuSet {
-    /// Whether `cpu` is a member.
-    pub fn contains(&self, cpu: usize) -> bool {
-        self.0.contains(&cpu)
-    }
-
-    /// The members of both sets.
-    #[must_use]
-    pub fn intersection(&self, other: &Self) -> Self {
-        self.0.intersection(&other.0).copied().collect()
-    }
-
-    /// Whether every member is one of `other`.
-    pub fn is_subset(&self, other: &Self) -> bool {
-        self.0.is_subset(&other.0)
-    }
-
-    /// The members, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        self.0.iter().copied()
-    }
-
-    /// How many CPUs.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is no CPU.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl FromIterator<usize> for CpuSet {
-    fn from_iter<I: IntoIterator<Item = usize>>(cpus: I) -> Self {
-        Self(cpus.into_iter().collect())
-    }
-}
-
-impl FromStr for CpuSet {
-    type Err = Error;
-
-    /// Reads the kernel's list format. Refused when it is anything else.
-    fn from_str(text: &str) -> Result<Self> {
-        let ranges = text.trim().split(',').map(str::trim).filter(|range| !range.is_empty());
-        ranges.map(range).collect::<Option<Vec<_>>>().map_or_else(
-            || Err(Error::refused(format!("not a CPU list like 0-3,8: {text:?}"))),
-            |ranges| Ok(ranges.into_iter().flatten().collect()),
-        )
-    }
-}
-
-fn range(text: &str) -> Option<std::ops::RangeInclusive<usize>> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-    (first <= last && last < CPUS_MAX).then_some(first..=last)
-}
-
-impl fmt::Display for CpuSet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut cpus = self.iter().peekable();
-        let mut separator = "";
-        while let Some(first) = cpus.next() {
-            let mut last = first;
-            while let Some(next) = cpus.next_if_eq(&(last + 1)) {
-                last = next;
-            }
-            write!(f, "{separator}{first}")?;
-            if last > first {
-                write!(f, "-{last}")?;
-            }
-            separator = ",";
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(crate) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = root.path().join(path);
@@ -305,32 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn minus_one_is_no_binding() {
-        let root = tree(&[("a/numa_node", "-1\n"), ("b/numa_node", "1\n")]);
-        assert_eq!(device_node(&root.path().join("a")), None);
-        assert_eq!(device_node(&root.path().join("b")), Some(1));
-        assert_eq!(device_node(&root.path().join("absent")), None);
-    }
-
-    #[test]
     fn this_machine_has_somewhere_to_run() {
         assert!(!Topology::here().unwrap().allowed.is_empty());
-    }
-
-    #[test]
-    fn what_is_no_cpu_list_is_refused() {
-        for text in ["a", "3-1", "1-", "-1", "0-99999999999", "1;2"] {
-            assert!(text.parse::<CpuSet>().is_err(), "{text}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn cpu_lists_read_what_they_write(
-            members in prop::collection::btree_set(0..300usize, 0..40),
-        ) {
-            let set: CpuSet = members.into_iter().collect();
-            prop_assert_eq!(set.to_string().parse::<CpuSet>().unwrap(), set);
-        }
     }
 }

@@ -4,86 +4,54 @@
 //! Memory that peers may write changes under the reader, so it is never lent as a slice; bytes
 //! go in and out by copy.
 
+mod slice;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use self::slice::check;
+pub use self::slice::{OutOfRange, Slice};
+pub use crate::foreign::{Eternal, Foreign};
+use crate::numa::{self, NumaPolicy};
 
 /// Size of a base page here and of the alignment we promise (x86-64 and aarch64 with 4 KiB pages).
 pub const PAGE_BYTES: usize = 4096;
 
 /// Size of the huge pages we ask `memfd_create` for (`MFD_HUGE_2MB`).
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// `MADV_POPULATE_WRITE` (Linux 5.14): faults pages in and reports a lack of memory as an error
 /// where touching the page would raise SIGBUS.
 const MADV_POPULATE_WRITE: libc::c_int = 23;
 
-/// `MPOL_BIND` of `mbind(2)`.
-const MPOL_BIND: libc::c_int = 2;
+/// Bytes faulted in between two looks at the memory that is left: 50 ms or so of work.
+const POPULATE_BYTES: usize = 256 << 20;
 
-/// Memory that the caller owns and wants to register.
-#[derive(Debug)]
-pub struct Foreign {
-    base: NonNull<u8>,
-    len: usize,
+/// Which pages to allocate on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Huge pages that the administrator set aside, and no other.
+    Huge,
+    /// Base pages.
+    Base,
+    /// Huge pages where enough are free, else base pages.
+    Any,
 }
 
-impl Foreign {
-    /// Vouches for `len` bytes at `base`.
-    ///
-    /// # Safety
-    /// The bytes must be readable and writable, and stay so until the region made from them is
-    /// gone: until `unregister` has returned, or the engine has stopped. Meanwhile no Rust
-    /// reference to them may be in use, since peers may write them at any time.
-    pub unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
-        Self { base, len }
-    }
+/// Why a region was not allocated.
+#[derive(Debug, thiserror::Error)]
+pub enum AllocateError {
+    /// The policy could not be set: `mbind` said so. Without binding the same may pass.
+    #[error("mbind: {0}")]
+    Policy(#[source] io::Error),
+    /// The memory is not to be had.
+    #[error(transparent)]
+    Memory(io::Error),
 }
-
-// SAFETY: `Foreign` is an address and a length; `new` made the caller vouch for the bytes
-// wherever they are used from.
-unsafe impl Send for Foreign {}
-
-/// Foreign memory that is never freed, so that registering it takes no promise: for tests, and
-/// for callers whose memory lives as long as their process.
-#[derive(Debug, Clone, Copy)]
-pub struct Eternal {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-impl Eternal {
-    /// Leaks `len` bytes, zeroed.
-    pub fn new(len: usize) -> Self {
-        let bytes = Box::leak(vec![0u8; len].into_boxed_slice());
-        Self { base: NonNull::from_mut(bytes).cast(), len }
-    }
-
-    /// The memory, to be registered.
-    pub fn foreign(&self) -> Foreign {
-        // SAFETY: the bytes are never freed, and `new` gave its only reference to them up.
-        unsafe { Foreign::new(self.base, self.len) }
-    }
-
-    /// Copies all bytes out, as they are now.
-    pub fn contents(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.len];
-        // SAFETY: the source is `len` bytes that are never freed; peers may change them meanwhile,
-        // which mixes bytes and breaks nothing.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.base.as_ptr(), bytes.as_mut_ptr(), self.len);
-        }
-        bytes
-    }
-}
-
-// SAFETY: an address and a length of memory that is never freed and only ever copied.
-unsafe impl Send for Eternal {}
-// SAFETY: as above.
-unsafe impl Sync for Eternal {}
 
 /// A range of memory that transfers read and write.
 #[derive(Debug)]
@@ -92,6 +60,8 @@ pub struct Region {
     len: usize,
     backing: Backing,
     id: u64,
+    /// Found out when it is first asked.
+    node: OnceLock<Option<u32>>,
 }
 
 /// A number that no other region of this process has or had, from 1.
@@ -120,19 +90,51 @@ impl Region {
     /// Allocates `len` bytes (rounded up to whole pages in the mapping), bound to NUMA `node`
     /// where one is given, on huge pages where enough are free, every page faulted in.
     ///
-    /// Compare `len` with the memory that is free first: the kernel rather kills a process than
-    /// refuse it a page.
+    /// # Errors
+    /// As [`Region::allocate_with`].
+    pub fn allocate(len: usize, node: Option<u32>) -> Result<Self, AllocateError> {
+        let policy = node.map_or(NumaPolicy::Any, |node| NumaPolicy::Bind(vec![node]));
+        Self::allocate_with(len, &policy, Pages::Any, &mut |_| Ok(()))
+    }
+
+    /// Allocates `len` bytes under a policy, on pages of a size, every page faulted in.
+    ///
+    /// The kernel rather kills a process than refuse it a page. So compare `len` with the memory
+    /// that is free first; and `room` is asked again, with the bytes of base pages still to come,
+    /// before every 256 MiB of them.
     ///
     /// # Errors
-    /// The system's own, `ENOMEM` among them.
-    pub fn allocate(len: usize, node: Option<u32>) -> io::Result<Self> {
-        match Self::map(len, node, HUGE_PAGE_BYTES) {
-            Ok(region) => Ok(region),
-            Err(_) => Self::map(len, node, PAGE_BYTES),
+    /// By the step that failed; nothing is kept.
+    pub fn allocate_with(
+        len: usize,
+        policy: &NumaPolicy,
+        pages: Pages,
+        room: &mut dyn FnMut(usize) -> io::Result<()>,
+    ) -> Result<Self, AllocateError> {
+        let huge = || Self::map(len, policy, HUGE_PAGE_BYTES, &mut |_| Ok(()));
+        match pages {
+            Pages::Huge => huge(),
+            Pages::Base => Self::map(len, policy, PAGE_BYTES, room),
+            Pages::Any => huge().or_else(|_| Self::map(len, policy, PAGE_BYTES, room)),
         }
     }
 
-    fn map(len: usize, node: Option<u32>, page_bytes: usize) -> io::Result<Self> {
+    fn map(
+        len: usize,
+        policy: &NumaPolicy,
+        page_bytes: usize,
+        room: &mut dyn FnMut(usize) -> io::Result<()>,
+    ) -> Result<Self, AllocateError> {
+        let region = Self::mapped(len, page_bytes).map_err(AllocateError::Memory)?;
+        let bytes = region.mapped_bytes();
+        numa::apply(region.base, bytes, policy).map_err(AllocateError::Policy)?;
+        region.populate(room).map_err(AllocateError::Memory)?;
+        seal(&region).map_err(AllocateError::Memory)?;
+        Ok(region)
+    }
+
+    /// An empty mapping of a new memfd; dropping the region unmaps it, on errors too.
+    fn mapped(len: usize, page_bytes: usize) -> io::Result<Self> {
         let mapped_bytes = len
             .checked_next_multiple_of(page_bytes)
             .filter(|&bytes| bytes > 0 && bytes <= isize::MAX as usize)
@@ -157,20 +159,16 @@ impl Region {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // From here on dropping the region unmaps it, on errors too.
-        let backing = Backing::Memfd { file, mapped_bytes };
-        let region = Self { base, len, backing, id: next_id() };
-        if let Some(node) = node {
-            bind(base, mapped_bytes, node)?;
-        }
-        populate(base, mapped_bytes)?;
-        seal(&region)?;
-        Ok(region)
+        Ok(Self::new(base, len, Backing::Memfd { file, mapped_bytes }))
+    }
+
+    fn new(base: NonNull<u8>, len: usize, backing: Backing) -> Self {
+        Self { base, len, backing, id: next_id(), node: OnceLock::new() }
     }
 
     /// Memory that the caller vouched for. It is not unmapped on drop.
     pub fn foreign(foreign: Foreign) -> Self {
-        Self { base: foreign.base, len: foreign.len, backing: Backing::Foreign, id: next_id() }
+        Self::new(foreign.base, foreign.len, Backing::Foreign)
     }
 
     /// `len` bytes of `parent` from `offset` on as a region of their own, for tests that look at
@@ -183,7 +181,7 @@ impl Region {
         check(offset, len, parent.len)?;
         // SAFETY: the offset lies inside the parent, whose mapping this region keeps.
         let base = unsafe { parent.base.add(offset) };
-        Ok(Self { base, len, backing: Backing::Within(parent.clone()), id: next_id() })
+        Ok(Self::new(base, len, Backing::Within(parent.clone())))
     }
 
     /// The first byte's address: what peers name.
@@ -211,6 +209,45 @@ impl Region {
         matches!(self.backing, Backing::Foreign)
     }
 
+    /// The one NUMA node that holds the pages, as a sample of them told when it was first asked;
+    /// `None` where they are on several or not there, or the kernel doesn't say.
+    pub fn node(&self) -> Option<u32> {
+        *self.node.get_or_init(|| numa::node_of(self))
+    }
+
+    fn mapped_bytes(&self) -> usize {
+        match self.backing {
+            Backing::Memfd { mapped_bytes, .. } => mapped_bytes,
+            Backing::Foreign | Backing::Within(_) => 0,
+        }
+    }
+
+    /// Faults every page in, as long as there is room for the next ones.
+    fn populate(&self, room: &mut dyn FnMut(usize) -> io::Result<()>) -> io::Result<()> {
+        let bytes = self.mapped_bytes();
+        (0..bytes).step_by(POPULATE_BYTES).try_for_each(|start| {
+            room(bytes - start)?;
+            self.populate_part(start, POPULATE_BYTES.min(bytes - start))
+        })
+    }
+
+    fn populate_part(&self, start: usize, len: usize) -> io::Result<()> {
+        // SAFETY: the range lies inside our own mapping.
+        let rc = unsafe {
+            libc::madvise(self.base.as_ptr().add(start).cast(), len, MADV_POPULATE_WRITE)
+        };
+        if rc == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match (error.raw_os_error(), &self.backing) {
+            // A kernel before 5.14 does not know the advice. The file's pages come from the same
+            // policy, and the first touch of a page that is there can't fail.
+            (Some(libc::EINVAL), Backing::Memfd { file, .. }) => reserve(file, start, len),
+            _ => Err(error),
+        }
+    }
+
     /// The memfd beneath, for a process on this host to map; none for foreign memory.
     pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
         match &self.backing {
@@ -235,6 +272,16 @@ fn memfd(huge: bool) -> io::Result<File> {
     if huge {
         flags |= libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
     }
+    match create_memfd(flags) {
+        // vm.memfd_noexec=2 wants to hear that nobody will execute it; older kernels don't know.
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            create_memfd(flags | libc::MFD_NOEXEC_SEAL)
+        }
+        result => result,
+    }
+}
+
+fn create_memfd(flags: libc::c_uint) -> io::Result<File> {
     // SAFETY: a plain system call with a static, NUL-terminated name.
     let fd = unsafe { libc::memfd_create(c"kvrail".as_ptr(), flags) };
     if fd < 0 {
@@ -244,38 +291,11 @@ fn memfd(huge: bool) -> io::Result<File> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
-/// Binds the pages to one node; fails rather than falls back, so that the policy is the caller's.
-fn bind(base: NonNull<u8>, len: usize, node: u32) -> io::Result<()> {
-    const WORD_BITS: usize = u64::BITS as usize;
-    let mut mask = vec![0u64; node as usize / WORD_BITS + 1];
-    mask[node as usize / WORD_BITS] = 1 << (node as usize % WORD_BITS);
-    // The kernel takes one bit less than it is told (`mbind(2)`, maxnode).
-    let max_node = mask.len() * WORD_BITS + 1;
-    // SAFETY: the range is our own fresh mapping; the mask outlives the call.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_mbind,
-            base.as_ptr(),
-            len,
-            MPOL_BIND,
-            mask.as_ptr(),
-            max_node,
-            libc::c_uint::default(),
-        )
-    };
+fn reserve(file: &File, start: usize, len: usize) -> io::Result<()> {
+    let (start, len) = (start as libc::off_t, len as libc::off_t);
+    // SAFETY: a plain system call on our own descriptor.
+    let rc = unsafe { libc::fallocate(file.as_raw_fd(), 0, start, len) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Faults every page in. Kernels before 5.14 get the pages one by one from `fallocate`.
-fn populate(base: NonNull<u8>, len: usize) -> io::Result<()> {
-    // SAFETY: the range is our own fresh mapping.
-    let rc = unsafe { libc::madvise(base.as_ptr().cast(), len, MADV_POPULATE_WRITE) };
-    if rc == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    // EINVAL: the kernel does not know the advice; the first touch will fault pages in.
-    if error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) }
 }
 
 /// A peer that maps this memory must not meet SIGBUS: its size is fixed from here on. Nor may it
@@ -287,129 +307,6 @@ fn seal(region: &Region) -> io::Result<()> {
     let size = SealFlags::SHRINK | SealFlags::GROW;
     fcntl_add_seals(fd, size | SealFlags::FUTURE_WRITE).or_else(|_| fcntl_add_seals(fd, size))?;
     Ok(())
-}
-
-/// A range of a region that somebody may be about to read or write: keeps the region alive.
-#[derive(Debug, Clone)]
-pub struct Slice {
-    region: Arc<Region>,
-    offset: usize,
-    len: usize,
-}
-
-/// A range that isn't inside the slice it was asked of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("bytes {offset}..{offset}+{len} are outside of {room} bytes")]
-pub struct OutOfRange {
-    /// First byte asked for, counted from the slice's start.
-    pub offset: usize,
-    /// Bytes asked for.
-    pub len: usize,
-    /// Bytes there are.
-    pub room: usize,
-}
-
-fn check(offset: usize, len: usize, room: usize) -> Result<(), OutOfRange> {
-    match offset.checked_add(len) {
-        Some(end) if end <= room => Ok(()),
-        _ => Err(OutOfRange { offset, len, room }),
-    }
-}
-
-impl Slice {
-    /// `len` bytes of `region` from `offset` on.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] where the region ends before.
-    pub fn new(region: Arc<Region>, offset: usize, len: usize) -> Result<Self, OutOfRange> {
-        check(offset, len, region.len())?;
-        Ok(Self { region, offset, len })
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The region it is part of.
-    pub fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    /// The first byte's address.
-    pub fn addr(&self) -> u64 {
-        self.region.addr() + self.offset as u64
-    }
-
-    /// A part of this slice.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] where this slice ends before.
-    pub fn part(&self, offset: usize, len: usize) -> Result<Self, OutOfRange> {
-        check(offset, len, self.len)?;
-        Ok(Self { region: self.region.clone(), offset: self.offset + offset, len })
-    }
-
-    /// Drops the first `count` bytes (all of them where there are fewer).
-    pub fn advance(&mut self, count: usize) {
-        let count = count.min(self.len);
-        self.offset += count;
-        self.len -= count;
-    }
-
-    /// Keeps the first `len` bytes (all of them where there are fewer).
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-
-    /// Copies bytes out, from `offset` of this slice on.
-    ///
-    /// # Errors
-    /// [`OutOfRange`], and nothing is copied.
-    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
-        check(offset, out.len(), self.len)?;
-        // SAFETY: the source lies inside the region (checked here and in `new`), which `self`
-        // keeps mapped; `out` is the caller's own and can't be region memory, which is never
-        // lent as a reference.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.ptr().add(offset), out.as_mut_ptr(), out.len());
-        }
-        Ok(())
-    }
-
-    /// Copies bytes in, from `offset` of this slice on.
-    ///
-    /// # Errors
-    /// [`OutOfRange`], and nothing is copied.
-    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
-        check(offset, bytes.len(), self.len)?;
-        // SAFETY: as in `read`, the other way round.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr().add(offset), bytes.len());
-        }
-        Ok(())
-    }
-
-    /// Copies the first `min(len)` bytes of `self` onto those of `target`; the two may overlap.
-    /// Returns how many.
-    pub fn copy_to(&self, target: &Slice) -> usize {
-        let len = self.len.min(target.len);
-        // SAFETY: both ranges lie inside regions that the slices keep mapped; `copy` allows
-        // overlap, and libc's memmove is memcpy's equal in speed where there is none.
-        unsafe { std::ptr::copy(self.ptr(), target.ptr(), len) };
-        len
-    }
-
-    /// The first byte, for system calls in this crate; valid while `self` (or a clone) lives.
-    pub(crate) fn ptr(&self) -> *mut u8 {
-        // SAFETY: `offset` is within the region, checked in `new` and kept by `part`, `advance`.
-        unsafe { self.region.base.as_ptr().add(self.offset) }
-    }
 }
 
 #[cfg(test)]
@@ -451,6 +348,31 @@ mod tests {
         let mut out = [0; 50];
         all.read(10, &mut out).unwrap();
         assert_eq!(out.to_vec(), (0..50).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn room_is_asked_before_base_pages_come_and_a_no_ends_it() {
+        let mut asked = Vec::new();
+        let mut room = |bytes| {
+            asked.push(bytes);
+            if bytes > PAGE_BYTES { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(()) }
+        };
+        let mut allocate =
+            |len| Region::allocate_with(len, &NumaPolicy::Any, Pages::Base, &mut room);
+        assert!(allocate(1).is_ok());
+        assert!(matches!(allocate(2 * PAGE_BYTES), Err(AllocateError::Memory(_))));
+        assert_eq!(asked, [PAGE_BYTES, 2 * PAGE_BYTES]);
+    }
+
+    #[test]
+    fn kernels_without_the_advice_get_their_pages_from_the_file() {
+        use std::os::unix::fs::MetadataExt;
+        let region = Region::mapped(2 * PAGE_BYTES, PAGE_BYTES).unwrap();
+        let Backing::Memfd { file, .. } = &region.backing else { panic!("it is ours") };
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+        reserve(file, PAGE_BYTES, PAGE_BYTES).unwrap();
+        // stat(2) counts in blocks of 512 bytes.
+        assert_eq!(file.metadata().unwrap().blocks() as usize, PAGE_BYTES / 512);
     }
 
     #[test]

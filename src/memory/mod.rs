@@ -1,6 +1,7 @@
 //! Registered memory: regions, the leases that guard them, and the pools cut from them. Safe
 //! code reaches bytes that peers may write only through a lease, by copy.
 
+pub(crate) mod fit;
 mod lease;
 mod pool;
 mod room;
@@ -12,12 +13,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+use kvrail_reactors::numa::NumaPolicy;
 use kvrail_reactors::region::{self, Slice};
 
+pub use self::fit::Misfit;
 pub use self::lease::{ExclusiveLease, Lease, SharedLease};
 use self::lease::{Hold, LeaseTable, Mode};
 pub use self::pool::{Block, BlockPool};
-pub(crate) use self::room::check_room;
+pub(crate) use self::room::allocate;
 pub(crate) use self::table::{Operation, Regions, RegionsView};
 use crate::{Error, Result};
 
@@ -56,6 +59,26 @@ impl fmt::Display for Location {
     }
 }
 
+impl From<Location> for NumaPolicy {
+    fn from(location: Location) -> Self {
+        match location {
+            Location::Cpu(None) => Self::Any,
+            Location::Cpu(Some(node)) => Self::Bind(vec![node]),
+        }
+    }
+}
+
+impl From<&NumaPolicy> for Location {
+    /// The one node that the policy names; several can't be told in one name.
+    fn from(policy: &NumaPolicy) -> Self {
+        match *policy {
+            NumaPolicy::Prefer(node) => Self::Cpu(Some(node)),
+            NumaPolicy::Bind(ref nodes) if nodes.len() == 1 => Self::Cpu(Some(nodes[0])),
+            _ => Self::Cpu(None),
+        }
+    }
+}
+
 /// A registered region. Clones name the same region; the memory goes when the last clone, lease
 /// and flight have let go of it.
 #[derive(Debug, Clone)]
@@ -84,8 +107,10 @@ struct Guarded {
 
 impl Region {
     pub(crate) fn new(memory: region::Region, access: Access, location: Location) -> Self {
-        let guarded = Mutex::default();
-        Self { state: Arc::new(Registered { memory: Arc::new(memory), access, location, guarded }) }
+        // Asked here, transfers find the answer ready.
+        memory.node();
+        let (memory, guarded) = (Arc::new(memory), Mutex::default());
+        Self { state: Arc::new(Registered { memory, access, location, guarded }) }
     }
 
     /// The first byte's address: what peers name in their requests.
@@ -108,9 +133,15 @@ impl Region {
         self.state.access
     }
 
-    /// Where it lives.
+    /// Where it was asked to live.
     pub fn location(&self) -> Location {
         self.state.location
+    }
+
+    /// The NUMA node that held its pages when it was registered; `None` where they were on
+    /// several, not there yet, or the kernel does not say.
+    pub fn node(&self) -> Option<u32> {
+        self.state.memory.node()
     }
 
     /// Takes a shared lease on a range of bytes, to read from. Any number may overlap.

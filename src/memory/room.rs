@@ -1,86 +1,109 @@
-//! Is there room? The kernel kills a process rather than refuse it a page, so the question is
-//! asked before a region is allocated, of the host, the node and the control group.
+//! Allocating a region: is there room, under which policy, and what the kernel says to it. The
+//! kernel kills a process rather than refuse it a page, so the question comes before the pages.
 
-use std::fs;
-use std::path::Path;
+use std::io;
 
-use super::Location;
+use kvrail_reactors::numa::NumaPolicy;
+use kvrail_reactors::probe::{EACCES, EMFILE, ENFILE, ENOSYS, EPERM};
+use kvrail_reactors::region::{AllocateError, Region};
+
+use super::fit::{Misfit, advice, base_fits, effective, fit};
+use crate::topology::{Memory, Size};
 use crate::{Error, Result};
 
-/// Refuses a region that does not fit into the memory that is free now.
-pub(crate) fn check_room(len: usize, location: Location) -> Result<()> {
-    let Location::Cpu(node) = location;
-    let host = available("/proc/meminfo", &["MemAvailable"]);
-    let node_room = node.and_then(|node| {
-        // Page cache that is not in use can be dropped for us.
-        available(&format!("/sys/devices/system/node/node{node}/meminfo"), NODE_KEYS)
-    });
-    if node.is_some() && node_room.is_none() {
-        return Err(Error::refused(format!("there is no NUMA {location}; leave the node open")));
+/// Allocates a region that fits into the memory that is free now; asks again while its pages come.
+///
+/// # Errors
+/// Refused: it does not fit, with the numbers and what would; or the system has no policies.
+/// Busy: the memory went to somebody else meanwhile.
+pub(crate) fn allocate(len: usize, policy: &NumaPolicy) -> Result<Region> {
+    if len == 0 {
+        return Err(Error::refused("a region of 0 bytes"));
     }
-    let group = group_room(Path::new("/sys/fs/cgroup"));
-    for (room, whose) in [(host, "the host"), (node_room, "the node"), (group, "the cgroup")] {
-        if let Some(room) = room.filter(|&room| (len as u64) > room) {
-            return Err(Error::refused(format!(
-                "a region of {len} bytes at {location}, but {whose} has {room} bytes free"
-            )));
+    let facts = Memory::here();
+    let pages = fit(&facts, len as u64, policy).map_err(|misfit| {
+        let advice = advice(&facts, len as u64);
+        Error::refused(format!("a region of {len} bytes, {policy}: {misfit}; {advice}"))
+    })?;
+    let asked = effective(&facts, policy);
+    Region::allocate_with(len, &asked, pages, &mut |left| still_fits(left, policy)).map_err(
+        |error| match error {
+            AllocateError::Policy(error) => no_policy(policy, error),
+            AllocateError::Memory(error) => no_memory(len, policy, error),
+        },
+    )
+}
+
+fn still_fits(left: usize, policy: &NumaPolicy) -> io::Result<()> {
+    base_fits(&Memory::here(), left as u64, policy)
+        .map_err(|misfit| io::Error::new(io::ErrorKind::OutOfMemory, misfit.to_string()))
+}
+
+/// It was permitted when a page was tried.
+fn no_policy(policy: &NumaPolicy, error: io::Error) -> Error {
+    let remedy = match error.raw_os_error() {
+        Some(EPERM) => Misfit::Forbidden.to_string(),
+        Some(ENOSYS) => Misfit::Unsupported.to_string(),
+        _ => "leave the node open, or name others".to_owned(),
+    };
+    Error::refused(format!("can't {policy}: {remedy}")).with_source(error)
+}
+
+fn no_memory(len: usize, policy: &NumaPolicy, error: io::Error) -> Error {
+    let size = Size(len as u64);
+    let Some(errno) = error.raw_os_error() else {
+        return Error::busy(format!("{size} ({policy}): the memory went meanwhile; ask again"))
+            .with_source(error);
+    };
+    let remedy = match errno {
+        EMFILE | ENFILE => "raise `ulimit -n`",
+        ENOSYS | EACCES | EPERM => {
+            "allow memfd_create in the seccomp profile, and keep the sysctl vm.memfd_noexec below 2"
         }
-    }
-    Ok(())
-}
-
-const NODE_KEYS: &[&str] = &["MemFree", "Inactive(file)"];
-
-fn available(path: &str, keys: &[&str]) -> Option<u64> {
-    Some(sum_of(&fs::read_to_string(path).ok()?, keys))
-}
-
-/// Adds up the lines of a `meminfo` that carry these keys, in bytes.
-fn sum_of(meminfo: &str, keys: &[&str]) -> u64 {
-    meminfo
-        .lines()
-        .filter_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            let key = name.split_whitespace().last()?;
-            let kib: u64 = value.split_whitespace().next()?.parse().ok()?;
-            keys.contains(&key).then_some(kib * 1024)
-        })
-        .sum()
-}
-
-/// The room that the tightest of our control groups (version 2) leaves.
-fn group_room(root: &Path) -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    root.join(own)
-        .ancestors()
-        .take_while(|group| group.starts_with(root))
-        .filter_map(|group| {
-            let number = |name| -> Option<u64> {
-                fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
-            };
-            Some(number("memory.max")?.saturating_sub(number("memory.current")?))
-        })
-        .min()
+        _ => {
+            "raise the process's limit on memory (`ulimit -v`) or vm.max_map_count, or ask for less"
+        }
+    };
+    Error::refused(format!("{size} ({policy}) can't be had: {remedy}")).with_source(error)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ErrorKind;
+    use kvrail_reactors::probe::EINVAL;
 
     #[test]
-    fn a_region_larger_than_memory_is_refused_with_both_numbers() {
-        let error = check_room(1 << 50, Location::Cpu(None)).unwrap_err();
+    fn a_region_larger_than_memory_is_refused_with_both_numbers_and_advice() {
+        let error = allocate(1 << 50, &NumaPolicy::Any).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
-        assert!(error.to_string().contains("1125899906842624 bytes at *, but the host has"));
-        assert!(check_room(1 << 20, Location::Cpu(None)).is_ok());
-        assert!(check_room(1, Location::Cpu(Some(4000))).is_err(), "no such node");
+        let text = error.to_string();
+        assert!(text.contains("1125899906842624 bytes, no binding: 1024.0 TiB asked"), "{text}");
+        assert!(text.contains("bytes free (") && text.contains("nothing of this size"), "{text}");
+        assert!(allocate(1 << 20, &NumaPolicy::Any).is_ok());
+        let error = allocate(1, &NumaPolicy::Bind(vec![4000])).unwrap_err();
+        assert!(
+            error.to_string().contains("leave the node open")
+                || error.to_string().contains("no NUMA node 4000"),
+            "{error}"
+        );
     }
 
     #[test]
-    fn meminfo_lines_are_added_up() {
-        let text = "Node 0 MemFree:   10 kB\nNode 0 Inactive(file): 2 kB\nNode 0 MemUsed: 7 kB\n";
-        assert_eq!(sum_of(text, NODE_KEYS), 12 * 1024);
+    fn what_the_system_refuses_is_named_with_its_remedy() {
+        let policy = NumaPolicy::Bind(vec![1]);
+        for (errno, words) in
+            [(EPERM, "--cap-add SYS_NICE"), (ENOSYS, "no NUMA policies"), (EINVAL, "name others")]
+        {
+            let error = no_policy(&policy, io::Error::from_raw_os_error(errno));
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        for (errno, words) in [(EMFILE, "ulimit -n"), (ENOSYS, "memfd_create")] {
+            let error = no_memory(1, &policy, io::Error::from_raw_os_error(errno));
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        let gone = no_memory(1, &policy, io::ErrorKind::OutOfMemory.into());
+        assert_eq!(gone.kind(), ErrorKind::Busy);
     }
 }

@@ -23,6 +23,14 @@ pub(crate) struct Job {
     pub(crate) proof: Option<Proof>,
 }
 
+impl Job {
+    /// The node of the destination, where it has one, and the bytes that go there.
+    pub(crate) fn target(&self) -> (Option<u32>, usize) {
+        let target = &self.work.target;
+        (target.region().node(), target.len())
+    }
+}
+
 /// Copies of one transfer, for one shard's actor.
 pub(crate) struct Copies {
     portion: Portion,

@@ -22,6 +22,16 @@ pub enum Shards {
     Cpus(Vec<CpuSet>),
 }
 
+impl Shards {
+    /// Where shards would run on a machine, by their index.
+    ///
+    /// # Errors
+    /// Refused for no shards, more than [`SHARDS_MAX`], or CPUs that this process may not use.
+    pub fn place(&self, facts: &Topology) -> Result<Vec<ShardPlacement>> {
+        place(facts, self)
+    }
+}
+
 /// Where a shard runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardPlacement {

@@ -10,9 +10,10 @@ use futures_lite::future::block_on;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvrail::runtime::{Driver, Idle, Shards};
-use kvrail::topology::Topology;
+use kvrail::topology::{Binding, Memory};
 use kvrail::{
-    Access, Batch, Engine, Error, Location, Metadata, Peer, Prepared, Region, RemoteBuffer, Result,
+    Access, Batch, Engine, Error, Metadata, NumaPolicy, Peer, Prepared, Region, RemoteBuffer,
+    Result,
 };
 
 use crate::report::Report;
@@ -130,15 +131,16 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// One buffer a NUMA node that has CPUs of ours, as transfer_engine_bench expects.
+/// One buffer a NUMA node, as transfer_engine_bench expects; one where nodes can't be chosen.
 fn buffers(engine: &Engine, options: &Options) -> Result<Vec<Region>> {
-    let nodes = Topology::here()?.nodes.len();
-    let on_node = |node| if nodes > 1 { Some(node as u32) } else { None };
-    (0..nodes.max(1))
-        .map(|node| {
-            engine.allocate(options.buffer_size, Location::Cpu(on_node(node)), Access::READ_WRITE)
-        })
-        .collect()
+    let memory = Memory::here();
+    let bound = memory.usable().map(|node| NumaPolicy::Bind(vec![node.id]));
+    let policies = match memory.binding {
+        Binding::Permitted if memory.usable().count() > 1 => bound.collect(),
+        _ => vec![NumaPolicy::Any],
+    };
+    let buffer = |policy| engine.allocate_with(options.buffer_size, &policy, Access::READ_WRITE);
+    policies.into_iter().map(buffer).collect()
 }
 
 fn serve(engine: &Engine, options: &Options) -> Result<()> {
