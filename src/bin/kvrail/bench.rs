@@ -1,5 +1,7 @@
 //! `kvrail bench`: one process serves memory, another reads or writes it, as fast as it goes.
 
+mod cells;
+
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,13 +14,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kvrail::runtime::{Idle, Shards};
 use kvrail::topology::Topology;
 use kvrail::{
-    Access, Batch, Engine, Error, Location, Metadata, Peer, Prepared, Region, RemoteBuffer, Result,
+    Access, Batch, Engine, EngineBuilder, Error, Eternal, Location, Metadata, Peer, Prepared,
+    Region, RemoteBuffer, Result,
 };
 
 use crate::report::Report;
 use crate::size;
 
-#[derive(Args)]
+/// Foreign memory is faulted in by copies of so much: a few hundred for a gigabyte.
+const FILL_BYTES: usize = 4 << 20;
+
+#[derive(Args, Clone)]
 pub struct Options {
     /// Whether to serve memory or to transfer.
     #[arg(long, value_enum)]
@@ -48,14 +54,18 @@ pub struct Options {
     #[arg(long, default_value_t = 12)]
     threads: usize,
     /// Seconds to run.
-    #[arg(long, default_value_t = 10)]
-    duration: u64,
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    duration: f64,
     /// Bytes of each buffer; one a NUMA node.
     #[arg(long, alias = "buffer_size", default_value = "1G", value_parser = size::parse)]
     buffer_size: usize,
-    /// Which way: tcp to the segment, or local inside this process.
+    /// Which way to the segment: the best, host (same host, no network), tcp; or local, inside
+    /// this process.
     #[arg(long, value_enum, default_value = "auto")]
     path: Path,
+    /// Whose memory: regions that the engine allocates, or foreign memory that it is told of.
+    #[arg(long, value_enum, default_value = "region")]
+    memory: Memory,
     /// What idle shards do; hybrid polls for 50 us before it sleeps.
     #[arg(long, value_enum, default_value = "hybrid")]
     idle: IdlePolicy,
@@ -68,6 +78,10 @@ pub struct Options {
     /// Prints the report as one line of JSON.
     #[arg(long)]
     json: bool,
+    /// Measures what each line of standard input asks for, OPERATION BLOCK BATCH SECONDS, and
+    /// answers each with a line of JSON.
+    #[arg(long)]
+    cells: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -91,7 +105,14 @@ enum Operation {
 enum Path {
     Auto,
     Local,
+    Host,
     Tcp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Memory {
+    Region,
+    Foreign,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -114,27 +135,43 @@ impl From<IdlePolicy> for Idle {
 pub fn run(options: &Options) -> Result<()> {
     let Protocol::Tcp = options.protocol;
     let shards = options.shards.map_or_else(Shards::default, Shards::Count);
-    let engine = Engine::builder()
+    let builder = Engine::builder()
         .name(&options.local_server_name)
         .metadata(options.metadata_server.clone())
         .shards(shards)
-        .idle(options.idle.into())
-        .start()?;
+        .idle(options.idle.into());
+    let engine = forced(builder, options.path).start()?;
     match options.mode {
         Mode::Target => serve(&engine, options),
         Mode::Initiator => initiate(&engine, options),
     }
 }
 
+/// An engine that takes no other path than this one.
+fn forced(builder: EngineBuilder, _path: Path) -> EngineBuilder {
+    builder
+}
+
 /// One buffer a NUMA node that has CPUs of ours, as transfer_engine_bench expects.
 fn buffers(engine: &Engine, options: &Options) -> Result<Vec<Region>> {
     let nodes = Topology::here()?.nodes.len();
     let on_node = |node| if nodes > 1 { Some(node as u32) } else { None };
-    (0..nodes.max(1))
-        .map(|node| {
-            engine.allocate(options.buffer_size, Location::Cpu(on_node(node)), Access::READ_WRITE)
-        })
-        .collect()
+    let len = options.buffer_size;
+    let buffer = |node| match options.memory {
+        Memory::Region => engine.allocate(len, Location::Cpu(on_node(node)), Access::READ_WRITE),
+        Memory::Foreign => foreign(engine, len),
+    };
+    (0..nodes.max(1)).map(buffer).collect()
+}
+
+/// Memory of this program's own, written once so that no page is the kernel's shared zeros.
+fn foreign(engine: &Engine, len: usize) -> Result<Region> {
+    let region = engine.register(Eternal::new(len).foreign(), Access::READ_WRITE)?;
+    for start in (0..len).step_by(FILL_BYTES) {
+        let end = len.min(start + FILL_BYTES);
+        region.lease(start..end)?.copy_in(0, &vec![1; end - start])?;
+    }
+    Ok(region)
 }
 
 fn serve(engine: &Engine, options: &Options) -> Result<()> {
@@ -149,7 +186,7 @@ fn serve(engine: &Engine, options: &Options) -> Result<()> {
 /// Everything one caller needs.
 struct Run<'a> {
     engine: &'a Engine,
-    options: &'a Options,
+    options: Options,
     peer: Peer,
     far: Vec<RemoteBuffer>,
     near: Vec<Region>,
@@ -162,9 +199,13 @@ fn initiate(engine: &Engine, options: &Options) -> Result<()> {
         (Some(segment), _) => {
             let peer = block_on(engine.open(segment))?;
             let far = peer.buffers().to_vec();
-            Run { engine, options, peer, far, near }
+            Run { engine, options: options.clone(), peer, far, near }
         }
     };
+    run.check_path()?;
+    if options.cells {
+        return cells::answer(run);
+    }
     run.check()?;
     let before = run.verify()?;
     let mut report = run.measure()?;
@@ -193,13 +234,29 @@ fn local_run<'a>(engine: &'a Engine, options: &'a Options, near: Vec<Region>) ->
             len: region.len() as u64,
         })
         .collect();
-    Ok(Run { engine, options, peer: engine.local(), far, near })
+    Ok(Run { engine, options: options.clone(), peer: engine.local(), far, near })
 }
 
 impl Run<'_> {
+    /// Who asks for one path wants no figures of another.
+    fn check_path(&self) -> Result<()> {
+        let (asked, taken) = match self.options.path {
+            Path::Host => ("host", self.peer.path().label()),
+            Path::Tcp => ("tcp", self.peer.path().label()),
+            Path::Auto | Path::Local => return Ok(()),
+        };
+        if asked == taken {
+            return Ok(());
+        }
+        Err(Error::refused(format!(
+            "the segment is reached over {taken}, not over {asked}: ask for --path auto, or start \
+             the target where {asked} leads to it"
+        )))
+    }
+
     /// The requested shape fits into the buffers of both sides.
     fn check(&self) -> Result<()> {
-        let options = self.options;
+        let options = &self.options;
         let needed = options
             .block_size
             .checked_mul(options.batch_size)
@@ -221,7 +278,7 @@ impl Run<'_> {
 
     /// A caller's batch: its blocks lie as transfer_engine_bench lays them.
     fn prepare(&self, thread: usize, operation: Operation) -> Result<Prepared> {
-        let options = self.options;
+        let options = &self.options;
         let near = &self.near[thread % self.near.len()];
         let far = &self.far[thread % self.far.len()];
         let mut batch = Batch::new(&self.peer);
@@ -238,59 +295,64 @@ impl Run<'_> {
     }
 
     fn measure(&self) -> Result<Report> {
-        let options = self.options;
+        let options = &self.options;
         let batches = AtomicU64::new(0);
         let latency = Mutex::new(new_histogram()?);
         let (started, cpu) = (Instant::now(), cpu_seconds());
         let bar = progress(options);
-        std::thread::scope(|scope| {
+        let elapsed = std::thread::scope(|scope| {
             let callers: Vec<_> = (0..options.threads)
                 .map(|thread| {
                     let (batches, latency) = (&batches, &latency);
                     scope.spawn(move || self.call(thread, started, batches, latency))
                 })
                 .collect();
-            while callers.iter().any(|caller| !caller.is_finished()) {
+            while !bar.is_hidden() && callers.iter().any(|caller| !caller.is_finished()) {
                 bar.set_position(started.elapsed().as_millis() as u64);
                 std::thread::sleep(Duration::from_millis(50));
             }
-            callers.into_iter().try_for_each(|caller| {
-                caller.join().map_err(|_| Error::closed("a caller panicked"))?
+            callers.into_iter().try_fold(Duration::ZERO, |longest, caller| {
+                let took = caller.join().map_err(|_| Error::closed("a caller panicked"))??;
+                Ok::<_, Error>(longest.max(took))
             })
         })?;
         bar.finish_and_clear();
         Ok(Report {
             operation: if options.operation == Operation::Read { "read" } else { "write" },
-            path: if self.peer.name() == self.engine.name() { "local" } else { "tcp" },
+            path: self.peer.path().label(),
             idle: format!("{:?}", Idle::from(options.idle)),
             block_bytes: options.block_size,
             batch: options.batch_size,
             threads: options.threads,
             batches: batches.into_inner(),
-            elapsed: started.elapsed(),
+            elapsed,
             cpu_seconds: cpu_seconds() - cpu,
             latency: latency.into_inner().unwrap_or_else(PoisonError::into_inner),
             verified: None,
         })
     }
 
+    /// One caller's batches, one after the other. Answers when the last one had ended.
     fn call(
         &self,
         thread: usize,
         started: Instant,
         batches: &AtomicU64,
         latency: &Mutex<Histogram<u64>>,
-    ) -> Result<()> {
+    ) -> Result<Duration> {
         let prepared = self.prepare(thread, self.options.operation)?;
         let mut own = new_histogram()?;
-        while started.elapsed() < Duration::from_secs(self.options.duration) {
+        let limit = Duration::from_secs_f64(self.options.duration);
+        while started.elapsed() < limit {
             let posted = Instant::now();
             block_on(self.engine.post(&prepared))?;
             own.saturating_record(posted.elapsed().as_nanos() as u64);
             batches.fetch_add(1, Ordering::Relaxed);
         }
+        let took = started.elapsed();
         let mut all = latency.lock().unwrap_or_else(PoisonError::into_inner);
-        all.add(own).map_err(|error| Error::refused(error.to_string()))
+        all.add(own).map_err(|error| Error::refused(error.to_string()))?;
+        Ok(took)
     }
 
     /// Writes a pattern to every block of every caller and reads it back into cleared memory;
@@ -312,7 +374,7 @@ impl Run<'_> {
     }
 
     fn blocks(&self, thread: usize) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-        let options = self.options;
+        let options = &self.options;
         (0..options.batch_size).map(move |block| {
             let start = (block * options.threads + thread) * options.block_size;
             start..start + options.block_size
@@ -340,6 +402,13 @@ impl Run<'_> {
     }
 }
 
+/// Reads a time to run: more than nothing, and at most a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    const DAY_S: f64 = 86_400.0;
+    let read = text.parse().ok().filter(|&seconds: &f64| seconds > 0.0 && seconds <= DAY_S);
+    read.ok_or_else(|| format!("{text:?} is no time to run: write seconds, such as 10 or 0.5"))
+}
+
 /// A number that differs from round to round of verifying.
 fn rounds() -> usize {
     static ROUNDS: AtomicU64 = AtomicU64::new(1);
@@ -362,7 +431,7 @@ fn progress(options: &Options) -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{bar:40} {elapsed} of {msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(options.duration * 1000)
+    ProgressBar::new((options.duration * 1e3) as u64)
         .with_style(style)
         .with_message(format!("{} s", options.duration))
 }

@@ -1,0 +1,60 @@
+"""Drives NIXL's UCX backend, in the lines that driver.py describes.
+
+usage: drive_nixl.py target BYTES TRANSPORTS
+       drive_nixl.py initiator BYTES TRANSPORTS SEGMENT
+
+TRANSPORTS is UCX_TLS: `tcp`, or `posix,cma,tcp` for shared memory and process_vm calls between
+processes of one host. Runs in the venv that `cargo xtask compare` makes. Callers busy-wait, and
+an agent's progress thread keeps a core busy on either side, idle or not.
+"""
+import base64, os, sys
+
+role, length, transports = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+# All of these are read while the library is loaded.
+os.environ.update(UCX_TLS=transports, NIXL_LOG_LEVEL="WARN")
+if transports == "tcp":
+    os.environ["UCX_NET_DEVICES"] = "lo"
+
+from driver import answer, blocks, check, memory, serve
+from nixl_cu12._api import nixl_agent, nixl_agent_config
+
+agent = nixl_agent(f"{role} {os.getpid()}", nixl_agent_config(backends=["UCX"]))
+mapping, near = memory(length)
+agent.register_memory([(near, length, 0, "")], "DRAM")
+if role == "target":
+    serve(f"{near}/{base64.b64encode(agent.get_agent_metadata()).decode()}")
+
+far, metadata = sys.argv[4].split("/", 1)
+far = int(far)
+peer = agent.add_remote_agent(base64.b64decode(metadata))
+peer = peer.decode() if isinstance(peer, bytes) else peer
+last = None
+
+
+def prepare(operation, block, batch):
+    """The transfer's handle is made once, as ours is prepared once; the last one is let go."""
+    global last
+    if last is not None:
+        agent.release_xfer_handle(last)
+    lists = [
+        agent.get_xfer_descs([(start, block, 0) for start in blocks(base, block, batch)], "DRAM")
+        for base in (near, far)
+    ]
+    handle = last = agent.initialize_xfer(operation.upper(), *lists, peer)
+
+    def carry():
+        state = agent.transfer(handle)
+        while state == "PROC":
+            state = agent.check_xfer_state(handle)
+        if state != "DONE":
+            raise RuntimeError(f"the transfer's state is {state}")
+
+    return carry
+
+
+check(
+    near,
+    lambda bytes: prepare("write", bytes // 4, 4)(),
+    lambda bytes: prepare("read", bytes, 1)(),
+)
+answer(length, prepare, "busy: callers and progress threads of both sides poll")

@@ -1,0 +1,45 @@
+//! Many measurements in one process, as their asker goes along: a line in, a line out.
+
+use std::io::{BufRead, Write};
+
+use clap::ValueEnum;
+use kvrail::{Error, Result};
+use serde_json::json;
+
+use super::{Operation, Options, Run, seconds};
+use crate::size;
+
+/// Answers every line of standard input until it ends; a line that can't be measured gets an
+/// `error` that says why, and the next one is read.
+pub(super) fn answer(mut run: Run) -> Result<()> {
+    println!("{}", json!({"ready": true, "path": run.peer.path().label()}));
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|error| Error::lost("standard input").with_source(error))?;
+        let found = read(&line, &run.options).and_then(|options| {
+            run.options = options;
+            run.check().and_then(|()| run.measure()).map_err(|error| error.to_string())
+        });
+        let answer = match found {
+            Ok(report) => report.json(),
+            Err(error) => json!({"error": error}).to_string(),
+        };
+        let told = writeln!(std::io::stdout(), "{answer}");
+        told.map_err(|error| Error::lost("standard output").with_source(error))?;
+    }
+    Ok(())
+}
+
+/// `write 64K 16 0.5`: what to measure; everything else stays as it was.
+fn read(line: &str, options: &Options) -> Result<Options, String> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    let [operation, block, batch, time] = words[..] else {
+        return Err(format!("{line:?} is not OPERATION BLOCK BATCH SECONDS"));
+    };
+    Ok(Options {
+        operation: Operation::from_str(operation, true)?,
+        block_size: size::parse(block)?,
+        batch_size: batch.parse().map_err(|_| format!("{batch:?} is not a number of requests"))?,
+        duration: seconds(time)?,
+        ..options.clone()
+    })
+}
