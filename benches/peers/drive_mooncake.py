@@ -8,7 +8,7 @@ sleeps when idle.
 """
 import sys
 
-from driver import answer, blocks, check, memory, serve
+from driver import answer, blocks, check, memory, repeated, serve
 from mooncake.engine import TransferEngine
 
 role, length = sys.argv[1], int(sys.argv[2])
@@ -44,4 +44,4 @@ check(
     lambda bytes: prepare("write", bytes // 4, 4)(),
     lambda bytes: prepare("read", bytes, 1)(),
 )
-answer(length, prepare, "callers busy-wait, the target sleeps")
+answer(length, repeated(prepare), "callers busy-wait, the target sleeps")

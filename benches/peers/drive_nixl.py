@@ -15,7 +15,7 @@ os.environ.update(UCX_TLS=transports, NIXL_LOG_LEVEL="WARN")
 if transports == "tcp":
     os.environ["UCX_NET_DEVICES"] = "lo"
 
-from driver import answer, blocks, check, memory, serve
+from driver import answer, blocks, check, memory, repeated, serve
 from nixl_cu12._api import nixl_agent, nixl_agent_config
 
 agent = nixl_agent(f"{role} {os.getpid()}", nixl_agent_config(backends=["UCX"]))
@@ -57,4 +57,4 @@ check(
     lambda bytes: prepare("write", bytes // 4, 4)(),
     lambda bytes: prepare("read", bytes, 1)(),
 )
-answer(length, prepare, "busy: callers and progress threads of both sides poll")
+answer(length, repeated(prepare), "busy: callers and both progress threads poll")

@@ -38,36 +38,42 @@ def serve(segment):
     os._exit(0)  # Their threads don't end by themselves.
 
 
-def answer(length, prepare, idle):
-    """`prepare(operation, block, batch)` gives the function that moves one such batch."""
+def answer(length, measure, idle):
+    """`measure(operation, block, batch, seconds)` says how one cell went."""
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         try:
             operation, block, batch, seconds = line.split()
             block, batch = int(block), int(batch)
-            if not 0 < block * batch <= length:
+            if block * batch <= 0 or length is not None and block * batch > length:
                 raise ValueError(f"{block} x {batch} do not fit into {length} bytes")
-            answered = measure(prepare(operation, block, batch), float(seconds))
-            answered["gigabytes_per_second"] = (
-                answered["batches"] * block * batch * 1e-9 / answered["seconds"]
-            )
-            answered["idle"] = idle
+            answered = measure(operation, block, batch, float(seconds))
         except Exception as error:
             answered = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answered), flush=True)
+        print(json.dumps(answered | {"idle": idle}), flush=True)
     os._exit(0)
 
 
-def measure(carry, seconds):
-    clock, taken = time.perf_counter_ns, []
-    started = clock()
-    end = started + int(seconds * 1e9)
-    while not taken or clock() < end:
-        posted = clock()
-        carry()
-        taken.append(clock() - posted)
-    elapsed = (clock() - started) * 1e-9
-    taken.sort()
-    at = lambda share: taken[(len(taken) - 1) * share // 100] * 1e-3
-    latency = {"p50": at(50), "p99": at(99)}
-    return {"seconds": elapsed, "batches": len(taken), "batch_latency_us": latency}
+def repeated(prepare):
+    """A `measure` that makes a batch's function by `prepare(operation, block, batch)`, once, and
+    calls it until the time is over."""
+
+    def measure(operation, block, batch, seconds):
+        carry, clock, taken = prepare(operation, block, batch), time.perf_counter_ns, []
+        started = clock()
+        end = started + int(seconds * 1e9)
+        while not taken or clock() < end:
+            posted = clock()
+            carry()
+            taken.append(clock() - posted)
+        elapsed = (clock() - started) * 1e-9
+        taken.sort()
+        at = lambda share: taken[(len(taken) - 1) * share // 100] * 1e-3
+        return {
+            "gigabytes_per_second": len(taken) * block * batch * 1e-9 / elapsed,
+            "seconds": elapsed,
+            "batches": len(taken),
+            "batch_latency_us": {"p50": at(50), "p99": at(99)},
+        }
+
+    return measure
