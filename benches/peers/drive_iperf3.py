@@ -6,12 +6,13 @@ usage: drive_iperf3.py target BYTES
 It streams and never waits for an answer, so only batches may be put beside it. Its own report
 has the CPU time of both sides.
 """
-import json, os, socket, subprocess, sys
+import json, os, socket, subprocess, sys, time
 
 from driver import answer
 
 BLOCK_MAX = 1 << 20  # iperf3 takes no larger one.
 WARM_UP_BYTES = 256 << 20
+ATTEMPTS = 50  # Its server needs a moment between two clients.
 
 if sys.argv[1] == "target":
     with socket.socket() as probe:
@@ -31,7 +32,11 @@ def measure(operation, block, batch, seconds):
     count = int(speed * seconds) if speed else WARM_UP_BYTES
     command = ["iperf3", "-c", "127.0.0.1", "-p", sys.argv[3], "-J", "-l", str(length)]
     command += ["-n", str(count)] + ["-R"] * (operation == "read")
-    report = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    for _ in range(ATTEMPTS):
+        report = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+        if "busy" not in report.get("error", ""):
+            break
+        time.sleep(0.02)
     if "error" in report:
         raise RuntimeError(report["error"])
     end = report["end"]

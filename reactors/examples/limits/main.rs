@@ -34,6 +34,9 @@ impl Shape {
 
 /// One way to move a batch, as bare as it gets.
 trait Limit {
+    /// What it does while it waits.
+    const IDLE: &'static str;
+
     /// Moves one batch and returns when all of it has arrived.
     fn carry(&mut self, shape: Shape) -> io::Result<()>;
 }
@@ -92,7 +95,7 @@ fn read(line: &str, bytes: usize) -> Result<(Shape, Duration), String> {
 }
 
 /// Batches until the time is over, and the JSON that tells of them.
-fn measure(limit: &mut impl Limit, shape: Shape, time: Duration) -> io::Result<String> {
+fn measure<L: Limit>(limit: &mut L, shape: Shape, time: Duration) -> io::Result<String> {
     let mut group = 1;
     let (mut batches, mut latencies) = (0u64, Vec::new());
     let started = Instant::now();
@@ -115,8 +118,9 @@ fn measure(limit: &mut impl Limit, shape: Shape, time: Duration) -> io::Result<S
         r#"{{"gigabytes_per_second": {}, "seconds": {seconds}, "batches": {batches}, "#,
         batches as f64 * shape.bytes() as f64 * 1e-9 / seconds
     ) + &format!(
-        r#""batch_latency_us": {{"p50": {}, "p99": {}}}, "idle": "none"}}"#,
+        r#""batch_latency_us": {{"p50": {}, "p99": {}}}, "idle": "{}"}}"#,
         quantile(50),
-        quantile(99)
+        quantile(99),
+        L::IDLE
     ))
 }

@@ -80,6 +80,8 @@ impl Copies {
 }
 
 impl Limit for Copies {
+    const IDLE: &'static str = "never";
+
     fn carry(&mut self, shape: Shape) -> io::Result<()> {
         let (source, target) = match shape.is_write {
             true => (self.near, self.far),
@@ -162,6 +164,8 @@ impl Calls {
 }
 
 impl Limit for Calls {
+    const IDLE: &'static str = "never";
+
     fn carry(&mut self, shape: Shape) -> io::Result<()> {
         let mut start = 0;
         while start < shape.bytes() {

@@ -53,6 +53,8 @@ impl Stream {
 }
 
 impl Limit for Stream {
+    const IDLE: &'static str = "asleep in system calls";
+
     fn carry(&mut self, shape: Shape) -> io::Result<()> {
         let (header, bytes) = self.memory.split_at_mut(HEADER_BYTES);
         header[0] = shape.is_write.into();

@@ -216,9 +216,13 @@ fn initiate(engine: &Engine, options: &Options) -> Result<()> {
         println!("{}", report.table());
     }
     match report.verified {
-        Some(false) => Err(Error::lost("the bytes read back differ from those written")),
+        Some(false) => Err(differs()),
         _ => Ok(()),
     }
+}
+
+fn differs() -> Error {
+    Error::lost("the bytes read back differ from those written")
 }
 
 /// Without a segment, or with `--path local`: this engine's own memory is the far side.

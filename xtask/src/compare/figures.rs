@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::contender::Role;
 use super::plan::Cell;
 
+/// So much of other work and a figure is doubtful: on two cores each side has one.
+pub const NOISY_CORES: f64 = 0.25;
+
 /// One contender's figures for one cell in one round.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Figure {
@@ -151,6 +154,11 @@ impl Column {
 }
 
 impl Figure {
+    /// Whether others worked beside it.
+    pub fn is_noisy(&self) -> bool {
+        self.foreign_cores > NOISY_CORES
+    }
+
     fn json(&self) -> Value {
         json!({
             "gigabytes_per_second": self.gigabytes_per_second,

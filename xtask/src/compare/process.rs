@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
@@ -37,13 +37,14 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it; `command` gives the command of the target, and of the initiator of a segment.
+    /// Starts it; its logs' names begin with `logs`, and `command` gives the command of the target, and of the initiator of a segment.
     pub fn start(
         contender: &Contender,
         logs: &Path,
         command: impl Fn(Option<&str>, bool) -> Command,
     ) -> Result<Self, String> {
-        let log = |side: &str| logs.join(format!("{} {side}.log", contender.name));
+        let name = contender.name.replace(' ', "-");
+        let log = |side: &str| PathBuf::from(format!("{}-{name}-{side}.log", logs.display()));
         let mut segment = None;
         let mut target = None;
         if contender.processes == 2 {
@@ -68,8 +69,8 @@ impl Running {
         self.signal(Signal::SIGCONT)?;
         let warm = self.ask(&cell.line(pace.warm_up_s));
         let figure = warm.and_then(|_| self.ask(&cell.line(pace.measure_s)));
-        self.signal(Signal::SIGSTOP)?;
-        figure
+        let held = self.signal(Signal::SIGSTOP);
+        figure.and_then(|figure| held.map(|()| figure))
     }
 
     /// Cores kept busy while nothing is asked.
@@ -206,7 +207,8 @@ impl Process {
     fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no word");
-        format!("it ended with: {last} ({})", self.log)
+        let log = Path::new(&self.log).file_name().unwrap_or_default().display();
+        format!("it ended with: {last} (logs/{log})")
     }
 
     fn pid(&self) -> Pid {

@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::contender::Role;
 use super::facts::Facts;
-use super::figures::{Figure, Results, Row, Spread};
+use super::figures::{Figure, NOISY_CORES, Results, Row, Spread};
 
 /// What stands where there is no figure.
 const NONE: &str = "-";
@@ -16,7 +16,7 @@ pub fn markdown(facts: &Facts, results: &[Results], rounds: usize) -> String {
         text += &format!("- {name}: {value}\n");
     }
     text += &format!(
-        "\nEach cell is measured by all contenders in turn, {rounds} rounds: median (min-max). \
+        "\nEach cell is measured by all contenders in turn, rounds: {rounds}. Median (min-max). \
          Ratios are ours over theirs, round by round, so that they outlive the drift of the \
          machine; the absolute figures don't. The best peer and the limit of a cell are those \
          with the highest median. `b16` is a batch of 16 requests; one caller.\n"
@@ -32,11 +32,14 @@ pub fn markdown(facts: &Facts, results: &[Results], rounds: usize) -> String {
 }
 
 fn throughput(results: &Results) -> Table {
-    table(results, &["to best peer", "to limit"], |row| {
-        let columns = 0..results.columns.len();
-        let measured = columns.map(|at| spread(row.throughput(at)));
+    let is_there = |role| results.columns.iter().any(|column| column.role == role);
+    let bases = [(Role::Peer, "to best peer"), (Role::Limit, "to limit")];
+    let bases: Vec<_> = bases.into_iter().filter(|(role, _)| is_there(*role)).collect();
+    let names: Vec<_> = bases.iter().map(|(_, name)| *name).collect();
+    table(results, &names, |row| {
+        let measured = (0..results.columns.len()).map(|at| spread(row.throughput(at)));
         let ratio = |role| spread(results.ours_over(row, role).map(|found| found.1));
-        measured.chain([ratio(Role::Peer), ratio(Role::Limit)]).collect()
+        measured.chain(bases.iter().map(|(role, _)| ratio(*role))).collect()
     })
 }
 
@@ -73,12 +76,19 @@ fn remarks(results: &Results) -> String {
         }
         text += "\n";
     }
-    let foreign = results.rows.iter().flat_map(|row| row.figures.iter().flatten().flatten());
-    if let Some(foreign) = Spread::of(foreign.map(|figure| figure.foreign_cores)) {
-        let (median, max) = (foreign.median, foreign.max);
-        text += &format!("- other work on this machine: {median:.2} cores, at most {max:.2}\n");
-    }
-    text
+    text + &noise(results).unwrap_or_default()
+}
+
+/// How far to trust the figures.
+fn noise(results: &Results) -> Option<String> {
+    let all = || results.rows.iter().flat_map(|row| row.figures.iter().flatten().flatten());
+    let foreign = Spread::of(all().map(|figure| figure.foreign_cores))?;
+    let noisy = all().filter(|figure| figure.is_noisy()).count();
+    let (median, max, count) = (foreign.median, foreign.max, all().count());
+    Some(format!(
+        "- other work on this machine took {median:.2} cores, at most {max:.2}; {noisy} of {count} \
+         figures were taken beside more than {NOISY_CORES} cores of it\n"
+    ))
 }
 
 fn table(results: &Results, more: &[&str], cells: impl Fn(&Row) -> Vec<String>) -> Table {

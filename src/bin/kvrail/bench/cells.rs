@@ -6,12 +6,19 @@ use clap::ValueEnum;
 use kvrail::{Error, Result};
 use serde_json::json;
 
-use super::{Operation, Options, Run, seconds};
+use super::{Operation, Options, Run, differs, seconds};
 use crate::size;
 
-/// Answers every line of standard input until it ends; a line that can't be measured gets an
+/// Answers every line of standard input until it ends, after one look at the data itself where
+/// `--verify` asks for it. A line that can't be measured gets an
 /// `error` that says why, and the next one is read.
 pub(super) fn answer(mut run: Run) -> Result<()> {
+    if run.options.verify {
+        run.check()?;
+        if run.verify()? == Some(false) {
+            return Err(differs());
+        }
+    }
     println!("{}", json!({"ready": true, "path": run.peer.path().label()}));
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|error| Error::lost("standard input").with_source(error))?;
