@@ -140,15 +140,15 @@ pub fn run(options: &Options) -> Result<()> {
         .metadata(options.metadata_server.clone())
         .shards(shards)
         .idle(options.idle.into());
-    let engine = forced(builder, options.path).start()?;
+    let engine = forced(builder, options).start()?;
     match options.mode {
         Mode::Target => serve(&engine, options),
         Mode::Initiator => initiate(&engine, options),
     }
 }
 
-/// An engine that takes no other path than this one.
-fn forced(builder: EngineBuilder, _path: Path) -> EngineBuilder {
+/// An engine that doesn't take the paths which `--path` rules out.
+fn forced(builder: EngineBuilder, _options: &Options) -> EngineBuilder {
     builder
 }
 

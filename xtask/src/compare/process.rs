@@ -37,7 +37,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts it; its logs' names begin with `logs`, and `command` gives the command of the target, and of the initiator of a segment.
+    /// Starts it; its logs' names begin with `logs`, and `command` gives the command of the
+    /// target, and of the initiator of a segment.
     pub fn start(
         contender: &Contender,
         logs: &Path,
