@@ -79,7 +79,7 @@ fn one_process_measures_the_cells_it_is_asked_for() {
     let rest = ["--buffer-size", "16M", "--threads", "1", "--batch-size", "4", "--verify"];
     let mut child = kvrail(&[&initiator[..], &rest, &foreign].concat());
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
-    let cells = "write 4K 16 0.05\nread 1M 2 0.05\nread 16M 2 0.05\nread 4K\nread 4K 1 0.05\n";
+    let cells = "write 4K 16 0.05\nread 1M 2 0.05\nread 16M 2 0.05\nread 4K\nread 4K 1 0.05 9\n";
     let mut stdin = child.stdin.take().expect("it is piped");
     stdin.write_all(cells.as_bytes()).expect("it is read");
     drop(stdin);

@@ -3,7 +3,7 @@
 usage: drive_iperf3.py target BYTES
        drive_iperf3.py initiator BYTES PORT
 
-It streams and never waits for an answer, so only batches may be put beside it. Its own report
+It streams from one buffer and never waits for an answer, so only batches may be put beside it. Its own report
 has the CPU time of both sides.
 """
 import json, os, socket, subprocess, sys, time
@@ -25,7 +25,7 @@ if sys.argv[1] == "target":
 speeds = {}
 
 
-def measure(operation, block, batch, seconds):
+def measure(operation, block, batch, seconds, walk):
     """iperf3 counts in whole seconds, so it is told how many bytes: as its last run went."""
     length = min(block, BLOCK_MAX)
     speed = speeds.get((operation, length))

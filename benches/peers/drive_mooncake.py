@@ -30,18 +30,23 @@ segment, far = sys.argv[3].split("/")
 far = int(far)
 
 
-def prepare(operation, block, batch):
+def prepare_one(operation, block, batch, start):
     if batch == 1:
         single = getattr(engine, f"transfer_sync_{operation}")
-        return lambda: call(single, segment, near, far, block)
+        return lambda: call(single, segment, near + start, far + start, block)
     many = getattr(engine, f"batch_transfer_sync_{operation}")
-    lists = blocks(near, block, batch), blocks(far, block, batch), [block] * batch
+    lists = [blocks(base + start, block, batch) for base in (near, far)] + [[block] * batch]
     return lambda: call(many, segment, *lists)
+
+
+def prepare(operation, block, batch, walk):
+    starts = blocks(0, block * batch, walk)
+    return [prepare_one(operation, block, batch, start) for start in starts]
 
 
 check(
     near,
-    lambda bytes: prepare("write", bytes // 4, 4)(),
-    lambda bytes: prepare("read", bytes, 1)(),
+    lambda bytes: prepare_one("write", bytes // 4, 4, 0)(),
+    lambda bytes: prepare_one("read", bytes, 1, 0)(),
 )
 answer(length, repeated(prepare), "callers busy-wait, the target sleeps")

@@ -28,19 +28,16 @@ far, metadata = sys.argv[4].split("/", 1)
 far = int(far)
 peer = agent.add_remote_agent(base64.b64decode(metadata))
 peer = peer.decode() if isinstance(peer, bytes) else peer
-last = None
+kept = []
 
 
-def prepare(operation, block, batch):
-    """The transfer's handle is made once, as ours is prepared once; the last one is let go."""
-    global last
-    if last is not None:
-        agent.release_xfer_handle(last)
+def prepare_one(operation, block, batch, start):
     lists = [
-        agent.get_xfer_descs([(start, block, 0) for start in blocks(base, block, batch)], "DRAM")
+        agent.get_xfer_descs([(at, block, 0) for at in blocks(base + start, block, batch)], "DRAM")
         for base in (near, far)
     ]
-    handle = last = agent.initialize_xfer(operation.upper(), *lists, peer)
+    handle = agent.initialize_xfer(operation.upper(), *lists, peer)
+    kept.append(handle)
 
     def carry():
         state = agent.transfer(handle)
@@ -52,9 +49,17 @@ def prepare(operation, block, batch):
     return carry
 
 
+def prepare(operation, block, batch, walk):
+    """Each transfer's handle is made once, as ours is prepared once; the last cell's are let go."""
+    while kept:
+        agent.release_xfer_handle(kept.pop())
+    starts = blocks(0, block * batch, walk)
+    return [prepare_one(operation, block, batch, start) for start in starts]
+
+
 check(
     near,
-    lambda bytes: prepare("write", bytes // 4, 4)(),
-    lambda bytes: prepare("read", bytes, 1)(),
+    lambda bytes: prepare_one("write", bytes // 4, 4, 0)(),
+    lambda bytes: prepare_one("read", bytes, 1, 0)(),
 )
 answer(length, repeated(prepare), "busy: callers and both progress threads poll")

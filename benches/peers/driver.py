@@ -2,10 +2,11 @@
 
 A driver's target prints `segment NAME` and stays until its standard input ends. Its initiator,
 given that name, prints a line of JSON when it is ready and then answers each line OPERATION BLOCK
-BATCH SECONDS with a line of JSON. `cargo xtask compare` runs them, and kvrail's own bench
+BATCH SECONDS WALK with a line of JSON. A batch is BATCH blocks side by side, and WALK of them,
+behind each other, take turns. `cargo xtask compare` runs the drivers, and kvrail's own bench
 (`--cells`) speaks the same lines.
 """
-import ctypes, json, mmap, os, sys, time
+import ctypes, itertools, json, mmap, os, sys, time
 
 
 def memory(length):
@@ -39,15 +40,16 @@ def serve(segment):
 
 
 def answer(length, measure, idle):
-    """`measure(operation, block, batch, seconds)` says how one cell went."""
+    """`measure(operation, block, batch, seconds, walk)` says how one cell went."""
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         try:
-            operation, block, batch, seconds = line.split()
-            block, batch = int(block), int(batch)
-            if block * batch <= 0 or length is not None and block * batch > length:
-                raise ValueError(f"{block} x {batch} do not fit into {length} bytes")
-            answered = measure(operation, block, batch, float(seconds))
+            operation, block, batch, seconds, walk = line.split()
+            block, batch, walk = int(block), int(batch), int(walk)
+            needed = block * batch * walk
+            if needed <= 0 or length is not None and needed > length:
+                raise ValueError(f"{block} x {batch} x {walk} do not fit into {length} bytes")
+            answered = measure(operation, block, batch, float(seconds), walk)
         except Exception as error:
             answered = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answered | {"idle": idle}), flush=True)
@@ -55,15 +57,17 @@ def answer(length, measure, idle):
 
 
 def repeated(prepare):
-    """A `measure` that makes a batch's function by `prepare(operation, block, batch)`, once, and
-    calls it until the time is over."""
+    """A `measure` that has the batches' functions, in a list, from `prepare(operation, block,
+    batch, walk)`, and calls one after the other until the time is over."""
 
-    def measure(operation, block, batch, seconds):
-        carry, clock, taken = prepare(operation, block, batch), time.perf_counter_ns, []
+    def measure(operation, block, batch, seconds, walk):
+        carries, clock, taken = prepare(operation, block, batch, walk), time.perf_counter_ns, []
         started = clock()
         end = started + int(seconds * 1e9)
-        while not taken or clock() < end:
+        for carry in itertools.cycle(carries):
             posted = clock()
+            if taken and posted >= end:
+                break
             carry()
             taken.append(clock() - posted)
         elapsed = (clock() - started) * 1e-9

@@ -3,7 +3,7 @@
 //!
 //! usage: `limits memcpy|process-vm|sockets target BYTES`, which prints the segment it serves;
 //! `limits KIND initiator BYTES SEGMENT`, which answers lines of OPERATION BLOCK BATCH SECONDS
-//! with lines of JSON; `limits memcpy local BYTES`, the same inside one process.
+//! WALK with lines of JSON; `limits memcpy local BYTES`, the same inside one process.
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod memory;
@@ -18,12 +18,14 @@ use memory::{Calls, Copies};
 /// 20 us is 500 times what one reading costs.
 const GROUP: Duration = Duration::from_micros(20);
 
-/// What one line asks for: `batch` blocks of `block` bytes, lying side by side.
+/// What one line asks for: `batch` blocks of `block` bytes, lying side by side; and `walk` such
+/// batches behind each other, which take turns.
 #[derive(Clone, Copy)]
 pub struct Shape {
     is_write: bool,
     block: usize,
     batch: usize,
+    walk: usize,
 }
 
 impl Shape {
@@ -37,8 +39,8 @@ trait Limit {
     /// What it does while it waits.
     const IDLE: &'static str;
 
-    /// Moves one batch and returns when all of it has arrived.
-    fn carry(&mut self, shape: Shape) -> io::Result<()>;
+    /// Moves the batch that begins at byte `start` and returns when all of it has arrived.
+    fn carry(&mut self, shape: Shape, start: usize) -> io::Result<()>;
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -77,18 +79,18 @@ fn answer(mut limit: impl Limit, bytes: usize) {
     }
 }
 
-/// `write 65536 16 0.5`, where the blocks fit into so many bytes.
+/// `write 65536 16 0.5 1`, where the blocks fit into so many bytes.
 fn read(line: &str, bytes: usize) -> Result<(Shape, Duration), String> {
     let words: Vec<_> = line.split_whitespace().collect();
-    let [operation, block, batch, seconds] = words[..] else {
-        return Err("a line is OPERATION BLOCK BATCH SECONDS".into());
+    let [operation, block, batch, seconds, walk] = words[..] else {
+        return Err("a line is OPERATION BLOCK BATCH SECONDS WALK".into());
     };
     let number = |word: &str| word.parse::<usize>().map_err(|_| format!("{word} is no number"));
-    let shape =
-        Shape { is_write: operation == "write", block: number(block)?, batch: number(batch)? };
-    let needed = shape.block.checked_mul(shape.batch).filter(|&needed| needed > 0);
-    if needed.is_none_or(|needed| needed > bytes) {
-        return Err(format!("{block} x {batch} do not fit into {bytes} bytes"));
+    let (is_write, block, batch) = (operation == "write", number(block)?, number(batch)?);
+    let shape = Shape { is_write, block, batch, walk: number(walk)? };
+    let needed = block.checked_mul(batch).and_then(|needed| needed.checked_mul(shape.walk));
+    if needed.is_none_or(|needed| needed == 0 || needed > bytes) {
+        return Err(format!("{block} x {batch} x {walk} do not fit into {bytes} bytes"));
     }
     let time = seconds.parse().ok().and_then(|time| Duration::try_from_secs_f64(time).ok());
     Ok((shape, time.ok_or("SECONDS is no time")?))
@@ -98,15 +100,16 @@ fn read(line: &str, bytes: usize) -> Result<(Shape, Duration), String> {
 fn measure<L: Limit>(limit: &mut L, shape: Shape, time: Duration) -> io::Result<String> {
     let mut group = 1;
     let (mut batches, mut latencies) = (0u64, Vec::new());
+    let mut starts = (0..shape.walk).map(|step| step * shape.bytes()).cycle();
     let started = Instant::now();
     while started.elapsed() < time || batches == 0 {
         let posted = Instant::now();
-        for _ in 0..group {
-            limit.carry(shape)?;
+        for start in starts.by_ref().take(group) {
+            limit.carry(shape, start)?;
         }
         let took = posted.elapsed();
-        latencies.push(took.as_nanos() as u64 / group);
-        batches += group;
+        latencies.push(took.as_nanos() as u64 / group as u64);
+        batches += group as u64;
         if took < GROUP {
             group *= 2;
         }

@@ -82,15 +82,15 @@ impl Copies {
 impl Limit for Copies {
     const IDLE: &'static str = "never";
 
-    fn carry(&mut self, shape: Shape) -> io::Result<()> {
+    fn carry(&mut self, shape: Shape, start: usize) -> io::Result<()> {
         let (source, target) = match shape.is_write {
             true => (self.near, self.far),
             false => (self.far, self.near),
         };
-        for start in (0..shape.bytes()).step_by(shape.block) {
-            // SAFETY: the caller checked that the shape fits into both mappings, which are two
+        for at in (start..start + shape.bytes()).step_by(shape.block) {
+            // SAFETY: the caller checked that all batches fit into both mappings, which are two
             // and stay mapped while `self` lives.
-            unsafe { source.add(start).copy_to_nonoverlapping(target.add(start), shape.block) };
+            unsafe { source.add(at).copy_to_nonoverlapping(target.add(at), shape.block) };
         }
         Ok(())
     }
@@ -133,9 +133,10 @@ impl Calls {
         Ok(Self { near: vec![1; bytes], pid, far })
     }
 
-    /// `call` on the blocks from `start` on, as many as one call takes.
-    fn call(&mut self, shape: Shape, start: usize) -> io::Result<usize> {
-        let end = shape.bytes().min(start + shape.block * libc::UIO_MAXIOV as usize);
+    /// Moves the blocks from `start` to `end`, or as many of them as one call takes; answers where
+    /// it has come to.
+    fn call(&mut self, shape: Shape, start: usize, end: usize) -> io::Result<usize> {
+        let end = end.min(start + shape.block * libc::UIO_MAXIOV as usize);
         let blocks = |base: *mut u8| {
             let blocks = (start..end).step_by(shape.block).map(move |at| libc::iovec {
                 iov_base: base.wrapping_add(at).cast(),
@@ -166,10 +167,10 @@ impl Calls {
 impl Limit for Calls {
     const IDLE: &'static str = "never";
 
-    fn carry(&mut self, shape: Shape) -> io::Result<()> {
-        let mut start = 0;
-        while start < shape.bytes() {
-            start = self.call(shape, start)?;
+    fn carry(&mut self, shape: Shape, mut start: usize) -> io::Result<()> {
+        let end = start + shape.bytes();
+        while start < end {
+            start = self.call(shape, start, end)?;
         }
         Ok(())
     }

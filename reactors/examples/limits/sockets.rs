@@ -5,8 +5,8 @@ use std::net::{TcpListener, TcpStream};
 
 use crate::{Limit, Shape};
 
-/// A request: whether it writes, and how many bytes follow it or are to come back.
-const HEADER_BYTES: usize = 9;
+/// A request: whether it writes, then where its bytes begin and end.
+const HEADER_BYTES: usize = 17;
 
 /// Prints where it listens and serves connections, one after the other, for good.
 pub fn serve(bytes: usize) -> io::Result<()> {
@@ -25,8 +25,9 @@ fn answer(mut stream: TcpStream, memory: &mut [u8]) -> io::Result<()> {
     loop {
         let mut header = [0; HEADER_BYTES];
         stream.read_exact(&mut header)?;
-        let len = u64::from_le_bytes(std::array::from_fn(|at| header[at + 1])) as usize;
-        let bytes = memory.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
+        let number =
+            |from| u64::from_le_bytes(std::array::from_fn(|at| header[from + at])) as usize;
+        let bytes = memory.get_mut(number(1)..number(9)).ok_or(io::ErrorKind::InvalidInput)?;
         match header[0] {
             0 => stream.write_all(bytes)?,
             _ => {
@@ -40,7 +41,8 @@ fn answer(mut stream: TcpStream, memory: &mut [u8]) -> io::Result<()> {
 /// The initiator's side: a batch is one request, since its blocks lie side by side.
 pub struct Stream {
     stream: TcpStream,
-    /// A header and the batch behind it, so that one call sends both.
+    /// A batch lies behind its header, so that one call sends both. The header of a later batch
+    /// lies on the last bytes of the batch before it, whose contents are of no interest.
     memory: Vec<u8>,
 }
 
@@ -55,15 +57,18 @@ impl Stream {
 impl Limit for Stream {
     const IDLE: &'static str = "asleep in system calls";
 
-    fn carry(&mut self, shape: Shape) -> io::Result<()> {
-        let (header, bytes) = self.memory.split_at_mut(HEADER_BYTES);
-        header[0] = shape.is_write.into();
-        header[1..].copy_from_slice(&(shape.bytes() as u64).to_le_bytes());
+    fn carry(&mut self, shape: Shape, start: usize) -> io::Result<()> {
+        let end = start + shape.bytes();
+        let message = &mut self.memory[start..HEADER_BYTES + end];
+        message[0] = shape.is_write.into();
+        message[1..9].copy_from_slice(&(start as u64).to_le_bytes());
+        message[9..HEADER_BYTES].copy_from_slice(&(end as u64).to_le_bytes());
         if shape.is_write {
-            self.stream.write_all(&self.memory[..HEADER_BYTES + shape.bytes()])?;
+            self.stream.write_all(message)?;
             return self.stream.read_exact(&mut [0]);
         }
+        let (header, bytes) = message.split_at_mut(HEADER_BYTES);
         self.stream.write_all(header)?;
-        self.stream.read_exact(&mut bytes[..shape.bytes()])
+        self.stream.read_exact(bytes)
     }
 }

@@ -134,6 +134,7 @@ impl Results {
             "operation": row.cell.operation,
             "block_bytes": row.cell.block_bytes,
             "batch": row.cell.batch,
+            "walk": row.cell.walk,
             "measured": measured.collect::<Vec<_>>(),
             "ours_over_best_peer": ratio(Role::Peer),
             "ours_over_limit": ratio(Role::Limit),
@@ -203,7 +204,7 @@ pub mod tests {
             vec![figure(8.0), None],
             vec![None, None],
         ];
-        let cell = Cell { operation: "read", block_bytes: 65536, batch: 16 };
+        let cell = Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 1 };
         let rows = vec![Row { cell, figures }];
         Results { workload: "host".into(), about: "one host".into(), columns, rows }
     }

@@ -24,7 +24,7 @@ use serde_json::json;
 use self::contender::{Program, WORKLOADS, Workload, workload};
 use self::facts::Facts;
 use self::figures::Results;
-use self::plan::{Cell, FULL, Pace, QUICK, cells};
+use self::plan::{Caches, Cell, FULL, Pace, QUICK, cells};
 use self::rounds::Rounds;
 use crate::shell::Shell;
 use crate::size;
@@ -49,6 +49,9 @@ pub struct Options {
     /// Requests of a batch; 1,16,128 by default, 1,16 when quick.
     #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
     batches: Vec<u64>,
+    /// Whether the same memory is used again and again, or walked through.
+    #[arg(long, value_enum, default_value = "hot")]
+    caches: Caches,
     /// Leave these out: mooncake, nixl, iperf3, limits, kvrail.
     #[arg(long, value_name = "PROGRAM", value_delimiter = ',')]
     without: Vec<String>,
@@ -79,7 +82,7 @@ impl Options {
         if self.rounds == 0 || sizes.contains(&0) || batches.contains(&0) {
             return Err("rounds, sizes and batches are 1 or more".into());
         }
-        let cells = cells(&sizes, &batches);
+        let cells = cells(&sizes, &batches, self.caches);
         match cells.is_empty() {
             true => Err(format!(
                 "no batch fits into {}: name smaller --cells or --batches",
@@ -182,6 +185,7 @@ pub fn smoke(shell: &Shell) -> Outcome {
         only: words(&["tcp"]),
         cells: vec![64 << 10],
         batches: vec![16],
+        caches: Caches::Hot,
         without: words(&["nixl"]),
         out: out.clone(),
     };
@@ -209,7 +213,8 @@ mod tests {
         let (only, without) = (Vec::new(), Vec::new());
         let (cells, batches) = (vec![4096, 16 << 20], Vec::new());
         let out = PathBuf::from("unused");
-        Options { quick: true, rounds: 5, only, cells, batches, without, out }
+        let caches = Caches::Hot;
+        Options { quick: true, rounds: 5, only, cells, batches, caches, without, out }
     }
 
     #[test]

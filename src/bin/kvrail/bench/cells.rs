@@ -6,7 +6,8 @@ use clap::ValueEnum;
 use kvrail::{Error, Result};
 use serde_json::json;
 
-use super::{Operation, Options, Run, differs, seconds};
+use super::run::Run;
+use super::{Operation, Options, differs, seconds};
 use crate::size;
 
 /// Answers every line of standard input until it ends, after one look at the data itself where
@@ -36,16 +37,21 @@ pub(super) fn answer(mut run: Run) -> Result<()> {
     Ok(())
 }
 
-/// `write 64K 16 0.5`: what to measure; everything else stays as it was.
+/// `write 64K 16 0.5`, or `write 64K 16 0.5 100` to walk over 100 batches: what to measure;
+/// everything else stays as it was.
 fn read(line: &str, options: &Options) -> Result<Options, String> {
     let words: Vec<_> = line.split_whitespace().collect();
-    let [operation, block, batch, time] = words[..] else {
-        return Err(format!("{line:?} is not OPERATION BLOCK BATCH SECONDS"));
+    let (operation, block, batch, time, walk) = match words[..] {
+        [operation, block, batch, time] => (operation, block, batch, time, "1"),
+        [operation, block, batch, time, walk] => (operation, block, batch, time, walk),
+        _ => return Err(format!("{line:?} is not OPERATION BLOCK BATCH SECONDS WALK")),
     };
+    let number = |word: &str| word.parse().map_err(|_| format!("{word:?} is not a number"));
     Ok(Options {
         operation: Operation::from_str(operation, true)?,
         block_size: size::parse(block)?,
-        batch_size: batch.parse().map_err(|_| format!("{batch:?} is not a number of requests"))?,
+        batch_size: number(batch)?,
+        walk: number(walk)?,
         duration: seconds(time)?,
         ..options.clone()
     })
