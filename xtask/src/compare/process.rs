@@ -253,6 +253,7 @@ fn lines(stdout: ChildStdout) -> Receiver<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::contender::WORKLOADS;
     use super::*;
     use serde_json::json;
 
@@ -273,13 +274,73 @@ mod tests {
         assert_eq!(figure(&json!({"seconds": 1}), &USED), None);
     }
 
-    #[test]
-    fn a_process_is_asked_held_and_ended() {
-        let script = r#"echo noise; echo "segment x y"; read line; echo "{\"got\": \"$line\"}""#;
-        let log = std::env::temp_dir().join(format!("xtask-process-{}.log", std::process::id()));
+    fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let mut process = Process::start(command, &log).unwrap();
+        command
+    }
+
+    fn logs(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("xtask-{}-{name}", std::process::id()))
+    }
+
+    const CELL: Cell = Cell { operation: "read", block_bytes: 4096, batch: 1, walk: 1 };
+    const PACE: Pace = Pace { warm_up_s: 0.01, measure_s: 0.02, retries: 0 };
+
+    /// A contender whose target serves nothing and whose initiator is this script.
+    fn running(name: &'static str, script: &str) -> Running {
+        let contender = Contender { name, ..WORKLOADS[0].contenders[0] };
+        let start = |segment: Option<&str>, is_target| match is_target {
+            true => shell("echo segment s; read end"),
+            false => {
+                shell(&format!("segment={}; echo '{{\"ready\": 1}}'; {script}", segment.unwrap()))
+            }
+        };
+        let logs = logs("running");
+        let running = Running::start(&contender, &logs, start).unwrap();
+        for side in ["target", "initiator"] {
+            std::fs::remove_file(format!("{}-{name}-{side}.log", logs.display())).unwrap();
+        }
+        running
+    }
+
+    /// `T` for stopped, from `proc_pid_stat(5)`.
+    fn is_stopped(process: &Process) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.child.id())).unwrap();
+        stat.rsplit(')').next().unwrap().trim().starts_with('T')
+    }
+
+    #[test]
+    fn a_contender_answers_and_stands_still_in_between() {
+        let answer = r#"{"gigabytes_per_second": 2, "seconds": 0.5, "idle": "'$segment'"}"#;
+        let script = format!("while read line; do echo '{answer}'; done");
+        let mut running = running("answering", &script);
+        for _ in 0..2 {
+            assert_eq!(running.measure(CELL, PACE).unwrap().gigabytes_per_second, 2.0);
+            // A signal is on its way for a moment.
+            while !running.processes().all(is_stopped) {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(running.idle.as_deref(), Some("s"));
+        assert!(running.idle_cores().unwrap() < 1.0);
+    }
+
+    #[test]
+    fn what_goes_wrong_is_told_and_the_dead_are_asked_no_more() {
+        let script = r#"read a; echo '{"error": "too large"}'; read b; echo gone >&2"#;
+        let mut running = running("failing", script);
+        assert_eq!(running.measure(CELL, PACE).unwrap_err(), "too large");
+        let dead = running.measure(CELL, PACE).unwrap_err();
+        assert!(dead.starts_with("it ended with"), "{dead}");
+        assert_eq!(running.measure(CELL, PACE).unwrap_err(), dead);
+    }
+
+    #[test]
+    fn a_process_is_asked_and_ended() {
+        let script = r#"echo noise; echo "segment x y"; read line; echo "{\"got\": \"$line\"}""#;
+        let log = logs("process");
+        let mut process = Process::start(shell(script), &log).unwrap();
         let segment = process.wait_for(|line| line.strip_prefix("segment ").map(str::to_owned));
         assert_eq!(segment.as_deref(), Ok("x y"));
         writeln!(process.stdin, "cell").unwrap();

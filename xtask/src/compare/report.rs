@@ -114,7 +114,7 @@ pub fn summary(results: &[Results]) -> String {
         text += &format!("{:<11}{count} cells: {}\n", one.workload, one.about);
         for (role, name) in [(Role::Peer, "best peer"), (Role::Limit, "limit")] {
             if let Some(line) = against(one, role) {
-                text += &format!("{:<11}ours over the {name}: {line}\n", "");
+                text += &format!("{:<11}over the {name}: {line}\n", "");
             }
         }
         for column in one.columns.iter().filter(|column| column.note.is_some()) {
@@ -201,10 +201,7 @@ mod tests {
         one.columns[4].note = Some("a long story ".repeat(20));
         let text = summary(&[one]);
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-        assert!(
-            text.contains("ours over the best peer: 1.75, worst 1.75 at read 64K b16"),
-            "{text}"
-        );
+        assert!(text.contains("over the best peer: 1.75, worst 1.75 at read 64K b16"), "{text}");
         assert!(text.contains("absent: a long story"), "{text}");
     }
 }
