@@ -62,7 +62,10 @@ impl Wheel {
         let mut pip = shell.command(self.python(shell));
         pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
         pip.args(["--require-hashes", "--only-binary=:all:", "--no-deps", "--requirement"]);
-        run(pip.arg(&listed))?;
+        run(pip.arg(&listed)).map_err(|error| {
+            let name = self.name;
+            format!("{name} needs a package index: a network, or PIP_INDEX_URL and such ({error})")
+        })?;
         fs::rename(listed, stamp).map_err(failed)
     }
 }
