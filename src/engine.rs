@@ -3,26 +3,26 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use kvrail_reactors::host::process::permit_any_reader;
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
-use crate::config::{EngineBuilder, Metadata, TcpLimits};
-use crate::control::{
-    Buffer, Control, ControlConfig, Descriptor, Extras, Host, Identity, MetadataKind, Resolved,
-};
+use crate::config::{EngineBuilder, Metadata, SameHost};
+use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind, Resolved};
 use crate::counter::Counter;
+use crate::explain::Explanation;
+use crate::exposed::{Exposed, Exposure};
 use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
 use crate::notification::Notification;
+use crate::path::host::{HostShard, Hub, Neighbour};
 use crate::path::local::Copies;
-use crate::path::{CopyActor, TcpActor, tcp};
-use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute};
+use crate::path::served::Service;
+use crate::path::{self, CopyActor, HostActor, TcpActor, tcp};
+use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute, Vicinity};
 use crate::request::Batch;
-use crate::runtime::{PumpAddress, Runtime, SendError};
+use crate::runtime::{Idle, PumpAddress, Runtime, SendError};
 use crate::transfer::{Prepared, Transfer};
 use crate::{Error, ErrorKind, Foreign, Result};
-
-/// Version of the steps that only kvrail peers take: events on data connections.
-const EXTRAS_VERSION: u32 = 1;
 
 /// A transfer engine. Clones are the same engine; the last one's drop stops it.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ pub struct Engine {
 pub(crate) struct Inner {
     runtime: Runtime,
     control: Arc<Control>,
-    host: Arc<HostState>,
+    host: Arc<Exposed>,
     copies: Vec<PumpAddress<Copies>>,
     links: Mutex<Vec<Weak<Link>>>,
     next_route: AtomicU64,
@@ -41,54 +41,10 @@ pub(crate) struct Inner {
     cursor: AtomicUsize,
     own: Peer,
     tcp_v1: bool,
-}
-
-/// What peers reach of this engine, through the control thread and the shards.
-struct HostState {
-    identity: Identity,
-    incarnation: u64,
-    regions: Arc<Regions>,
-    arrivals: Arc<Arrivals>,
-    /// Filled in once the shards' actors run.
-    tcp: std::sync::OnceLock<Vec<PumpAddress<tcp::Message>>>,
-    next_shard: AtomicUsize,
-}
-
-impl Host for HostState {
-    fn descriptor(&self) -> Descriptor {
-        let regions = self.regions.current();
-        let published = regions.iter().filter(|region| region.access() != Access::LOCAL);
-        let buffers = published
-            .map(|region| Buffer {
-                addr: region.addr(),
-                length: region.len() as u64,
-                name: region.location().to_string(),
-            })
-            .collect();
-        let extras = Extras { version: EXTRAS_VERSION, incarnation: self.incarnation };
-        self.identity.descriptor(buffers, Some(extras))
-    }
-
-    fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {
-        self.arrivals.notifications.push(Notification { from: name, bytes: message })
-    }
-
-    fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream> {
-        // Before the shards' actors run nobody knows our port.
-        let Some(shards) = self.tcp.get() else { return Ok(()) };
-        let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
-        match shards[shard].send(tcp::Message::Accepted(stream)) {
-            Err(SendError::Full(tcp::Message::Accepted(stream))) => Err(stream),
-            _ => Ok(()),
-        }
-    }
-
-    fn crowded(&self) {
-        for shard in self.tcp.get().into_iter().flatten() {
-            // A full inbox is asked again soon.
-            let _ = shard.send(tcp::Message::Crowded);
-        }
-    }
+    /// Why no peer of this host is looked for, if none is.
+    keeps_to_network: Option<Error>,
+    /// Whether callers may look for a transfer's end themselves.
+    watches: bool,
 }
 
 impl Engine {
@@ -98,53 +54,53 @@ impl Engine {
     }
 
     pub(crate) fn start(config: EngineBuilder) -> Result<Self> {
-        let runtime = Runtime::builder().shards(config.shards).idle(config.idle).build()?;
-        let regions = Arc::new(Regions::default());
-        let arrivals = Arc::new(Arrivals::default());
+        let runtime = Runtime::builder().shards(config.shards.clone()).idle(config.idle).build()?;
         let kind = match &config.metadata {
             Metadata::P2p => MetadataKind::P2p,
             Metadata::Http(url) => MetadataKind::Http(url.clone()),
         };
         let mut control_config = ControlConfig::new(&config.name, kind);
-        control_config.cluster = config.cluster;
-        control_config.advertise = config.advertise;
+        control_config.cluster = config.cluster.clone();
+        control_config.advertise = config.advertise.clone();
         if let Some(bind) = config.bind {
             control_config.bind = bind;
         }
+        let (exposure, keeps_to_network) = expose(&config.same_host)?;
         let (give, take) = std::sync::mpsc::sync_channel(1);
-        let state = (regions, arrivals);
         let control = Control::start(control_config, move |identity| {
-            let host = Arc::new(HostState::new(identity.clone(), state));
+            let host = Arc::new(exposure.named(identity.clone()));
             // The caller waits for it below.
             let _ = give.send(host.clone());
             host
         })?;
         let host = take.recv().map_err(|_| Error::closed("the control thread ended"))?;
-        Self::assemble(runtime, Arc::new(control), host, (config.tcp, config.tcp_v1))
+        Self::assemble(runtime, Arc::new(control), host, keeps_to_network, &config)
     }
 
     fn assemble(
         runtime: Runtime,
         control: Arc<Control>,
-        host: Arc<HostState>,
-        (limits, tcp_v1): (TcpLimits, bool),
+        host: Arc<Exposed>,
+        keeps_to_network: Option<Error>,
+        config: &EngineBuilder,
     ) -> Result<Self> {
         let mut shards = Vec::new();
         let mut copies = Vec::new();
+        let mut neighbours = Vec::new();
         for shard in 0..runtime.shards() {
-            let regions = RegionsView::new(host.regions.clone());
-            shards.push(TcpActor::spawn(
-                &runtime,
-                shard,
-                regions,
-                host.arrivals.clone(),
-                control.clone(),
-                limits,
-            )?);
+            let service =
+                || Service::new(RegionsView::new(host.regions.clone()), host.arrivals.clone());
+            let (control, limits) = (control.clone(), config.tcp);
+            shards.push(TcpActor::spawn(&runtime, shard, service(), control, limits)?);
             copies.push(CopyActor::spawn(&runtime, shard)?);
+            let actor = HostShard::new(service(), config.tcp.progress_ns);
+            neighbours.push(HostActor::spawn(&runtime, shard, actor)?);
         }
-        // Nobody else sets it.
-        let _ = host.tcp.set(shards);
+        host.start(shards);
+        if let Some(hub) = &host.hub {
+            hub.start(neighbours);
+            path::host::serve(hub, |accepting| control.detach(accepting));
+        }
         let own = Route { key: 0, name: control.name().into(), kind: RouteKind::Local };
         let own = Peer::new(Link::local(own), Vec::new());
         let inner = Inner {
@@ -156,7 +112,9 @@ impl Engine {
             next_route: AtomicU64::new(1),
             cursor: AtomicUsize::new(0),
             own,
-            tcp_v1,
+            tcp_v1: config.tcp_v1,
+            keeps_to_network,
+            watches: config.idle != Idle::Event,
         };
         let engine = Self { inner: Arc::new(inner) };
         futures_lite::future::block_on(engine.publish())?;
@@ -211,6 +169,9 @@ impl Engine {
             self.inner.host.regions.remove(&region);
             return Err(error);
         }
+        if let Some(hub) = &self.inner.host.hub {
+            hub.added(&region);
+        }
         self.publish_soon();
         Ok(region)
     }
@@ -226,15 +187,20 @@ impl Engine {
             return Err(Error::refused("the region is not registered with this engine"));
         }
         region.close();
+        let hub = self.inner.host.hub.as_ref();
+        if let Some(hub) = hub {
+            // What peers of this host are reading is no answer from here on.
+            hub.struck(&region);
+        }
         self.publish_soon();
         let (guard, quiet) = flume::bounded(0);
         for shard in self.inner.shards() {
-            let region = region.memory().clone();
-            let mut message = tcp::Message::Fence { region, guard: guard.clone() };
-            while let Err(SendError::Full(back)) = shard.send(message) {
-                message = back;
-                futures_lite::future::yield_now().await;
-            }
+            let (region, guard) = (region.memory().clone(), guard.clone());
+            tell(shard, tcp::Message::Fence { region, guard }).await;
+        }
+        for shard in hub.into_iter().flat_map(|hub| hub.shards()) {
+            let (region, guard) = (region.memory().clone(), guard.clone());
+            tell(shard, path::host::Message::Fence { region, guard }).await;
         }
         drop(guard);
         // Nobody sends: the channel closes when the last shard has let go of its guard.
@@ -272,8 +238,16 @@ impl Engine {
         }
         let resolved = self.inner.control.resolve(name, true).await?;
         let link = self.inner.link(name, &resolved);
+        self.inner.meet(&link, &resolved).await;
         let buffers = resolved.descriptor.buffers.iter().map(remote_buffer).collect();
         Ok(Peer::new(link, buffers))
+    }
+
+    /// Says by which path transfers between `region` and `peer` go: every candidate, what speaks
+    /// for and against it, what it should cost and what it has cost. Asks the peer what it can
+    /// read, where that is not known yet.
+    pub async fn explain(&self, peer: &Peer, region: &Region) -> Explanation {
+        self.inner.explain(peer, region).await
     }
 
     /// This engine as its own peer.
@@ -344,6 +318,9 @@ impl Engine {
     /// Withdraws the engine from its peers, ends what is under way and stops the shards. Every
     /// clone is closed afterwards.
     pub async fn stop(&self) {
+        if let Some(hub) = &self.inner.host.hub {
+            hub.close().await;
+        }
         self.inner.control.stop().await;
         let runtime = self.inner.runtime.clone();
         let (done, stopped) = flume::bounded(1);
@@ -356,24 +333,9 @@ impl Engine {
     }
 }
 
-impl HostState {
-    fn new(identity: Identity, (regions, arrivals): (Arc<Regions>, Arc<Arrivals>)) -> Self {
-        // Differs between processes that had the same name: the clock at the start.
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self {
-            identity,
-            incarnation: since_epoch.map_or(0, |time| time.as_nanos() as u64),
-            regions,
-            arrivals,
-            tcp: std::sync::OnceLock::new(),
-            next_shard: AtomicUsize::new(0),
-        }
-    }
-}
-
 impl Inner {
     pub(crate) fn shards(&self) -> &[PumpAddress<tcp::Message>] {
-        self.host.tcp.get().map_or(&[], Vec::as_slice)
+        self.host.shards()
     }
 
     pub(crate) fn copies(&self) -> &[PumpAddress<Copies>] {
@@ -394,6 +356,10 @@ impl Inner {
 
     pub(crate) fn name(&self) -> &str {
         self.control.name()
+    }
+
+    pub(crate) fn watches(&self) -> bool {
+        self.watches
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
@@ -434,9 +400,79 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Finds out whether the peer is a process of this host, by connecting to it there; host names
+    /// prove nothing.
+    async fn meet(&self, link: &Arc<Link>, resolved: &Resolved) {
+        let _met = link.meeting.lock().await;
+        if link.neighbour().is_some() {
+            return;
+        }
+        let vicinity = match self.find_neighbour(link, resolved).await {
+            Ok(neighbour) => Vicinity::Here(neighbour),
+            Err(error) => {
+                tracing::debug!(peer = %link.route.name, %error, "by TCP");
+                Vicinity::Elsewhere(error.to_string().into())
+            }
+        };
+        link.set_vicinity(vicinity);
+    }
+
+    async fn find_neighbour(
+        &self,
+        link: &Arc<Link>,
+        resolved: &Resolved,
+    ) -> Result<Arc<Neighbour>> {
+        if let Some(error) = &self.keeps_to_network {
+            return Err(error.clone());
+        }
+        let hub = self.host.hub.clone().ok_or_else(|| Error::refused("there is no hub"))?;
+        let extras = resolved.descriptor.kvrail.as_ref();
+        let extras = extras.ok_or_else(|| Error::refused("the peer is not kvrail"))?;
+        let (sockets, incarnation) = (extras.sockets.clone(), extras.incarnation);
+        let peer = link.route.name.clone();
+        self.control
+            .run(async move { Neighbour::connect(hub, &sockets, incarnation, peer).await })
+            .await
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.runtime.stop();
+    }
+}
+
+/// What peers are to reach; and why those of this host are not to be looked for, if so.
+fn expose(same_host: &SameHost) -> Result<(Exposure, Option<Error>)> {
+    // Differs between processes that had the same name: the clock at the start.
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let incarnation = since_epoch.map_or(0, |time| time.as_nanos() as u64);
+    let (regions, arrivals) = (Arc::new(Regions::default()), Arc::new(Arrivals::default()));
+    let off = || Error::refused("same_host(false): this engine keeps to the network");
+    let hub = match same_host.is_on {
+        false => Err(off()),
+        true => Hub::new(incarnation, regions.clone(), same_host.folder.clone()),
+    };
+    if same_host.peers_may_trace
+        && let Err(error) = permit_any_reader()
+    {
+        tracing::debug!(%error, "no Yama: peers may read without being permitted to");
+    }
+    let (hub, why_not) = match hub {
+        Ok(hub) => (Some(Arc::new(hub)), None),
+        // A folder was asked for: not to listen there would be found out late.
+        Err(error) if same_host.is_on && same_host.folder.is_some() => return Err(error),
+        Err(error) => (None, Some(error)),
+    };
+    Ok((Exposure { incarnation, regions, arrivals, hub }, why_not))
+}
+
+/// Passes a message on to a shard whose inbox may be full.
+async fn tell<M>(shard: &PumpAddress<M>, mut message: M) {
+    while let Err(SendError::Full(back)) = shard.send(message) {
+        message = back;
+        futures_lite::future::yield_now().await;
     }
 }
 

@@ -18,6 +18,8 @@ mod control;
 mod counter;
 mod engine;
 mod error;
+mod explain;
+mod exposed;
 mod flight;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
@@ -41,6 +43,7 @@ pub use control::metadata;
 pub use counter::Counter;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
+pub use explain::{Candidate, Explanation, Means, Verdict};
 pub use kvrail_reactors::region::{Eternal, Foreign};
 pub use memory::{Access, Block, BlockPool, ExclusiveLease, Lease, Location, Region, SharedLease};
 pub use notification::Notification;

@@ -13,6 +13,7 @@
 pub mod affinity;
 pub mod copy;
 pub mod doorbell;
+pub mod host;
 pub mod region;
 pub mod ticket;
 pub mod uring;

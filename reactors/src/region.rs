@@ -6,9 +6,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Size of a base page here and of the alignment we promise (x86-64 and aarch64 with 4 KiB pages).
 pub const PAGE_BYTES: usize = 4096;
@@ -90,6 +91,13 @@ pub struct Region {
     base: NonNull<u8>,
     len: usize,
     backing: Backing,
+    id: u64,
+}
+
+/// A number that no other region of this process has or had, from 1.
+fn next_id() -> u64 {
+    static IDS: AtomicU64 = AtomicU64::new(1);
+    IDS.fetch_add(1, Ordering::Relaxed)
 }
 
 #[derive(Debug)]
@@ -150,7 +158,8 @@ impl Region {
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         // From here on dropping the region unmaps it, on errors too.
-        let region = Self { base, len, backing: Backing::Memfd { file, mapped_bytes } };
+        let backing = Backing::Memfd { file, mapped_bytes };
+        let region = Self { base, len, backing, id: next_id() };
         if let Some(node) = node {
             bind(base, mapped_bytes, node)?;
         }
@@ -161,7 +170,7 @@ impl Region {
 
     /// Memory that the caller vouched for. It is not unmapped on drop.
     pub fn foreign(foreign: Foreign) -> Self {
-        Self { base: foreign.base, len: foreign.len, backing: Backing::Foreign }
+        Self { base: foreign.base, len: foreign.len, backing: Backing::Foreign, id: next_id() }
     }
 
     /// `len` bytes of `parent` from `offset` on as a region of their own, for tests that look at
@@ -174,12 +183,17 @@ impl Region {
         check(offset, len, parent.len)?;
         // SAFETY: the offset lies inside the parent, whose mapping this region keeps.
         let base = unsafe { parent.base.add(offset) };
-        Ok(Self { base, len, backing: Backing::Within(parent.clone()) })
+        Ok(Self { base, len, backing: Backing::Within(parent.clone()), id: next_id() })
     }
 
     /// The first byte's address: what peers name.
     pub fn addr(&self) -> u64 {
         self.base.as_ptr() as u64
+    }
+
+    /// Names the region among all that this process ever had.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Length in bytes.
@@ -198,9 +212,9 @@ impl Region {
     }
 
     /// The memfd beneath, for a process on this host to map; none for foreign memory.
-    pub fn memfd(&self) -> Option<RawFd> {
+    pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
         match &self.backing {
-            Backing::Memfd { file, .. } => Some(file.as_raw_fd()),
+            Backing::Memfd { file, .. } => Some(file.as_fd()),
             Backing::Foreign | Backing::Within(_) => None,
         }
     }
@@ -264,12 +278,15 @@ fn populate(base: NonNull<u8>, len: usize) -> io::Result<()> {
     if error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) }
 }
 
-/// A peer that maps this memory must not meet SIGBUS: its size is fixed from here on.
+/// A peer that maps this memory must not meet SIGBUS: its size is fixed from here on. Nor may it
+/// write: whoever maps it after us can only read (`F_SEAL_FUTURE_WRITE`, Linux 5.1; without it
+/// peers don't map it at all).
 fn seal(region: &Region) -> io::Result<()> {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
     let Some(fd) = region.memfd() else { return Ok(()) };
-    // SAFETY: a plain system call on our own descriptor.
-    let rc = unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let size = SealFlags::SHRINK | SealFlags::GROW;
+    fcntl_add_seals(fd, size | SealFlags::FUTURE_WRITE).or_else(|_| fcntl_add_seals(fd, size))?;
+    Ok(())
 }
 
 /// A range of a region that somebody may be about to read or write: keeps the region alive.
@@ -443,6 +460,6 @@ mod tests {
         assert!(Region::allocate(PAGE_BYTES, Some(4000)).is_err(), "no such node");
         let region = region(PAGE_BYTES);
         // SAFETY: a plain system call on the region's descriptor.
-        assert_eq!(unsafe { libc::ftruncate(region.memfd().unwrap(), 0) }, -1);
+        assert_eq!(unsafe { libc::ftruncate(region.memfd().unwrap().as_raw_fd(), 0) }, -1);
     }
 }

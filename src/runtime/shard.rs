@@ -256,18 +256,28 @@ impl Shard {
         if !may_wait(&doorbell, || self.is_quiet(now_ns)) {
             return Ok(());
         }
-        let parked = if self.stopping || self.pumps.iter().any(|pump| pump.is_stopping()) {
-            let tick = async {
-                seam::sleep(STOP_TICK).await;
-                Ok(())
-            };
-            futures_lite::future::or(waiter.rung(), tick).await
-        } else {
-            waiter.rung().await
+        let parked = match self.nap(now_ns) {
+            Some(nap) => {
+                let tick = async {
+                    seam::sleep(nap).await;
+                    Ok(())
+                };
+                futures_lite::future::or(waiter.rung(), tick).await
+            }
+            None => waiter.rung().await,
         };
         doorbell.wake();
         doorbell.drain();
         parked
+    }
+
+    /// For how long to park at most: for ever, unless a pump has a clock or the shard stops.
+    fn nap(&self, now_ns: u64) -> Option<Duration> {
+        if self.stopping || self.pumps.iter().any(|pump| pump.is_stopping()) {
+            return Some(STOP_TICK);
+        }
+        let first_ns = self.pumps.iter().filter_map(|pump| pump.wake_at_ns()).min()?;
+        Some(Duration::from_nanos(first_ns.saturating_sub(now_ns)))
     }
 
     /// Whether nothing came since the turn that found nothing. Arms the pumps.

@@ -14,6 +14,7 @@ use crate::arrivals::Arrivals;
 use crate::config::TcpLimits;
 use crate::flight::{Flight, Landing, Portion};
 use crate::memory::{Operation, Region, Regions, RegionsView, tests::region};
+use crate::path::served::Service;
 use crate::path::tcp::wire::{Header, Verb, Version};
 use crate::path::tcp::{Action, Message, Request, Status, TcpShard};
 use crate::peer::{Link, Peer, Route, RouteKind, TcpRoute};
@@ -50,7 +51,7 @@ fn shard(limits: TcpLimits) -> TcpShard {
     let doorbell = Doorbell::new().unwrap();
     let ring = Uring::new(64, doorbell.raw_fd()).unwrap();
     let view = RegionsView::new(Arc::new(Regions::default()));
-    TcpShard::new(ring, view, Arc::new(Arrivals::default()), Box::new(|_| {}), limits)
+    TcpShard::new(ring, Service::new(view, Arc::default()), Box::new(|_| {}), limits)
 }
 
 /// Ours and the peer's.
@@ -112,7 +113,7 @@ fn strangers_make_room_first() {
     let ring = Uring::new(64, doorbell.raw_fd()).unwrap();
     let arrivals = Arc::new(Arrivals::default());
     let view = RegionsView::new(regions);
-    let mut shard = TcpShard::new(ring, view, arrivals, Box::new(|_| {}), limits);
+    let mut shard = TcpShard::new(ring, Service::new(view, arrivals), Box::new(|_| {}), limits);
     let (socket, mut known) = sockets();
     shard.handle(Message::Accepted(socket), 0);
     let read = Header {
