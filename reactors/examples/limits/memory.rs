@@ -24,7 +24,8 @@ pub fn shared(bytes: usize) -> io::Result<impl Served> {
 
 impl Served for Region {
     fn segment(&self) -> String {
-        format!("{}/{}", std::process::id(), self.memfd().unwrap_or(-1))
+        let fd = self.memfd().map_or(-1, |memfd| memfd.as_raw_fd());
+        format!("{}/{fd}", std::process::id())
     }
 }
 

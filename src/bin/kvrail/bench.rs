@@ -143,9 +143,11 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// An engine that doesn't take the paths which `--path` rules out.
-fn forced(builder: EngineBuilder, _options: &Options) -> EngineBuilder {
-    builder
+/// An engine that doesn't take the paths which `--path` rules out, and whose foreign memory a
+/// peer of this host may reach.
+fn forced(builder: EngineBuilder, options: &Options) -> EngineBuilder {
+    let is_foreign = options.memory == Memory::Foreign;
+    builder.same_host(options.path != Path::Tcp).peers_may_trace(is_foreign)
 }
 
 /// One buffer a NUMA node that has CPUs of ours, as transfer_engine_bench expects.

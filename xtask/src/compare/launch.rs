@@ -33,6 +33,11 @@ impl Program {
         }
     }
 
+    /// Whether its sources are in this repository.
+    pub fn is_built_here(self) -> bool {
+        matches!(self, Self::Kvrail | Self::Limits)
+    }
+
     /// Builds or installs it unless it is there; answers its version.
     pub fn install(self, shell: &Shell) -> Result<String, String> {
         match self {

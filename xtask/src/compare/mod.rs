@@ -109,7 +109,7 @@ pub fn compare(options: &Options) -> Result<Vec<Results>, String> {
     let out = shell.root.join(&options.out);
     let logs = out.join("logs");
     fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
-    let field = Field::prepare(&shell, options, &workloads);
+    let field = Field::prepare(&shell, options, &workloads)?;
     let facts = Facts::gather(&shell, &field.versions);
     let rounds = Rounds {
         shell: &shell,
@@ -133,7 +133,8 @@ struct Field {
 }
 
 impl Field {
-    fn prepare(shell: &Shell, options: &Options, workloads: &[&Workload]) -> Self {
+    /// A peer that can't be had is missing, with the reason; our own sources must build.
+    fn prepare(shell: &Shell, options: &Options, workloads: &[&Workload]) -> Result<Self, String> {
         let contenders = || workloads.iter().flat_map(|one| one.contenders);
         let (mut versions, mut missing) = (Vec::new(), Vec::new());
         for program in Program::ALL {
@@ -141,16 +142,18 @@ impl Field {
                 continue;
             }
             let word = program.word().to_owned();
-            let installed = match options.without.contains(&word) {
+            let is_unwanted = options.without.contains(&word);
+            let installed = match is_unwanted {
                 true => Err("left out, as asked".to_owned()),
                 false => program.install(shell),
             };
             match installed {
                 Ok(version) => versions.push((word, version)),
+                Err(why) if program.is_built_here() && !is_unwanted => return Err(why),
                 Err(why) => missing.push((program, why)),
             }
         }
-        Self { versions, missing }
+        Ok(Self { versions, missing })
     }
 
     fn missing(&self, program: Program) -> Option<&str> {
