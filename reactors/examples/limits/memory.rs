@@ -1,6 +1,6 @@
 //! Limits of memory: memcpy between two mappings, and process_vm calls into another process.
 
-use std::fs::OpenOptions;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -48,7 +48,8 @@ fn pair<T: std::str::FromStr>(segment: &str) -> io::Result<(i32, T)> {
     words.ok_or_else(|| io::Error::other("a segment is PID/NUMBER"))
 }
 
-/// One thread's memcpy between two mappings.
+/// One thread's memcpy between two mappings. It pulls for writes too: regions are sealed against
+/// other processes' writes, and which of two like mappings is read makes no difference.
 pub struct Copies {
     near: NonNull<u8>,
     far: NonNull<u8>,
@@ -75,7 +76,6 @@ impl Copies {
         let region = Region::allocate(bytes, None)?;
         let near = NonNull::new(region.addr() as *mut u8).ok_or(io::ErrorKind::OutOfMemory)?;
         fill(near, bytes);
-        fill(far, bytes);
         Ok(Self { near, far, _regions: vec![region] })
     }
 }
@@ -84,27 +84,23 @@ impl Limit for Copies {
     const IDLE: &'static str = "never";
 
     fn carry(&mut self, shape: Shape, start: usize) -> io::Result<()> {
-        let (source, target) = match shape.is_write {
-            true => (self.near, self.far),
-            false => (self.far, self.near),
-        };
         for at in (start..start + shape.bytes()).step_by(shape.block) {
             // SAFETY: the caller checked that all batches fit into both mappings, which are two
             // and stay mapped while `self` lives.
-            unsafe { source.add(at).copy_to_nonoverlapping(target.add(at), shape.block) };
+            unsafe { self.far.add(at).copy_to_nonoverlapping(self.near.add(at), shape.block) };
         }
         Ok(())
     }
 }
 
-/// Maps a file for reading and writing, to the end of the process.
+/// Maps a file for reading, to the end of the process, every page of it.
 fn map(path: &str, bytes: usize) -> io::Result<NonNull<u8>> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let file = File::open(path)?;
     if file.metadata()?.len() < bytes as u64 {
         return Err(io::Error::other("the target serves fewer bytes"));
     }
-    let access = libc::PROT_READ | libc::PROT_WRITE;
-    let (address, flags) = (std::ptr::null_mut(), libc::MAP_SHARED);
+    let (address, access) = (std::ptr::null_mut(), libc::PROT_READ);
+    let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
     // SAFETY: a new mapping at an address that the kernel chooses, of a file that is sealed
     // against shrinking.
     let base = unsafe { libc::mmap(address, bytes, access, flags, file.as_raw_fd(), 0) };

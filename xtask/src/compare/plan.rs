@@ -76,9 +76,9 @@ pub struct Pace {
 /// Half a second, hundreds of batches of most shapes.
 pub const FULL: Pace = Pace { warm_up_s: 0.1, measure_s: 0.5, retries: 2 };
 /// All workloads in five minutes.
-pub const QUICK: Pace = Pace { warm_up_s: 0.05, measure_s: 0.2, retries: 0 };
-/// What starting, stopping and asking add to a measurement.
-const OVERHEAD_S: f64 = 0.02;
+pub const QUICK: Pace = Pace { warm_up_s: 0.05, measure_s: 0.15, retries: 0 };
+/// What starting, stopping, asking and long batches add to a measurement, in the mean.
+const OVERHEAD_S: f64 = 0.06;
 
 impl Pace {
     /// Seconds for so many measurements.
