@@ -65,7 +65,7 @@ fn a_target_and_an_initiator_find_each_other_and_verify_their_bytes() {
         ]));
         assert_eq!(report["verified"], true);
         assert_eq!(report["operation"], operation);
-        assert_eq!(report["path"], "tcp");
+        assert_eq!(report["path"], "host", "one host, and nobody ruled it out");
         assert_eq!(report["block_bytes"], 65536);
         assert!(report["batches"].as_u64().is_some_and(|batches| batches > 0));
     }
