@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::limits::{PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
-use crate::runtime::{Idle, Shards};
+use crate::runtime::{Driver, Idle, Runtime, Shards};
 use crate::{Error, Result};
 
 /// Where engines find each other.
@@ -64,6 +64,7 @@ pub struct EngineBuilder {
     pub(crate) bind: Option<IpAddr>,
     pub(crate) shards: Shards,
     pub(crate) idle: Idle,
+    pub(crate) driver: Driver,
     pub(crate) tcp_v1: bool,
     pub(crate) tcp: TcpLimits,
     pub(crate) same_host: SameHost,
@@ -93,6 +94,7 @@ impl Default for EngineBuilder {
             bind: None,
             shards: Shards::default(),
             idle: Idle::default(),
+            driver: Driver::default(),
             tcp_v1: false,
             tcp: TcpLimits::default(),
             same_host: SameHost::default(),
@@ -150,6 +152,12 @@ impl EngineBuilder {
         self
     }
 
+    /// What the shards wait on: io_uring where the kernel gives it, else epoll, unless told here.
+    pub fn driver(mut self, driver: Driver) -> Self {
+        self.driver = driver;
+        self
+    }
+
     /// Sends version 1 of the TCP protocol even to peers that know better (Mooncake's
     /// `MC_TCP_PROTO=1`), for peers behind a descriptor that claims too much.
     pub fn tcp_version_1(mut self, only: bool) -> Self {
@@ -192,9 +200,14 @@ impl EngineBuilder {
     /// for some milliseconds; with a metadata server, for up to its time-out.
     ///
     /// # Errors
-    /// Refused: io_uring or locked memory is not to be had, or a setting is wrong. Lost: the
-    /// metadata server does not answer.
+    /// Refused: a setting is wrong, or with [`Driver::Uring`] there is no io_uring or too little
+    /// locked memory. Lost: the metadata server does not answer.
     pub fn start(self) -> Result<Engine> {
         Engine::start(self)
+    }
+
+    /// The shards, on this driver.
+    pub(crate) fn runtime(&self, driver: Driver) -> Result<Runtime> {
+        Runtime::builder().shards(self.shards.clone()).idle(self.idle).driver(driver).build()
     }
 }

@@ -14,13 +14,13 @@ use crate::explain::Explanation;
 use crate::exposed::{Exposed, Exposure};
 use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
 use crate::notification::Notification;
-use crate::path::host::{HostShard, Hub, Neighbour};
+use crate::path::host::{Hub, Neighbour};
 use crate::path::local::Copies;
 use crate::path::served::Service;
-use crate::path::{self, CopyActor, HostActor, TcpActor, tcp};
+use crate::path::{self, Carriers, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute, Vicinity};
 use crate::request::Batch;
-use crate::runtime::{Idle, PumpAddress, Runtime, SendError};
+use crate::runtime::{Driver, Idle, PumpAddress, Runtime, SendError};
 use crate::transfer::{Prepared, Transfer};
 use crate::{Error, ErrorKind, Foreign, Result};
 
@@ -54,7 +54,7 @@ impl Engine {
     }
 
     pub(crate) fn start(config: EngineBuilder) -> Result<Self> {
-        let runtime = Runtime::builder().shards(config.shards.clone()).idle(config.idle).build()?;
+        let runtime = config.runtime(config.driver)?;
         let kind = match &config.metadata {
             Metadata::P2p => MetadataKind::P2p,
             Metadata::Http(url) => MetadataKind::Http(url.clone()),
@@ -74,31 +74,23 @@ impl Engine {
             host
         })?;
         let host = take.recv().map_err(|_| Error::closed("the control thread ended"))?;
-        Self::assemble(runtime, Arc::new(control), host, keeps_to_network, &config)
+        let control = Arc::new(control);
+        let service =
+            || Service::new(RegionsView::new(host.regions.clone()), host.arrivals.clone());
+        let started = Carriers::start(&config, runtime, &service, &control)?;
+        Self::assemble(started, control, host, keeps_to_network, &config)
     }
 
     fn assemble(
-        runtime: Runtime,
+        (runtime, carriers): (Runtime, Carriers),
         control: Arc<Control>,
         host: Arc<Exposed>,
         keeps_to_network: Option<Error>,
         config: &EngineBuilder,
     ) -> Result<Self> {
-        let mut shards = Vec::new();
-        let mut copies = Vec::new();
-        let mut neighbours = Vec::new();
-        for shard in 0..runtime.shards() {
-            let service =
-                || Service::new(RegionsView::new(host.regions.clone()), host.arrivals.clone());
-            let (control, limits) = (control.clone(), config.tcp);
-            shards.push(TcpActor::spawn(&runtime, shard, service(), control, limits)?);
-            copies.push(CopyActor::spawn(&runtime, shard)?);
-            let actor = HostShard::new(service(), config.tcp.progress_ns);
-            neighbours.push(HostActor::spawn(&runtime, shard, actor)?);
-        }
-        host.start(shards);
+        host.start(carriers.tcp);
         if let Some(hub) = &host.hub {
-            hub.start(neighbours);
+            hub.start(carriers.hosts);
             path::host::serve(hub, |accepting| control.detach(accepting));
         }
         let own = Route { key: 0, name: control.name().into(), kind: RouteKind::Local };
@@ -107,7 +99,7 @@ impl Engine {
             runtime,
             control,
             host,
-            copies,
+            copies: carriers.copies,
             links: Mutex::default(),
             next_route: AtomicU64::new(1),
             cursor: AtomicUsize::new(0),
@@ -129,6 +121,11 @@ impl Engine {
     /// The runtime whose shards carry the transfers, for actors of the caller's own.
     pub fn runtime(&self) -> &Runtime {
         &self.inner.runtime
+    }
+
+    /// What the shards wait on: [`Driver::Uring`] or [`Driver::Epoll`].
+    pub fn driver(&self) -> Driver {
+        self.inner.runtime.driver()
     }
 
     /// Allocates and registers `len` bytes at `location`: page-aligned, faulted in, on huge pages

@@ -7,6 +7,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Duration;
+
+use crate::epoll::{self, Epoll, LEVEL};
 
 /// Wakes a sleeper. The kernel's is [`EventFd`]; tests bring their own.
 pub trait Ringer: Send + Sync + 'static {
@@ -33,13 +36,42 @@ impl Doorbell {
     /// # Errors
     /// What eventfd(2) gives: the process or the system is out of descriptors.
     pub fn new() -> io::Result<Self> {
-        EventFd::new().map(Self::with_ringer)
+        EventFd::new(None).map(Self::with_ringer)
+    }
+
+    /// A doorbell that other descriptors can ring too ([`Doorbell::watch`]): where no io_uring
+    /// turns readiness into completions. Its sleeper waits by [`Doorbell::wait`].
+    ///
+    /// # Errors
+    /// As [`Doorbell::new`].
+    pub fn with_sources() -> io::Result<Self> {
+        EventFd::new(Some(Epoll::new()?)).map(Self::with_ringer)
+    }
+
+    /// Ends every wait for as long as `source` can be read, until it is closed.
+    ///
+    /// # Errors
+    /// Unsupported without sources ([`Doorbell::new`]): register [`Doorbell::raw_fd`] instead.
+    /// Else what epoll_ctl(2) gives.
+    pub fn watch(&self, source: BorrowedFd<'_>) -> io::Result<()> {
+        let sources = self.ringer.sources.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        sources.add(source, 0, LEVEL)
+    }
+
+    /// For the sleeper alone: blocks until it is rung, for at most `timeout`. A signal may end it
+    /// early.
+    ///
+    /// # Errors
+    /// What ppoll(2) gives.
+    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let sources = self.ringer.sources.as_ref().map(AsFd::as_fd);
+        epoll::wait(sources.unwrap_or(self.ringer.event.as_fd()), timeout)
     }
 
     /// The eventfd: what an io_uring registers for its completions, and what the shard waits on.
     /// Valid as long as the doorbell lives.
     pub fn raw_fd(&self) -> RawFd {
-        self.ringer.0.as_raw_fd()
+        self.ringer.event.as_raw_fd()
     }
 
     /// Forgets every ring so far. For the sleeper alone, after it woke.
@@ -84,7 +116,7 @@ impl<R: Ringer> Doorbell<R> {
 
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ringer.0.as_fd()
+        self.ringer.event.as_fd()
     }
 }
 
@@ -96,24 +128,30 @@ impl AsRawFd for Doorbell {
 
 /// A non-blocking eventfd(2).
 #[derive(Debug)]
-pub struct EventFd(OwnedFd);
+pub struct EventFd {
+    event: OwnedFd,
+    /// The eventfd and all that is watched beside it.
+    sources: Option<Epoll>,
+}
 
 impl EventFd {
-    fn new() -> io::Result<Self> {
+    fn new(sources: Option<Epoll>) -> io::Result<Self> {
         // SAFETY: eventfd takes no pointer.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the call above just made `fd` and nothing else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let event = unsafe { OwnedFd::from_raw_fd(fd) };
+        sources.iter().try_for_each(|sources| sources.add(event.as_fd(), 0, LEVEL))?;
+        Ok(Self { event, sources })
     }
 
     fn drain(&self) {
         let mut count = 0u64;
         // SAFETY: `count` has the eight bytes that an eventfd stores. Nothing to read is EAGAIN,
         // which leaves it untouched and is no error here.
-        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+        unsafe { libc::read(self.event.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
     }
 }
 
@@ -122,7 +160,7 @@ impl Ringer for EventFd {
         let one = 1u64;
         // SAFETY: `one` has the eight bytes that an eventfd takes. The only failure on a live
         // descriptor is EAGAIN: the counter is full, so the sleeper is being woken already.
-        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+        unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
     }
 }
 
@@ -139,12 +177,12 @@ impl Bell {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
         // Eventfds share one anonymous inode with descriptors that refuse or ignore writes.
-        let (own, peers) = (fstat(&EventFd::new()?.0)?, fstat(&fd)?);
+        let (own, peers) = (fstat(&EventFd::new(None)?.event)?, fstat(&fd)?);
         if (own.st_dev, own.st_ino) != (peers.st_dev, peers.st_ino) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
-        Ok(Self(EventFd(fd)))
+        Ok(Self(EventFd { event: fd, sources: None }))
     }
 
     /// Wakes the peer's shard; it is awake if it did not sleep.

@@ -13,8 +13,11 @@
 pub mod affinity;
 pub mod copy;
 pub mod doorbell;
+mod epoll;
 pub mod host;
 pub mod region;
+pub mod sockets;
+pub mod stream;
 pub mod ticket;
 pub mod uring;
 pub mod vector;

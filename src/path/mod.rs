@@ -1,5 +1,6 @@
 //! The ways by which bytes travel, as actors on the shards.
 
+mod carriers;
 pub(crate) mod host;
 pub(crate) mod local;
 pub(crate) mod served;
@@ -7,8 +8,11 @@ pub(crate) mod tcp;
 
 use std::sync::Arc;
 
+use kvrail_reactors::sockets::Sockets;
+use kvrail_reactors::stream::Streams;
 use kvrail_reactors::uring::Uring;
 
+pub(crate) use self::carriers::Carriers;
 use self::host::HostShard;
 use self::local::{Copies, LocalCopy};
 use self::served::Service;
@@ -17,7 +21,7 @@ use crate::config::TcpLimits;
 use crate::control::Control;
 use crate::limits::RING_OPERATIONS_MAX;
 use crate::peer::{Route, RouteKind};
-use crate::runtime::{Pump, PumpAddress, PumpContext, Runtime};
+use crate::runtime::{Doorbell, Driver, Pump, PumpAddress, PumpContext, Runtime};
 use crate::{Error, Result};
 
 /// The TCP path of one shard.
@@ -27,7 +31,7 @@ pub(crate) struct TcpActor {
 }
 
 impl TcpActor {
-    /// Starts it; waits until its ring is there.
+    /// Starts it; waits until its reactor is there.
     pub(crate) fn spawn(
         runtime: &Runtime,
         shard: usize,
@@ -36,24 +40,45 @@ impl TcpActor {
         limits: TcpLimits,
     ) -> Result<PumpAddress<Message>> {
         let (report, ready) = std::sync::mpsc::sync_channel(1);
+        let driver = runtime.driver();
         let address = runtime.try_spawn_pump(shard, move |context| {
-            let started = Uring::new(RING_OPERATIONS_MAX, context.doorbell.raw_fd()).map(|ring| {
+            let started = streams(driver, &context.doorbell).map(|streams| {
                 let dial = dial(control, context.address.clone());
-                Self { shard: TcpShard::new(ring, service, dial, limits), context }
+                Self { shard: TcpShard::new(streams, service, dial, limits), context }
             });
+            let (actor, error) = match started {
+                Ok(actor) => (Some(actor), None),
+                Err(error) => (None, Some(error)),
+            };
             // Who started us waits for the answer.
-            let _ = report.send(started.as_ref().err().map(std::io::Error::kind));
-            started.ok()
+            let _ = report.send(error);
+            actor
         })?;
         match ready.recv() {
             Ok(None) => Ok(address),
-            Ok(Some(kind)) => Err(Error::refused(
-                "io_uring gives a shard no ring: raise `ulimit -l` or allow io_uring",
-            )
-            .with_source(std::io::Error::from(kind))),
+            Ok(Some(error)) => Err(no_streams(driver).with_source(error)),
             Err(_) => Err(Error::closed("the shard ended while starting")),
         }
     }
+}
+
+/// The reactor that fits the shard's doorbell.
+fn streams(driver: Driver, doorbell: &Doorbell) -> std::io::Result<Streams> {
+    match driver {
+        Driver::Epoll => Sockets::new(RING_OPERATIONS_MAX, doorbell).map(Streams::Sockets),
+        Driver::Uring | Driver::Auto => {
+            Uring::new(RING_OPERATIONS_MAX, doorbell.raw_fd()).map(Streams::Uring)
+        }
+    }
+}
+
+fn no_streams(driver: Driver) -> Error {
+    Error::refused(match driver {
+        Driver::Epoll => "a shard gets no epoll set or timer: raise `ulimit -n`",
+        Driver::Uring | Driver::Auto => {
+            "io_uring gives a shard no ring: raise `ulimit -n` and `ulimit -l`, or choose epoll"
+        }
+    })
 }
 
 impl Pump for TcpActor {

@@ -4,10 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
-use kvrail_reactors::doorbell::Doorbell;
-
 use super::actor::{ActorPanic, OnPanic};
 use super::clock::Clock;
+use super::driver::{self, Driver};
 use super::inbox::inbox;
 use super::placement::{self, ShardPlacement, Shards};
 use super::shard::{Idle, ShardParts, Stop};
@@ -21,6 +20,7 @@ use crate::{Error, Result};
 pub struct RuntimeBuilder {
     shards: Shards,
     idle: Idle,
+    driver: Driver,
     name: String,
     mailbox: usize,
     drain: Duration,
@@ -32,6 +32,7 @@ impl RuntimeBuilder {
         Self {
             shards: Shards::default(),
             idle: Idle::default(),
+            driver: Driver::default(),
             name: "kvrail".into(),
             mailbox: MAILBOX_MESSAGES,
             drain: STOP_DRAIN,
@@ -48,6 +49,12 @@ impl RuntimeBuilder {
     /// What an idle shard does; by default it polls for [`crate::limits::IDLE_BUDGET`], then parks.
     pub fn idle(mut self, idle: Idle) -> Self {
         self.idle = idle;
+        self
+    }
+
+    /// What the shards wait on; [`Driver::Auto`] by default.
+    pub fn driver(mut self, driver: Driver) -> Self {
+        self.driver = driver;
         self
     }
 
@@ -79,15 +86,30 @@ impl RuntimeBuilder {
     /// Starts the shards; returns when each of them runs.
     ///
     /// # Errors
-    /// Refused when the placement is impossible, or the system gives no io_uring, locked memory,
-    /// thread or descriptor; nothing is left running then.
+    /// Refused when the placement is impossible, or the system gives no thread or descriptor, or
+    /// with [`Driver::Uring`] no io_uring or locked memory; nothing is left running then.
     pub fn build(self) -> Result<Runtime> {
         if self.mailbox == 0 {
             return Err(Error::refused("a mailbox of 0 messages takes none: ask for 1 or more"));
         }
         let placements = placement::place(&Topology::here()?, &self.shards)?;
-        seam::probe()?;
-        let (shared, seeds) = self.shared(placements)?;
+        let (mut chosen, mut why_not) = self.driver.choose()?;
+        let started = self.start(chosen, &placements).or_else(|error| {
+            if (self.driver, chosen) != (Driver::Auto, Driver::Uring) {
+                return Err(error);
+            }
+            // The probe was let through and the shards were not: too little memory, say.
+            (chosen, why_not) = (Driver::Epoll, Some(error));
+            self.start(chosen, &placements)
+        });
+        let runtime = started?;
+        driver::announce(chosen, why_not.as_ref());
+        Ok(runtime)
+    }
+
+    /// Starts every shard, or none: dropping the owner stops those that did start.
+    fn start(&self, driver: Driver, placements: &[ShardPlacement]) -> Result<Runtime> {
+        let (shared, seeds) = self.shared(driver, placements.to_vec())?;
         let owner = Owner { shared, threads: Mutex::default() };
         let (started, starts) = mpsc::channel();
         for (seed, index) in seeds.into_iter().zip(0..) {
@@ -95,19 +117,25 @@ impl RuntimeBuilder {
             lock(&owner.threads).push(thread);
         }
         drop(started);
-        // An error ends here, and dropping the owner stops those that did start.
-        starts.iter().take(owner.shared.shards.len()).collect::<Result<()>>()?;
+        let running = starts.iter().sum::<Result<usize>>()?;
+        if running < placements.len() {
+            return Err(Error::refused("a shard's thread ended while starting"));
+        }
         Ok(Runtime(Arc::new(owner)))
     }
 
-    fn shared(&self, placements: Vec<ShardPlacement>) -> Result<(Arc<Shared>, Vec<ShardParts>)> {
+    fn shared(
+        &self,
+        driver: Driver,
+        placements: Vec<ShardPlacement>,
+    ) -> Result<(Arc<Shared>, Vec<ShardParts>)> {
         static RUNTIMES: AtomicU64 = AtomicU64::new(0);
         let runtime = RUNTIMES.fetch_add(1, Ordering::Relaxed);
         let (clock, stop) = (Clock::new(), Arc::new(Stop::new()));
         let mut shards = Vec::new();
         let mut seeds = Vec::new();
         for index in 0..placements.len() {
-            let doorbell = Arc::new(Doorbell::new().map_err(|error| {
+            let doorbell = Arc::new(seam::doorbell(driver).map_err(|error| {
                 Error::refused("no descriptor for a doorbell: raise `ulimit -n`").with_source(error)
             })?);
             let (sender, commands) = inbox(SHARD_COMMANDS, doorbell.clone());
@@ -115,6 +143,7 @@ impl RuntimeBuilder {
             seeds.push(ShardParts {
                 index,
                 runtime,
+                driver,
                 commands,
                 doorbell,
                 stop: stop.clone(),
@@ -125,6 +154,7 @@ impl RuntimeBuilder {
         }
         let shared = Shared {
             runtime,
+            driver,
             shards,
             placements,
             stop,

@@ -7,6 +7,7 @@
 mod actor;
 mod builder;
 mod clock;
+mod driver;
 mod inbox;
 mod placement;
 mod pump;
@@ -28,6 +29,7 @@ pub use self::actor::{
 };
 pub use self::builder::RuntimeBuilder;
 use self::clock::Clock;
+pub use self::driver::Driver;
 pub use self::inbox::SendError;
 use self::inbox::inbox;
 pub use self::placement::{ShardPlacement, Shards};
@@ -52,6 +54,7 @@ struct Owner {
 
 struct Shared {
     runtime: u64,
+    driver: Driver,
     shards: Vec<Handle>,
     placements: Vec<ShardPlacement>,
     stop: Arc<Stop>,
@@ -78,6 +81,11 @@ impl Runtime {
     /// How many shards.
     pub fn shards(&self) -> usize {
         self.0.shared.shards.len()
+    }
+
+    /// What the shards wait on: [`Driver::Uring`] or [`Driver::Epoll`].
+    pub fn driver(&self) -> Driver {
+        self.0.shared.driver
     }
 
     /// Where each shard runs, by its index.
@@ -234,12 +242,12 @@ impl Owner {
         &self,
         name: String,
         seed: ShardParts,
-        started: mpsc::Sender<Result<()>>,
+        started: mpsc::Sender<Result<usize>>,
     ) -> Result<JoinHandle<()>> {
         let running = Running::new(self.shared.clone());
         let body = move || {
             let shared = running;
-            run_shard(&shared.0.placements[seed.index], seed, &started);
+            run_shard(&shared.0.placements[seed.index], seed, started);
         };
         thread::Builder::new().name(name).spawn(body).map_err(|error| {
             Error::refused("no thread for a shard: raise `ulimit -u` or the pids limit")
@@ -299,19 +307,20 @@ impl Drop for Running {
 }
 
 /// The body of a shard's thread.
-fn run_shard(placement: &ShardPlacement, seed: ShardParts, started: &mpsc::Sender<Result<()>>) {
+fn run_shard(placement: &ShardPlacement, seed: ShardParts, started: mpsc::Sender<Result<usize>>) {
     let pinned = seam::pin(&placement.cpus).map_err(|error| {
         Error::refused(format!("the kernel does not let a thread run on CPUs {}", placement.cpus))
             .with_source(error)
     });
-    let executor = match pinned.and_then(|()| Executor::new()) {
+    let executor = match pinned.and_then(|()| Executor::new(seed.driver)) {
         Ok(executor) => executor,
         Err(error) => return drop(started.send(Err(error))),
     };
     let index = seed.index;
     // Outside of what the executor owns: should it panic, waiters still learn that all is over.
     let mut shard = Shard::new(seed);
-    let _ = started.send(Ok(()));
+    let _ = started.send(Ok(1));
+    drop(started);
     let ran = catch_unwind(AssertUnwindSafe(|| executor.run(shard.run())));
     if ran.is_err() {
         tracing::error!(shard = index, "the executor panicked; everything on the shard ends");

@@ -13,9 +13,10 @@ use tokio::sync::Notify;
 
 use super::actor::{ActorPanic, OnPanic};
 use super::clock::Clock;
+use super::driver::Driver;
 use super::inbox::{Receiver, may_wait};
 use super::pump::{Driven, Turn};
-use super::seam::{self, Waiter};
+use super::seam::{Executor, Waiter};
 use super::task::{Tasks, unwinding};
 use crate::limits::{IDLE_BUDGET, SPIN_TURNS, STOP_TICK, TURN_BURST};
 
@@ -58,6 +59,7 @@ pub(crate) type Command = Box<dyn FnOnce(&mut Shard) + Send>;
 pub(crate) struct ShardParts {
     pub(crate) index: usize,
     pub(crate) runtime: u64,
+    pub(crate) driver: Driver,
     pub(crate) commands: Receiver<Command>,
     pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) stop: Arc<Stop>,
@@ -149,7 +151,7 @@ impl Shard {
 
     /// The loop. Ends after the stop, when actors and pumps are drained or the time is up.
     pub(crate) async fn run(&mut self) {
-        let waiter = match Waiter::new(self.parts.doorbell.clone()) {
+        let waiter = match Executor::waiter(self.parts.driver, self.parts.doorbell.clone()) {
             Ok(waiter) => waiter,
             Err(error) => return tracing::error!(shard = self.index(), %error, "no doorbell"),
         };
@@ -256,16 +258,7 @@ impl Shard {
         if !may_wait(&doorbell, || self.is_quiet(now_ns)) {
             return Ok(());
         }
-        let parked = match self.nap(now_ns) {
-            Some(nap) => {
-                let tick = async {
-                    seam::sleep(nap).await;
-                    Ok(())
-                };
-                futures_lite::future::or(waiter.rung(), tick).await
-            }
-            None => waiter.rung().await,
-        };
+        let parked = waiter.rung(self.nap(now_ns)).await;
         doorbell.wake();
         doorbell.drain();
         parked

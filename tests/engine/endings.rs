@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kvrail::{Access, Batch, ErrorKind, Landed};
 
-use crate::{engine, pair, region, run};
+use super::{engine, pair, region, run};
 
 /// A peer made by hand: a control daemon that answers any request with a descriptor whose data
 /// port is the returned listener.

@@ -1,24 +1,15 @@
-//! Whole engines in one process, over TCP and locally, through the public API alone.
+//! Whole engines in one process, over TCP and locally, through the public API alone; on what they
+//! choose by themselves and on epoll.
+#![expect(clippy::duplicate_mod, reason = "one suite for two drivers")]
 
-mod endings;
-mod memory;
-mod transfers;
+mod auto;
+mod epoll;
 
-use kvrail::{Access, Engine, Location, Peer, Region};
-
-pub(crate) fn engine() -> Engine {
-    Engine::builder().start().expect("an engine")
-}
+use kvrail::runtime::Driver;
+use kvrail::{Access, Engine, EngineBuilder, Location, Peer, Region};
 
 pub(crate) fn region(engine: &Engine, len: usize, access: Access) -> Region {
     engine.allocate(len, Location::Cpu(None), access).expect("a region")
-}
-
-/// Two engines that reach each other over TCP: ours and a peer of it.
-pub(crate) async fn pair() -> (Engine, Engine, Peer) {
-    let (ours, theirs) = (engine(), engine());
-    let peer = ours.open(theirs.name()).await.expect("the peer");
-    (ours, theirs, peer)
 }
 
 /// Bytes that differ from place to place and from seed to seed.

@@ -2,7 +2,7 @@
 
 use kvrail::{Access, Batch, ErrorKind, Eternal, Landed};
 
-use crate::{contents, engine, fill, pair, pattern, region, run};
+use super::{contents, engine, fill, pair, pattern, region, run};
 
 #[test]
 fn permissions_bind_peers_and_a_refusal_hurts_nobody_else() {

@@ -1,22 +1,18 @@
-//! A whole runtime from outside: actors, futures and pumps, called from tokio, plain threads and
-//! other shards; panics, full mailboxes, stops.
+//! A whole runtime from outside, on what it chooses by itself and on epoll: actors, futures and
+//! pumps, called from tokio, plain threads and other shards; panics, full mailboxes, stops.
+#![expect(clippy::duplicate_mod, reason = "one suite for two drivers")]
 
-mod actors;
-mod pumps;
-mod stops;
+mod auto;
+mod epoll;
 
 use std::time::Duration;
 
 use futures_lite::future::block_on;
-use kvrail::runtime::{Actor, Context, Idle, Runtime, RuntimeBuilder, Shards};
+use kvrail::runtime::{Actor, Context, Driver, Idle, Runtime, RuntimeBuilder, Shards};
 
 /// Two shards that park at once.
-fn builder() -> RuntimeBuilder {
-    Runtime::builder().shards(Shards::Count(2)).idle(Idle::Event).name("test")
-}
-
-fn runtime() -> Runtime {
-    builder().build().unwrap()
+fn builder_on(driver: Driver) -> RuntimeBuilder {
+    Runtime::builder().shards(Shards::Count(2)).idle(Idle::Event).name("test").driver(driver)
 }
 
 /// Adds numbers; panics when told; waits for a gate when told.

@@ -106,7 +106,7 @@ fn two_runtimes_live_side_by_side() {
 
 #[test]
 fn placements_are_told_and_kept() {
-    let runtime = Runtime::builder().shards(Shards::PerCore).build().unwrap();
+    let runtime = builder().shards(Shards::PerCore).build().unwrap();
     assert_eq!(runtime.placement().len(), runtime.shards());
     for (shard, place) in runtime.placement().iter().enumerate() {
         let allowed = || async { std::fs::read_to_string("/proc/thread-self/status").unwrap() };

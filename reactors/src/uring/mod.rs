@@ -13,8 +13,8 @@ use std::time::Duration;
 use io_uring::{IoUring, opcode};
 
 use self::op::Op;
-pub use self::op::{Direction, Done, Work};
 use crate::Reactor;
+pub use crate::stream::{Direction, Done, Work};
 use crate::ticket::{Table, Ticket};
 
 /// `IORING_ENTER_GETEVENTS`: runs deferred task work, so that completions become visible.
@@ -201,121 +201,5 @@ impl Drop for Uring {
             std::thread::sleep(DROP_WAIT);
         }
         std::mem::forget(std::mem::take(&mut self.ops));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    use std::sync::Arc;
-    use std::time::Instant;
-
-    use super::*;
-    use crate::region::{Region, Slice};
-    use crate::vector::Vector;
-
-    fn eventfd() -> OwnedFd {
-        // SAFETY: a plain system call; the descriptor is new and ours.
-        unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) }
-    }
-
-    fn pair() -> (Arc<TcpStream>, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (Arc::new(ours), listener.accept().unwrap().0)
-    }
-
-    fn work(tag: u64, socket: &Arc<TcpStream>, direction: Direction, vector: Vector) -> Work {
-        Work { tag, socket: socket.clone(), direction, vector }
-    }
-
-    fn poll_one(ring: &mut Uring) -> Done {
-        let mut done = Vec::new();
-        let start = Instant::now();
-        while done.is_empty() {
-            ring.poll(1, &mut done);
-            assert!(start.elapsed() < Duration::from_secs(10), "no completion");
-        }
-        done.pop().unwrap()
-    }
-
-    #[test]
-    fn bytes_go_out_and_come_in() {
-        let bell = eventfd();
-        let mut ring = Uring::new(8, bell.as_raw_fd()).unwrap();
-        let (ours, mut theirs) = pair();
-        let region = Arc::new(Region::allocate(4096, None).unwrap());
-        let memory = Slice::new(region, 100, 5).unwrap();
-        let mut vector = Vector::default();
-        vector.push_room(2);
-        vector.push_memory(memory.clone());
-        ring.submit(work(1, &ours, Direction::Receive, vector)).unwrap();
-        assert!(ring.arm());
-        theirs.write_all(b"hiworld").unwrap();
-        let done = poll_one(&mut ring);
-        assert_eq!((done.tag, done.result.unwrap()), (1, 7));
-        assert_eq!(done.vector.scratch(), b"hi");
-
-        let mut vector = Vector::default();
-        vector.push_bytes(b">");
-        vector.push_memory(memory);
-        ring.submit(work(2, &ours, Direction::Send, vector)).unwrap();
-        let done = poll_one(&mut ring);
-        assert_eq!((done.tag, done.result.unwrap()), (2, 6));
-        let mut got = [0; 6];
-        theirs.read_exact(&mut got).unwrap();
-        assert_eq!(&got, b">world");
-    }
-
-    #[test]
-    fn a_fenced_receive_ends_and_touches_nothing_afterwards() {
-        let bell = eventfd();
-        let mut ring = Uring::new(8, bell.as_raw_fd()).unwrap();
-        let (ours, mut theirs) = pair();
-        let mut vector = Vector::default();
-        vector.push_room(4);
-        let name = ring.submit(work(1, &ours, Direction::Receive, vector)).unwrap();
-        assert!(ring.arm());
-        ring.fence(name);
-        let done = poll_one(&mut ring);
-        assert_eq!(done.result.unwrap_err().raw_os_error(), Some(libc::ECANCELED));
-        theirs.write_all(b"late").unwrap();
-        assert_eq!(done.vector.scratch(), [0; 4]);
-        ring.fence(name);
-    }
-
-    #[test]
-    fn a_full_ring_gives_work_back_and_a_dropped_one_waits() {
-        let bell = eventfd();
-        let mut ring = Uring::new(1, bell.as_raw_fd()).unwrap();
-        let (ours, _theirs) = pair();
-        let room = || {
-            let mut vector = Vector::default();
-            vector.push_room(4);
-            vector
-        };
-        ring.submit(work(1, &ours, Direction::Receive, room())).unwrap();
-        let back = ring.submit(work(2, &ours, Direction::Receive, room())).unwrap_err();
-        assert_eq!(back.tag, 2);
-        drop(ring);
-        drop(back);
-        assert_eq!(Arc::strong_count(&ours), 1);
-    }
-
-    #[test]
-    fn an_alarm_rings_the_bell() {
-        let bell = eventfd();
-        let mut ring = Uring::new(8, bell.as_raw_fd()).unwrap();
-        ring.set_alarm(3_600_000_000_000, 0);
-        ring.set_alarm(1_000_000, 0);
-        assert!(ring.arm() || ring.poll(1, &mut Vec::new()) > 0);
-        let mut poll = libc::pollfd { fd: bell.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd.
-        assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1);
-        let mut done = Vec::new();
-        while ring.poll(4, &mut done) > 0 {}
-        assert!(done.is_empty(), "an alarm is nobody's completion");
     }
 }

@@ -1,50 +1,12 @@
 //! One send, receive or alarm: what the kernel reads while it is in flight, in one box.
 
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
-use crate::vector::Vector;
-
-/// Which way bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// From the vector to the socket; the whole vector, unless the connection ends.
-    Send,
-    /// From the socket into the vector; whatever has arrived, at least one byte.
-    Receive,
-}
-
-/// A send or a receive. The socket must be in blocking mode: on a non-blocking one io_uring
-/// answers `EAGAIN` where it would wait.
-#[derive(Debug)]
-pub struct Work {
-    /// Whose work it is; comes back with the completion.
-    pub tag: u64,
-    /// The connection.
-    pub socket: Arc<TcpStream>,
-    /// Which way bytes go.
-    pub direction: Direction,
-    /// What is sent, or where bytes go. Not empty.
-    pub vector: Vector,
-}
-
-/// A send or a receive that has ended: the kernel does not touch the vector's memory any more.
-#[derive(Debug)]
-pub struct Done {
-    /// The work's tag.
-    pub tag: u64,
-    /// Which way bytes went.
-    pub direction: Direction,
-    /// Bytes sent or received. 0 for a receive means that the peer has closed.
-    pub result: io::Result<usize>,
-    /// The work's vector, not advanced.
-    pub vector: Vector,
-}
+use crate::stream::{Direction, Done, Work};
 
 pub(super) struct Op {
     kind: Kind,

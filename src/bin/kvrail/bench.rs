@@ -5,7 +5,7 @@ mod run;
 
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
-use kvrail::runtime::{Idle, Shards};
+use kvrail::runtime::{Driver, Idle, Shards};
 use kvrail::topology::Topology;
 use kvrail::{
     Access, Engine, EngineBuilder, Error, Eternal, Location, Metadata, Region, RemoteBuffer, Result,
@@ -65,6 +65,9 @@ pub struct Options {
     /// What idle shards do; hybrid polls for 50 us before it sleeps.
     #[arg(long, value_enum, default_value = "hybrid")]
     idle: IdlePolicy,
+    /// What the shards wait on: auto, uring or epoll.
+    #[arg(long, default_value_t)]
+    driver: Driver,
     /// Shards of this process; by default half of its CPUs, 8 at most.
     #[arg(long)]
     shards: Option<usize>,
@@ -135,7 +138,8 @@ pub fn run(options: &Options) -> Result<()> {
         .name(&options.local_server_name)
         .metadata(options.metadata_server.clone())
         .shards(shards)
-        .idle(options.idle.into());
+        .idle(options.idle.into())
+        .driver(options.driver);
     let engine = forced(builder, options).start()?;
     match options.mode {
         Mode::Target => serve(&engine, options),

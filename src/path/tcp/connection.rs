@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::region::Region;
-use kvrail_reactors::uring::{Direction, Done, Uring, Work};
+use kvrail_reactors::stream::{Direction, Done, Streams, Work};
 use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
@@ -91,7 +91,7 @@ impl Connection {
         &mut self,
         tag: u64,
         now_ns: u64,
-        ring: &mut Uring,
+        ring: &mut Streams,
         queue: &mut VecDeque<Request>,
         unwanted: impl FnMut(&Request) -> bool,
     ) -> Vec<Request> {
@@ -125,7 +125,7 @@ impl Connection {
         dropped
     }
 
-    fn send(&mut self, tag: u64, ring: &mut Uring, vector: Vector) {
+    fn send(&mut self, tag: u64, ring: &mut Streams, vector: Vector) {
         self.sending_from.clear();
         self.sending_from.extend(vector.memory().map(|slice| slice.region().addr()));
         self.sending_from.dedup();
@@ -135,7 +135,7 @@ impl Connection {
     fn post(
         &mut self,
         tag: u64,
-        ring: &mut Uring,
+        ring: &mut Streams,
         direction: Direction,
         vector: Vector,
     ) -> Option<u64> {
@@ -159,7 +159,7 @@ impl Connection {
         &mut self,
         tag: u64,
         mut done: Done,
-        ring: &mut Uring,
+        ring: &mut Streams,
         now_ns: u64,
         served: &mut impl Served,
     ) {
@@ -187,7 +187,7 @@ impl Connection {
     pub(super) fn received(
         &mut self,
         done: Done,
-        ring: &mut Uring,
+        ring: &mut Streams,
         now_ns: u64,
     ) -> Option<(Vector, usize)> {
         self.receiving = None;
@@ -213,7 +213,7 @@ impl Connection {
 
     /// A server that was half-closed still answers; Mooncake's v1 initiator closes right behind
     /// its WRITE.
-    fn peer_closed(&mut self, ring: &mut Uring) {
+    fn peer_closed(&mut self, ring: &mut Streams) {
         let answers_left = match &mut self.role {
             Role::Server(stream) => {
                 stream.close();
@@ -226,7 +226,7 @@ impl Connection {
         }
     }
 
-    fn finish_if_closing(&mut self, now_ns: u64, ring: &mut Uring) {
+    fn finish_if_closing(&mut self, now_ns: u64, ring: &mut Streams) {
         let Role::Server(stream) = &self.role else { return };
         if !stream.is_closing() || stream.has_replies() || self.sending.is_some() {
             return;
@@ -246,7 +246,7 @@ impl Connection {
     }
 
     /// Ends the connection; its memory is quiet once [`Connection::is_quiet`].
-    pub(super) fn close(&mut self, ring: &mut Uring, end: End) {
+    pub(super) fn close(&mut self, ring: &mut Streams, end: End) {
         if self.end.is_some() {
             return;
         }

@@ -1,4 +1,4 @@
-//! The TCP actor of one shard: it owns a ring, the connections on it and the parts of transfers
+//! The TCP actor of one shard: it owns a reactor, the connections on it and the parts of transfers
 //! that they carry. It decides nothing about bytes: streams, lanes and flights do.
 
 use std::collections::HashMap;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::region::Region;
+use kvrail_reactors::stream::{Direction, Done, Streams};
 use kvrail_reactors::ticket::{Table, Ticket};
-use kvrail_reactors::uring::{Direction, Done, Uring};
 
 use super::client::{Answer, ClientStream, Request};
 use super::connection::{Connection, End, Role};
@@ -64,7 +64,7 @@ pub(super) struct Fence {
 /// ends it: the ring goes first and waits until the kernel touches nothing, then the parts fail
 /// and the fences' guards go.
 pub(crate) struct TcpShard {
-    pub(super) ring: Uring,
+    pub(super) ring: Streams,
     pub(super) done: Vec<Done>,
     pub(super) connections: Table<Connection>,
     served: Service,
@@ -84,7 +84,7 @@ pub(crate) struct TcpShard {
 const TURN_COMPLETIONS: usize = 32;
 
 impl TcpShard {
-    pub(crate) fn new(ring: Uring, served: Service, dial: Dial, limits: TcpLimits) -> Self {
+    pub(crate) fn new(ring: Streams, served: Service, dial: Dial, limits: TcpLimits) -> Self {
         Self {
             ring,
             done: Vec::new(),
@@ -393,7 +393,7 @@ impl Drop for TcpShard {
     }
 }
 
-/// io_uring waits on blocking sockets only.
+/// io_uring waits on blocking sockets only; the reactor without it takes either.
 fn in_blocking_mode(socket: TcpStream) -> Result<TcpStream> {
     match socket.set_nonblocking(false) {
         Ok(()) => Ok(socket),

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use kvrail_reactors::affinity::probe_uring;
 use kvrail_reactors::doorbell::Doorbell;
+use kvrail_reactors::sockets::Sockets;
+use kvrail_reactors::stream::Streams;
 use kvrail_reactors::uring::Uring;
 
 use crate::arrivals::Arrivals;
@@ -47,11 +50,19 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
     (flight, message)
 }
 
-fn shard(limits: TcpLimits) -> TcpShard {
-    let doorbell = Doorbell::new().unwrap();
-    let ring = Uring::new(64, doorbell.raw_fd()).unwrap();
+/// Runs `test` on each reactor that the kernel gives us.
+fn both(test: impl Fn(Streams)) {
+    let doorbell = Doorbell::with_sources().unwrap();
+    test(Streams::Sockets(Sockets::new(64, &doorbell).unwrap()));
+    match probe_uring() {
+        Err(error) => eprintln!("not on io_uring, which the kernel refuses: {error}"),
+        Ok(()) => test(Streams::Uring(Uring::new(64, doorbell.raw_fd()).unwrap())),
+    }
+}
+
+fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
     let view = RegionsView::new(Arc::new(Regions::default()));
-    TcpShard::new(ring, Service::new(view, Arc::default()), Box::new(|_| {}), limits)
+    TcpShard::new(streams, Service::new(view, Arc::default()), Box::new(|_| {}), limits)
 }
 
 /// Ours and the peer's.
@@ -78,8 +89,12 @@ fn poll_until(shard: &mut TcpShard, now_ns: u64, is_so: impl Fn() -> bool) {
 
 #[test]
 fn a_lane_is_stalled_by_what_its_peer_owes_and_not_by_idle_time() {
+    both(stalled);
+}
+
+fn stalled(streams: Streams) {
     let limits = TcpLimits { progress_ns: 1_000, ..TcpLimits::default() };
-    let mut shard = shard(limits);
+    let mut shard = shard(streams, limits);
     let (socket, mut peer) = sockets();
     let (small, large) = (region(4_096), region(LEN));
     let (first, message) = flight(&small);
@@ -105,15 +120,18 @@ fn a_lane_is_stalled_by_what_its_peer_owes_and_not_by_idle_time() {
 /// middle of its first header: peers don't notice in time that an idle connection was closed.
 #[test]
 fn strangers_make_room_first() {
+    both(strangers);
+}
+
+fn strangers(streams: Streams) {
     let limits = TcpLimits { connections_max: 2, ..TcpLimits::default() };
     let regions = Arc::new(Regions::default());
     let memory = region(4_096);
     regions.insert(memory.clone()).unwrap();
-    let doorbell = Doorbell::new().unwrap();
-    let ring = Uring::new(64, doorbell.raw_fd()).unwrap();
     let arrivals = Arc::new(Arrivals::default());
     let view = RegionsView::new(regions);
-    let mut shard = TcpShard::new(ring, Service::new(view, arrivals), Box::new(|_| {}), limits);
+    let service = Service::new(view, arrivals);
+    let mut shard = TcpShard::new(streams, service, Box::new(|_| {}), limits);
     let (socket, mut known) = sockets();
     shard.handle(Message::Accepted(socket), 0);
     let read = Header {
@@ -159,7 +177,11 @@ fn is_closed(flight: &Flight) {
 
 #[test]
 fn a_dropped_shard_is_quiet_and_fails_what_it_had() {
-    let mut shard = shard(TcpLimits::default());
+    both(dropped);
+}
+
+fn dropped(streams: Streams) {
+    let mut shard = shard(streams, TcpLimits::default());
     let (socket, mut peer) = sockets();
     let (memory, waiting) = (region(LEN), region(4_096));
     let (flying, message) = flight(&memory);

@@ -1,0 +1,102 @@
+//! What a reactor for sockets is asked and answers, and the two there are, behind one type: their
+//! owner names neither.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use crate::Reactor;
+use crate::sockets::Sockets;
+use crate::uring::Uring;
+use crate::vector::Vector;
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the vector to the socket; the whole vector, unless the connection ends.
+    Send,
+    /// From the socket into the vector; whatever has arrived, at least one byte.
+    Receive,
+}
+
+/// A send or a receive. For io_uring the socket must be in blocking mode: on a non-blocking one it
+/// answers `EAGAIN` where it would wait. Readiness takes both.
+#[derive(Debug)]
+pub struct Work {
+    /// Whose work it is; comes back with the completion.
+    pub tag: u64,
+    /// The connection.
+    pub socket: Arc<TcpStream>,
+    /// Which way bytes go.
+    pub direction: Direction,
+    /// What is sent, or where bytes go. Not empty.
+    pub vector: Vector,
+}
+
+/// A send or a receive that has ended: the kernel does not touch the vector's memory any more.
+#[derive(Debug)]
+pub struct Done {
+    /// The work's tag.
+    pub tag: u64,
+    /// Which way bytes went.
+    pub direction: Direction,
+    /// Bytes sent or received. 0 for a receive means that the peer has closed.
+    pub result: io::Result<usize>,
+    /// The work's vector, not advanced.
+    pub vector: Vector,
+}
+
+/// A reactor for sockets, of either kind.
+pub enum Streams {
+    /// On a ring of its own.
+    Uring(Uring),
+    /// By readiness, where there is no io_uring.
+    Sockets(Sockets),
+}
+
+impl Streams {
+    /// Ends the wait of the doorbell's sleeper at `at_ns` at the latest, where both times are of
+    /// the caller's clock.
+    pub fn set_alarm(&mut self, at_ns: u64, now_ns: u64) {
+        match self {
+            Self::Uring(ring) => ring.set_alarm(at_ns, now_ns),
+            Self::Sockets(sockets) => sockets.set_alarm(at_ns, now_ns),
+        }
+    }
+}
+
+impl Reactor for Streams {
+    type Work = Work;
+    type Done = Done;
+
+    fn submit(&mut self, work: Work) -> Result<u64, Work> {
+        match self {
+            Self::Uring(ring) => ring.submit(work),
+            Self::Sockets(sockets) => sockets.submit(work),
+        }
+    }
+
+    fn poll(&mut self, budget: usize, done: &mut Vec<Done>) -> usize {
+        match self {
+            Self::Uring(ring) => ring.poll(budget, done),
+            Self::Sockets(sockets) => sockets.poll(budget, done),
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        match self {
+            Self::Uring(ring) => ring.arm(),
+            Self::Sockets(sockets) => sockets.arm(),
+        }
+    }
+
+    fn fence(&mut self, name: u64) {
+        match self {
+            Self::Uring(ring) => ring.fence(name),
+            Self::Sockets(sockets) => sockets.fence(name),
+        }
+    }
+}
