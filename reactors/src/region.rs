@@ -53,6 +53,14 @@ pub enum AllocateError {
     Memory(io::Error),
 }
 
+impl From<AllocateError> for io::Error {
+    fn from(error: AllocateError) -> Self {
+        match error {
+            AllocateError::Policy(error) | AllocateError::Memory(error) => error,
+        }
+    }
+}
+
 /// A range of memory that transfers read and write.
 #[derive(Debug)]
 pub struct Region {

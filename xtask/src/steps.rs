@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::shell::Shell;
-use crate::{example, fuzz, mooncake, rust, without_uring};
+use crate::{compare, example, fuzz, mooncake, rust, without_uring};
 
 /// What a step answers: a few words for the summary, or what went wrong.
 pub type Outcome = Result<String, String>;
@@ -17,7 +17,7 @@ struct Step {
 }
 
 /// Cheap and likely to fail first; what takes minutes or a download last.
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     step("fmt", "the sources are formatted", |shell, _| rust::fmt(shell)),
     step("style", "lengths, headers, unsafe", |shell, _| rust::style(shell)),
     step("no-c", "default features compile no C", |shell, _| rust::no_c(shell)),
@@ -27,6 +27,7 @@ const STEPS: [Step; 10] = [
     step("doc", "doc tests, and docs without a warning", |shell, _| rust::doc(shell)),
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
     step("example", "prefill and decode, once", |shell, _| example::once(shell)),
+    step("compare", "the comparison, one cell", |shell, _| compare::smoke(shell)),
     step("fuzz", "each target for a while", |shell, options| fuzz::all(shell, options.fuzz_s)),
 ];
 

@@ -5,7 +5,7 @@
 //! peer.
 //!
 //! - [`socket`]: Unix sockets that pass descriptors; the kernel says who is at the other end
-//! - [`view`]: a peer's region, mapped read-only from a memfd that can neither shrink nor change hands
+//! - [`view`]: a peer's region, mapped read-only from a memfd that can't shrink
 //! - [`process`]: a peer's foreign memory, read where the kernel permits it
 //! - [`lane`]: requests and replies in a ring of words that both map; nothing in it is trusted
 //! - [`ledger`]: the owner's list of regions that are alive, for readers to check behind a copy

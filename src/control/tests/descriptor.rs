@@ -182,7 +182,10 @@ prop_compose! {
         extras: Option<(u32, u64)>,
     ) -> Descriptor {
         let buffers = buffers.into_iter().filter(|b| b.addr != u64::MAX).collect();
-        let kvrail = extras.map(|(version, incarnation)| Extras { version, incarnation, sockets: vec!["@a".into()] });
+        let kvrail = extras.map(|(version, incarnation)| {
+            let sockets = vec!["@a".into()];
+            Extras { version, incarnation, sockets }
+        });
         let (protocol, timestamp) = (PROTOCOL_TCP.to_owned(), String::new());
         Descriptor {
             buffers, kvrail, name, protocol, rdma_server_name, tcp_data_host, tcp_data_port,

@@ -296,7 +296,10 @@ impl State {
             }
         }
         for raw in new {
-            let is_of = |words: &[u64; REQUEST_WORDS]| matches!(Entry::decode(words), Some(Entry::Copy { part, .. }) if part == raw);
+            let is_of = |words: &[u64; REQUEST_WORDS]| match Entry::decode(words) {
+                Some(Entry::Copy { part, .. }) => part == raw,
+                _ => false,
+            };
             self.unsent.retain(|words| !is_of(words));
             // An event in mid-body goes first: its bytes follow each other.
             let in_body = |words: &&[u64; REQUEST_WORDS]| {

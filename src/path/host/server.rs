@@ -167,8 +167,8 @@ impl LaneServer {
         let target = served.find(addr, len, Operation::Write);
         let source = self.offered.slice(source, offset, len);
         let (target, source) = match (target, source) {
-            (None, _) => return Ok(self.failed(id, index, Verdict::Refused)),
-            (_, None) => return Ok(self.failed(id, index, Verdict::Unreadable)),
+            (None, _) => return self.failed(id, index, Verdict::Refused),
+            (_, None) => return self.failed(id, index, Verdict::Unreadable),
             (Some(target), Some(source)) => (target, source),
         };
         let (bytes, region) = (target.len(), target.region().clone());
@@ -181,9 +181,10 @@ impl LaneServer {
         Ok(())
     }
 
-    fn failed(&mut self, part: u64, index: u64, verdict: Verdict) {
+    fn failed(&mut self, part: u64, index: u64, verdict: Verdict) -> Result<(), Corrupt> {
         self.replies.push_back(Reply::Failed { part, index, verdict });
         self.end_parts();
+        Ok(())
     }
 
     fn cancel(&mut self, id: u64) {
