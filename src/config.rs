@@ -1,6 +1,7 @@
 //! How an engine is started: every choice with its default, in one typed builder.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,21 @@ pub struct EngineBuilder {
     pub(crate) driver: Driver,
     pub(crate) tcp_v1: bool,
     pub(crate) tcp: TcpLimits,
+    pub(crate) same_host: SameHost,
+}
+
+/// How engines of one host meet.
+#[derive(Debug, Clone)]
+pub(crate) struct SameHost {
+    pub(crate) is_on: bool,
+    pub(crate) folder: Option<PathBuf>,
+    pub(crate) peers_may_trace: bool,
+}
+
+impl Default for SameHost {
+    fn default() -> Self {
+        Self { is_on: true, folder: None, peers_may_trace: false }
+    }
 }
 
 impl Default for EngineBuilder {
@@ -81,6 +97,7 @@ impl Default for EngineBuilder {
             driver: Driver::default(),
             tcp_v1: false,
             tcp: TcpLimits::default(),
+            same_host: SameHost::default(),
         }
     }
 }
@@ -152,6 +169,30 @@ impl EngineBuilder {
     /// it carried is Lost; 30 s by default, Mooncake's status time-out. Idle connections stay.
     pub fn progress_deadline(mut self, after: Duration) -> Self {
         self.tcp.progress_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        self
+    }
+
+    /// Whether transfers to kvrail processes of this host and user go by shared memory instead of
+    /// the network; they do by default.
+    pub fn same_host(mut self, on: bool) -> Self {
+        self.same_host.is_on = on;
+        self
+    }
+
+    /// A folder for a Unix socket at which processes of this host find the engine, for containers
+    /// that share a volume but no network namespace; in the others the abstract name does. The
+    /// folder may be mounted elsewhere in the peer's container: it looks in its own, too.
+    pub fn socket_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.same_host.folder = Some(folder.into());
+        self
+    }
+
+    /// Lets any process of this user read this process's memory at ptrace scope 1
+    /// (`PR_SET_PTRACER_ANY`), as it may at scope 0. Peers of this host need it to reach *foreign*
+    /// memory ([`Engine::register`]) without the network; memory from [`Engine::allocate`] needs
+    /// nothing. Off by default.
+    pub fn peers_may_trace(mut self, yes: bool) -> Self {
+        self.same_host.peers_may_trace = yes;
         self
     }
 

@@ -1,28 +1,27 @@
 //! The engine: memory, peers and transfers behind one handle that any thread or executor may use.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
 use crate::config::{EngineBuilder, Metadata};
-use crate::control::{
-    Buffer, Control, ControlConfig, Descriptor, Extras, Host, Identity, MetadataKind, Resolved,
-};
+use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind};
 use crate::counter::Counter;
-use crate::memory::{self, Access, Location, Region, Regions};
+use crate::explain::Explanation;
+use crate::exposed::{Exposed, expose};
+use crate::links::Links;
+use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
 use crate::notification::Notification;
 use crate::path::local::Copies;
-use crate::path::{Carriers, tcp};
-use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind, TcpRoute};
+use crate::path::served::Service;
+use crate::path::{self, Carriers, tcp};
+use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind};
 use crate::request::Batch;
-use crate::runtime::{Driver, PumpAddress, Runtime, SendError, ShardPlacement};
+use crate::runtime::{Driver, Idle, PumpAddress, Runtime, SendError, ShardPlacement};
 use crate::transfer::{Prepared, Transfer};
 use crate::{Error, ErrorKind, Foreign, NumaPolicy, Result};
-
-/// Version of the steps that only kvrail peers take: events on data connections.
-const EXTRAS_VERSION: u32 = 1;
 
 /// A transfer engine. Clones are the same engine; the last one's drop stops it.
 #[derive(Clone)]
@@ -33,62 +32,14 @@ pub struct Engine {
 pub(crate) struct Inner {
     runtime: Runtime,
     control: Arc<Control>,
-    host: Arc<HostState>,
+    host: Arc<Exposed>,
     copies: Vec<PumpAddress<Copies>>,
-    links: Mutex<Vec<Weak<Link>>>,
-    next_route: AtomicU64,
+    links: Links,
     /// Where the next batch starts among the shards.
     cursor: AtomicUsize,
     own: Peer,
-    tcp_v1: bool,
-}
-
-/// What peers reach of this engine, through the control thread and the shards.
-struct HostState {
-    identity: Identity,
-    incarnation: u64,
-    regions: Arc<Regions>,
-    arrivals: Arc<Arrivals>,
-    /// Filled in once the shards' actors run.
-    tcp: std::sync::OnceLock<Vec<PumpAddress<tcp::Message>>>,
-    next_shard: AtomicUsize,
-}
-
-impl Host for HostState {
-    fn descriptor(&self) -> Descriptor {
-        let regions = self.regions.current();
-        let published = regions.iter().filter(|region| region.access() != Access::LOCAL);
-        let buffers = published
-            .map(|region| Buffer {
-                addr: region.addr(),
-                length: region.len() as u64,
-                name: region.location().to_string(),
-            })
-            .collect();
-        let extras = Extras { version: EXTRAS_VERSION, incarnation: self.incarnation };
-        self.identity.descriptor(buffers, Some(extras))
-    }
-
-    fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {
-        self.arrivals.notifications.push(Notification { from: name, bytes: message })
-    }
-
-    fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream> {
-        // Before the shards' actors run nobody knows our port.
-        let Some(shards) = self.tcp.get() else { return Ok(()) };
-        let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
-        match shards[shard].send(tcp::Message::Accepted(stream)) {
-            Err(SendError::Full(tcp::Message::Accepted(stream))) => Err(stream),
-            _ => Ok(()),
-        }
-    }
-
-    fn crowded(&self) {
-        for shard in self.tcp.get().into_iter().flatten() {
-            // A full inbox is asked again soon.
-            let _ = shard.send(tcp::Message::Crowded);
-        }
-    }
+    /// Whether callers may look for a transfer's end themselves.
+    watches: bool,
 }
 
 impl Engine {
@@ -99,8 +50,6 @@ impl Engine {
 
     pub(crate) fn start(config: EngineBuilder) -> Result<Self> {
         let runtime = config.runtime(config.driver)?;
-        let regions = Arc::new(Regions::default());
-        let arrivals = Arc::new(Arrivals::default());
         let kind = match &config.metadata {
             Metadata::P2p => MetadataKind::P2p,
             Metadata::Http(url) => MetadataKind::Http(url.clone()),
@@ -111,29 +60,35 @@ impl Engine {
         if let Some(bind) = config.bind {
             control_config.bind = bind;
         }
+        let (exposure, hub) = expose(&config.same_host)?;
+        let links = Links::new(config.tcp_v1, hub);
         let (give, take) = std::sync::mpsc::sync_channel(1);
-        let state = (regions, arrivals);
         let control = Control::start(control_config, move |identity| {
-            let host = Arc::new(HostState::new(identity.clone(), state));
+            let host = Arc::new(exposure.named(identity.clone()));
             // The caller waits for it below.
             let _ = give.send(host.clone());
             host
         })?;
         let host = take.recv().map_err(|_| Error::closed("the control thread ended"))?;
         let control = Arc::new(control);
-        let (regions, arrivals) = (host.regions.clone(), host.arrivals.clone());
-        let started = Carriers::start(&config, runtime, regions, arrivals, &control)?;
-        Self::assemble(started, control, host, config.tcp_v1)
+        let service =
+            || Service::new(RegionsView::new(host.regions.clone()), host.arrivals.clone());
+        let started = Carriers::start(&config, runtime, &service, &control)?;
+        Self::assemble(started, control, host, links, &config)
     }
 
     fn assemble(
         (runtime, carriers): (Runtime, Carriers),
         control: Arc<Control>,
-        host: Arc<HostState>,
-        tcp_v1: bool,
+        host: Arc<Exposed>,
+        links: Links,
+        config: &EngineBuilder,
     ) -> Result<Self> {
-        // Nobody else sets it.
-        let _ = host.tcp.set(carriers.tcp);
+        host.start(carriers.tcp);
+        if let Some(hub) = &host.hub {
+            hub.start(carriers.hosts);
+            path::host::serve(hub, |accepting| control.detach(accepting));
+        }
         let own = Route { key: 0, name: control.name().into(), kind: RouteKind::Local };
         let own = Peer::new(Link::local(own), Vec::new());
         let inner = Inner {
@@ -141,11 +96,10 @@ impl Engine {
             control,
             host,
             copies: carriers.copies,
-            links: Mutex::default(),
-            next_route: AtomicU64::new(1),
+            links,
             cursor: AtomicUsize::new(0),
             own,
-            tcp_v1,
+            watches: config.idle != Idle::Event,
         };
         let engine = Self { inner: Arc::new(inner) };
         futures_lite::future::block_on(engine.publish())?;
@@ -209,6 +163,9 @@ impl Engine {
             self.inner.host.regions.remove(&region);
             return Err(error);
         }
+        if let Some(hub) = &self.inner.host.hub {
+            hub.added(&region);
+        }
         self.publish_soon();
         Ok(region)
     }
@@ -224,15 +181,20 @@ impl Engine {
             return Err(Error::refused("the region is not registered with this engine"));
         }
         region.close();
+        let hub = self.inner.host.hub.as_ref();
+        if let Some(hub) = hub {
+            // What peers of this host are reading is no answer from here on.
+            hub.struck(&region);
+        }
         self.publish_soon();
         let (guard, quiet) = flume::bounded(0);
         for shard in self.inner.shards() {
-            let region = region.memory().clone();
-            let mut message = tcp::Message::Fence { region, guard: guard.clone() };
-            while let Err(SendError::Full(back)) = shard.send(message) {
-                message = back;
-                futures_lite::future::yield_now().await;
-            }
+            let (region, guard) = (region.memory().clone(), guard.clone());
+            tell(shard, tcp::Message::Fence { region, guard }).await;
+        }
+        for shard in hub.into_iter().flat_map(|hub| hub.shards()) {
+            let (region, guard) = (region.memory().clone(), guard.clone());
+            tell(shard, path::host::Message::Fence { region, guard }).await;
         }
         drop(guard);
         // Nobody sends: the channel closes when the last shard has let go of its guard.
@@ -269,9 +231,18 @@ impl Engine {
             return Ok(self.local());
         }
         let resolved = self.inner.control.resolve(name, true).await?;
-        let link = self.inner.link(name, &resolved);
+        let Inner { links, control, .. } = &*self.inner;
+        let link = links.to(name, &resolved, self.inner.shards());
+        links.meet(&link, &resolved, control).await;
         let buffers = resolved.descriptor.buffers.iter().map(remote_buffer).collect();
         Ok(Peer::new(link, buffers))
+    }
+
+    /// Says by which path transfers between `region` and `peer` go: every candidate, what speaks
+    /// for and against it, what it should cost and what it has cost. Asks the peer what it can
+    /// read, where that is not known yet.
+    pub async fn explain(&self, peer: &Peer, region: &Region) -> Explanation {
+        self.inner.explain(peer, region).await
     }
 
     /// This engine as its own peer.
@@ -342,6 +313,9 @@ impl Engine {
     /// Withdraws the engine from its peers, ends what is under way and stops the shards. Every
     /// clone is closed afterwards.
     pub async fn stop(&self) {
+        if let Some(hub) = &self.inner.host.hub {
+            hub.close().await;
+        }
         self.inner.control.stop().await;
         let runtime = self.inner.runtime.clone();
         let (done, stopped) = flume::bounded(1);
@@ -354,24 +328,9 @@ impl Engine {
     }
 }
 
-impl HostState {
-    fn new(identity: Identity, (regions, arrivals): (Arc<Regions>, Arc<Arrivals>)) -> Self {
-        // Differs between processes that had the same name: the clock at the start.
-        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self {
-            identity,
-            incarnation: since_epoch.map_or(0, |time| time.as_nanos() as u64),
-            regions,
-            arrivals,
-            tcp: std::sync::OnceLock::new(),
-            next_shard: AtomicUsize::new(0),
-        }
-    }
-}
-
 impl Inner {
     pub(crate) fn shards(&self) -> &[PumpAddress<tcp::Message>] {
-        self.host.tcp.get().map_or(&[], Vec::as_slice)
+        self.host.shards()
     }
 
     pub(crate) fn placement(&self) -> &[ShardPlacement] {
@@ -398,6 +357,10 @@ impl Inner {
         self.control.name()
     }
 
+    pub(crate) fn watches(&self) -> bool {
+        self.watches
+    }
+
     pub(crate) fn now_ns(&self) -> u64 {
         self.runtime.now_ns()
     }
@@ -405,34 +368,6 @@ impl Inner {
     /// Where a batch starts among the shards: one further each time.
     pub(crate) fn next_shard(&self) -> usize {
         self.cursor.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The link to a peer: the living one where the peer is still where it was.
-    fn link(&self, name: &str, resolved: &Resolved) -> Arc<Link> {
-        let tcp = TcpRoute {
-            host: resolved.data.host.clone(),
-            port: resolved.data.port,
-            speaks_v2: resolved.descriptor.tcp_proto_version >= 2 && !self.tcp_v1,
-            incarnation: resolved.descriptor.kvrail.as_ref().map(|extras| extras.incarnation),
-        };
-        let mut links = lock(&self.links);
-        links.retain(|link| link.strong_count() > 0);
-        let alive = links.iter().filter_map(Weak::upgrade);
-        if let Some(link) = alive.into_iter().find(|link| link.route.is(name, &tcp)) {
-            return link;
-        }
-        let key = self.next_route.fetch_add(1, Ordering::Relaxed);
-        let route = Route { key, name: name.into(), kind: RouteKind::Tcp(tcp) };
-        let shards = self.shards().to_vec();
-        let link = Link::new(route, move |key| {
-            for shard in &shards {
-                if shard.send(tcp::Message::Forget { peer: key }).is_err() {
-                    tracing::debug!(key, "a shard keeps connections to a peer nobody uses");
-                }
-            }
-        });
-        links.push(Arc::downgrade(&link));
-        link
     }
 }
 
@@ -442,12 +377,16 @@ impl Drop for Inner {
     }
 }
 
-fn remote_buffer(buffer: &Buffer) -> RemoteBuffer {
-    RemoteBuffer { name: buffer.name.clone(), addr: buffer.addr, len: buffer.length }
+/// Passes a message on to a shard whose inbox may be full.
+async fn tell<M>(shard: &PumpAddress<M>, mut message: M) {
+    while let Err(SendError::Full(back)) = shard.send(message) {
+        message = back;
+        futures_lite::future::yield_now().await;
+    }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn remote_buffer(buffer: &Buffer) -> RemoteBuffer {
+    RemoteBuffer { name: buffer.name.clone(), addr: buffer.addr, len: buffer.length }
 }
 
 /// An error for a message that an actor did not take.

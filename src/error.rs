@@ -56,6 +56,8 @@ pub enum Landed {
 pub enum PathKind {
     /// A copy inside this process.
     Local,
+    /// A copy between two processes of this host, by shared memory or `process_vm_readv`.
+    Host,
     /// Mooncake's TCP protocol.
     Tcp,
 }
@@ -65,6 +67,7 @@ impl PathKind {
     pub fn label(self) -> &'static str {
         match self {
             Self::Local => "local",
+            Self::Host => "host",
             Self::Tcp => "tcp",
         }
     }

@@ -4,10 +4,13 @@
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use crate::limits::{HOST_WATCH_MAX_NS, HOST_WATCH_NS, HOST_WATCH_NS_PER_KIB};
 use crate::memory::Visit;
+use crate::path::host::{self, Lane};
 use crate::transfer::Plan;
 use crate::{Error, ErrorKind, Landed};
 
@@ -35,6 +38,12 @@ impl Life {
     /// A batch whose data goes out in `parts`, followed by an event or not.
     pub(crate) fn new(parts: usize, has_event: bool) -> Self {
         Self { parts_out: parts, has_event, failures: Vec::new(), is_done: false }
+    }
+
+    /// More parts go out while at least one is.
+    pub(crate) fn more_parts(&mut self, parts: usize) {
+        debug_assert!(self.parts_out > 0 && !self.is_done, "it was over already");
+        self.parts_out += parts;
     }
 
     /// A part came back: every slice of it has ended and its memory is quiet.
@@ -94,6 +103,8 @@ pub(crate) struct Flight {
     pub(crate) deadline_ns: Option<u64>,
     abandoned: AtomicBool,
     shared: Mutex<Shared>,
+    /// Where its caller may look for the end itself.
+    watch: OnceLock<Vec<Arc<Lane>>>,
     /// Regions of this process that the flight reaches without a lease.
     _visits: Vec<Visit>,
 }
@@ -115,7 +126,34 @@ impl Flight {
         let life = Life::new(parts, announce.is_some());
         let shared = Mutex::new(Shared { life, announce, waker: None });
         let abandoned = AtomicBool::new(false);
-        Arc::new(Self { plan, deadline_ns, abandoned, shared, _visits: visits })
+        let watch = OnceLock::new();
+        Arc::new(Self { plan, deadline_ns, abandoned, shared, watch, _visits: visits })
+    }
+
+    /// More parts go out while at least one is.
+    pub(crate) fn more_parts(&self, parts: usize) {
+        self.lock().life.more_parts(parts);
+    }
+
+    /// The lanes that its end comes by.
+    pub(crate) fn comes_by(&self, lanes: Vec<Arc<Lane>>) {
+        // It is posted once.
+        let _ = self.watch.set(lanes);
+    }
+
+    /// Looks for the end on the caller's thread, where that costs less than being woken and takes
+    /// no longer than its bytes account for.
+    pub(crate) fn watch(&self) {
+        let Some(lanes) = self.watch.get().filter(|_| !self.is_done()) else { return };
+        let bytes = self.plan.bytes() as u64;
+        let budget_ns = HOST_WATCH_NS + bytes / 1024 * HOST_WATCH_NS_PER_KIB;
+        let budget = Duration::from_nanos(budget_ns.min(HOST_WATCH_MAX_NS));
+        let since = quanta::Instant::now();
+        host::watch(lanes, || self.is_done() || since.elapsed() > budget);
+    }
+
+    fn is_done(&self) -> bool {
+        self.lock().life.is_done()
     }
 
     /// Nobody waits any more: what wasn't posted yet needn't be.

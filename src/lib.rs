@@ -20,11 +20,14 @@ mod counter;
 pub mod doctor;
 mod engine;
 mod error;
+mod explain;
+mod exposed;
 mod flight;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod limits;
+mod links;
 mod memory;
 pub mod metrics;
 mod notification;
@@ -44,6 +47,7 @@ pub use control::metadata;
 pub use counter::Counter;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
+pub use explain::{Candidate, Explanation, Means, Verdict};
 pub use kvrail_reactors::numa::NumaPolicy;
 pub use kvrail_reactors::region::{Eternal, Foreign};
 pub use memory::{

@@ -271,3 +271,58 @@ pub const OUTSTANDING_MAX: usize = 16 * BATCH_SLICES_MAX;
 /// Pause before a data connection is offered again to shards whose inboxes were full; they empty
 /// them within microseconds.
 pub const DATA_ACCEPT_PAUSE_MS: u64 = 1;
+
+/// Lanes to one peer of the same host: as many as shards are started unasked. Each costs 96 KiB,
+/// and copying scales no further than memory does.
+pub const HOST_LANES_MAX: usize = SHARDS_DEFAULT_MAX;
+
+/// Copies of one part on a lane. The ring holds four parts, so that one which is full has a whole
+/// part in it, whose reply wakes the asker to send on.
+pub const HOST_PART_COPIES: usize = 256;
+
+/// Copies that a lane's server has taken from the ring: enough to keep it copying for a turn
+/// (256 KiB) at 4 KiB each. The rest waits in the ring, where it costs nothing.
+pub const HOST_COPIES_MAX: usize = 64;
+
+/// Replies that wait for room in a lane before its server takes no more requests.
+pub const HOST_REPLIES_MAX: usize = 64;
+
+/// Longest event that goes by a lane, 147 entries; longer ones go by TCP, since they would fill
+/// the ring of [`HOST_PART_COPIES`] four times over.
+pub const HOST_EVENT_MAX_BYTES: usize = 8 << 10;
+
+/// Peers of this host that may be connected to an engine at a time; a descriptor and some
+/// kilobytes each, apart from what they offer.
+pub const HOST_SESSIONS_MAX: usize = 256;
+
+/// Longest message between engines of one host, in JSON; the longest is a reason in words.
+pub const HOST_MESSAGE_MAX_BYTES: usize = 4 << 10;
+
+/// Time for a peer of this host to answer a step of the handshake. It answers at once, unless it
+/// is stopped.
+pub const HOST_ANSWER_MS: u64 = 2_000;
+
+/// Questions to a peer of this host that wait for its answer.
+pub const HOST_CALLS_MAX: usize = 1024;
+
+/// How long a caller looks for a host transfer's end itself before it lets its thread go: about
+/// what two wakes cost (its shard's, then its own), 57 us each where a shard parks.
+pub const HOST_WATCH_NS: u64 = 100_000;
+
+/// The same for each byte: twice what a copy takes at 5 GB/s, which is slow for memory.
+pub const HOST_WATCH_NS_PER_KIB: u64 = 400;
+
+/// And at most: a caller that lives on an executor keeps its other tasks waiting.
+pub const HOST_WATCH_MAX_NS: u64 = 1_000_000;
+
+/// Changes of regions that a session may not have told its peer yet; one that falls further
+/// behind ends, and the peer connects anew.
+pub const HOST_CHANGES_MAX: usize = 1024;
+
+/// Questions about memory that one posting asks before the rest goes by TCP: a batch touches few
+/// regions, and more questions mean that the peer refuses them.
+pub const HOST_QUESTIONS_MAX: usize = 64;
+
+/// Bytes of the copy by which a path's cost is estimated: past the caches of one core, and done in
+/// a millisecond.
+pub const CALIBRATION_BYTES: usize = 4 << 20;

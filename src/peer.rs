@@ -1,8 +1,10 @@
 //! A peer as transfers see it: its name, where its data goes, and what it said it has.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::PathKind;
+use crate::explain::Observed;
+use crate::path::host::Neighbour;
 
 /// A range of a peer's memory, as its descriptor listed it when it was opened or refreshed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +39,12 @@ impl Peer {
         &self.inner.link.route.name
     }
 
-    /// How its transfers travel.
+    /// How its transfers travel; those of memory that can't go by the same-host path still go by
+    /// TCP ([`crate::Engine::explain`] says which and why).
     pub fn path(&self) -> PathKind {
         match self.inner.link.route.kind {
             RouteKind::Local => PathKind::Local,
+            RouteKind::Tcp(_) if self.inner.link.neighbour().is_some() => PathKind::Host,
             RouteKind::Tcp(_) => PathKind::Tcp,
         }
     }
@@ -54,17 +58,61 @@ impl Peer {
 /// Keeps the connections to a peer: they close when nobody holds it any more.
 pub(crate) struct Link {
     pub(crate) route: Arc<Route>,
+    vicinity: Mutex<Vicinity>,
+    /// Held while connecting, so that two openings connect once.
+    pub(crate) meeting: tokio::sync::Mutex<()>,
+    pub(crate) observed: Observed,
     forget: Option<Box<dyn Fn(u64) + Send + Sync>>,
+}
+
+/// Whether a peer is a process of this host.
+#[derive(Clone)]
+pub(crate) enum Vicinity {
+    /// It is, and connected.
+    Here(Arc<Neighbour>),
+    /// It isn't, or it can't be told: why.
+    Elsewhere(Arc<str>),
 }
 
 impl Link {
     pub(crate) fn new(route: Route, forget: impl Fn(u64) + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { route: Arc::new(route), forget: Some(Box::new(forget)) })
+        Self::make(route, Some(Box::new(forget)))
+    }
+
+    fn make(route: Route, forget: Option<Box<dyn Fn(u64) + Send + Sync>>) -> Arc<Self> {
+        Arc::new(Self {
+            route: Arc::new(route),
+            vicinity: Mutex::new(Vicinity::Elsewhere("it was not looked for".into())),
+            meeting: tokio::sync::Mutex::new(()),
+            observed: Observed::default(),
+            forget,
+        })
+    }
+
+    /// What is known of where the peer is.
+    pub(crate) fn vicinity(&self) -> Vicinity {
+        self.lock().clone()
+    }
+
+    pub(crate) fn set_vicinity(&self, vicinity: Vicinity) {
+        *self.lock() = vicinity;
+    }
+
+    /// The peer's same-host session, while it lives.
+    pub(crate) fn neighbour(&self) -> Option<Arc<Neighbour>> {
+        match &*self.lock() {
+            Vicinity::Here(neighbour) if !neighbour.is_over() => Some(neighbour.clone()),
+            _ => None,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vicinity> {
+        self.vicinity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The link of an engine to itself.
     pub(crate) fn local(route: Route) -> Arc<Self> {
-        Arc::new(Self { route: Arc::new(route), forget: None })
+        Self::make(route, None)
     }
 }
 

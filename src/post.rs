@@ -1,5 +1,7 @@
 //! Posting: a plan's slices become parts for shards, and its event follows them.
 
+pub(crate) mod host;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,7 +26,10 @@ impl Inner {
     pub(crate) fn post(self: &Arc<Self>, plan: &Arc<Plan>) -> Result<Arc<Flight>> {
         match plan.peer.inner.link.route.kind {
             RouteKind::Local => self.post_local(plan),
-            RouteKind::Tcp(_) => Ok(self.post_tcp(plan)),
+            RouteKind::Tcp(_) => Ok(match plan.peer.inner.link.neighbour() {
+                Some(neighbour) => self.post_host(plan, &neighbour),
+                None => self.post_tcp(plan),
+            }),
         }
     }
 
@@ -136,24 +141,30 @@ impl Inner {
         };
         let parts = groups.len() + usize::from(own > 0);
         let flight = self.flight(plan, parts, announce, visits);
-        self.spread_copies(&flight, jobs.split_off(own), &groups);
+        self.spread_copies(&flight, PathKind::Local, jobs.split_off(own), &groups);
         if own > 0 {
-            Copies::new(flight.clone(), jobs).run();
+            Copies::new(flight.clone(), PathKind::Local, jobs).run();
         }
         Ok(flight)
     }
 
     /// Hands each group to the actor of a shard near its destination; one that does not take it
     /// fails it.
-    fn spread_copies(&self, flight: &Arc<Flight>, mut jobs: Vec<Job>, groups: &[Range<usize>]) {
+    fn spread_copies(
+        &self,
+        flight: &Arc<Flight>,
+        path: PathKind,
+        mut jobs: Vec<Job>,
+        groups: &[Range<usize>],
+    ) {
         let home = |group: &Range<usize>| route::home(jobs[group.clone()].iter().map(Job::target));
         let homes: Vec<_> = groups.iter().map(home).collect();
         let shards = route::near(self.placement(), &homes, self.next_shard());
         // From the back, so that each group is split off the end.
         for (group, shard) in groups.iter().zip(shards).rev() {
-            let copies = Copies::new(flight.clone(), jobs.split_off(group.start));
+            let copies = Copies::new(flight.clone(), path, jobs.split_off(group.start));
             if let Err(error) = self.copies()[shard].send(copies) {
-                let what = not_taken(&error).with_path(PathKind::Local);
+                let what = not_taken(&error).with_path(path);
                 error.into_inner().fail(&what);
             }
         }
@@ -177,7 +188,8 @@ impl Inner {
                 Operation::Write => (near, far),
                 Operation::Read => (far, near),
             };
-            jobs.push(Job { request: slice.request, work: CopyWork { tag: 0, source, target } });
+            let work = CopyWork { tag: 0, source: source.into(), target };
+            jobs.push(Job { request: slice.request, work, proof: None });
         }
         Ok((jobs, visits))
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use kvrail_reactors::region::Slice;
+use kvrail_reactors::region::{Region, Slice};
 
 use crate::engine::Inner;
 use crate::flight::{Flight, Landing};
@@ -24,6 +24,7 @@ pub(crate) struct Plan {
     requests: Vec<Planned>,
     leases: Mutex<Vec<Lease>>,
     pub(crate) slices: Vec<PlannedSlice>,
+    bytes: usize,
     pub(crate) event: Option<Event>,
     pub(crate) deadline: Option<Duration>,
     in_flight: AtomicBool,
@@ -57,6 +58,7 @@ impl Plan {
             peer,
             requests,
             leases: Mutex::new(leases),
+            bytes: slices.iter().map(|slice: &PlannedSlice| slice.len).sum(),
             slices,
             event,
             deadline,
@@ -109,12 +111,17 @@ impl Plan {
             .expect("the planner checked it against the lease")
     }
 
+    /// The region of this process that a slice reads from or writes to.
+    pub(crate) fn region(&self, slice: &PlannedSlice) -> &Arc<Region> {
+        self.requests[slice.request].memory.region()
+    }
+
     pub(crate) fn operation(&self, slice: &PlannedSlice) -> Operation {
         self.requests[slice.request].operation
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.slices.iter().map(|slice| slice.len).sum()
+        self.bytes
     }
 }
 
@@ -259,6 +266,7 @@ impl From<Failed> for Error {
 #[must_use = "a transfer that is dropped at once is abandoned"]
 pub struct Transfer {
     state: State,
+    is_watched: bool,
     path: PathKind,
     started: quanta::Instant,
     returns_leases: bool,
@@ -286,7 +294,7 @@ impl Transfer {
                 }
             }
         };
-        Self { state, path, started, returns_leases: true }
+        Self { state, is_watched: false, path, started, returns_leases: true }
     }
 
     /// Posts a prepared batch.
@@ -298,7 +306,17 @@ impl Transfer {
             Ok(flight) => State::Flying(flight),
             Err(error) => State::Refused(error, Vec::new(), prepared.plan.requests()),
         };
-        Self { state, path, started, returns_leases: false }
+        Self { state, is_watched: false, path, started, returns_leases: false }
+    }
+}
+
+impl Transfer {
+    /// What the path has cost, for [`crate::Engine::explain`].
+    fn note(&self, plan: &Plan, landing: &Landing) {
+        if landing.first_error.is_none() {
+            let observed = &plan.peer.inner.link.observed;
+            observed.note(self.path, plan.bytes(), self.started.elapsed());
+        }
     }
 }
 
@@ -306,6 +324,12 @@ impl Future for Transfer {
     type Output = Result<Outcome, Failed>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Flying(flight) = &self.state
+            && !self.is_watched
+        {
+            flight.watch();
+            self.is_watched = true;
+        }
         let (landing, leases) = match std::mem::replace(&mut self.state, State::Done) {
             State::Done => panic!("a transfer was polled after its end"),
             State::Refused(error, leases, requests) => {
@@ -317,8 +341,14 @@ impl Future for Transfer {
                     self.state = State::Flying(flight);
                     return Poll::Pending;
                 }
-                Poll::Ready(landing) if self.returns_leases => (landing, flight.plan.take_leases()),
-                Poll::Ready(landing) => (landing, Vec::new()),
+                Poll::Ready(landing) => {
+                    self.note(&flight.plan, &landing);
+                    let leases = match self.returns_leases {
+                        true => flight.plan.take_leases(),
+                        false => Vec::new(),
+                    };
+                    (landing, leases)
+                }
             },
         };
         metrics::batch_ended(self.path, self.started.elapsed());

@@ -1,6 +1,6 @@
 //! The command line as people and scripts use it: real processes, real options.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Output, Stdio};
 
 /// A server process, ended with the test.
@@ -65,10 +65,35 @@ fn a_target_and_an_initiator_find_each_other_and_verify_their_bytes() {
         ]));
         assert_eq!(report["verified"], true);
         assert_eq!(report["operation"], operation);
-        assert_eq!(report["path"], "tcp");
+        assert_eq!(report["path"], "host", "one host, and nobody ruled it out");
         assert_eq!(report["block_bytes"], 65536);
         assert!(report["batches"].as_u64().is_some_and(|batches| batches > 0));
     }
+}
+
+#[test]
+fn one_process_measures_the_cells_it_is_asked_for() {
+    let foreign = ["--memory", "foreign", "--path", "tcp"];
+    let (_target, segment) = Server::start(&[TARGET, &foreign].concat(), "segment");
+    let initiator = ["bench", "--mode", "initiator", "--segment-id", &segment, "--cells"];
+    let rest = ["--buffer-size", "16M", "--threads", "1", "--batch-size", "4", "--verify"];
+    let mut child = kvrail(&[&initiator[..], &rest, &foreign].concat());
+    let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+    let cells = "write 4K 16 0.05\nread 1M 2 0.05\nread 16M 2 0.05\nread 4K\nread 4K 1 0.05 9\n";
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all(cells.as_bytes()).expect("it is read");
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends with its input");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let answers: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(answers.len(), 6, "{text}");
+    assert_eq!((&answers[0]["ready"], &answers[0]["path"]), (&true.into(), &"tcp".into()));
+    assert_eq!((&answers[1]["operation"], &answers[1]["batch"]), (&"write".into(), &16.into()));
+    assert_eq!(answers[2]["block_bytes"], 1 << 20);
+    assert!(answers[3]["error"].as_str().is_some_and(|error| error.contains("buffers have 16M")));
+    assert!(answers[4]["error"].as_str().is_some_and(|error| error.contains("BLOCK BATCH")));
+    assert!(answers[5]["batches"].as_u64().is_some_and(|batches| batches > 0), "{text}");
 }
 
 #[test]
@@ -106,6 +131,7 @@ fn mistakes_are_named_with_their_remedy() {
         (&["--path", "local", "--block-size", "1M"], "the buffers have 1M"),
         (&["--path", "local", "--threads", "0"], "1 or more"),
         (&["--block-size", "1X"], "write 65536, 64K"),
+        (&["--duration", "0"], "write seconds"),
         (&["--metadata-server", "zookeeper://x"], "P2PHANDSHAKE"),
         (&gone, "127.0.0.1:1"),
     ] {

@@ -34,6 +34,7 @@ fn two_nodes() {
     assert_eq!(pages_on(&both).values().sum::<usize>(), 8 * MIB / PAGE_BYTES);
     shards_cover_the_nodes_of_our_cpus(&engine);
     copies_between_nodes_are_whole(&engine, [first, second]);
+    huge_pages_are_taken_where_they_are(&engine, [first, second]);
     all_the_room_there_is_can_be_had(&engine, second);
     a_full_cgroup_refuses_before_it_kills(&engine);
 }
@@ -236,6 +237,29 @@ fn copies_between_nodes_are_whole(engine: &Engine, [from, to]: [u32; 2]) {
     target.share(0..len).unwrap().copy_out(0, &mut copied).unwrap();
     assert!(copied == bytes);
     assert_eq!(pages_on(&target), [(to, len / PAGE_BYTES)].into(), "the pages stay there");
+}
+
+/// Huge pages of one node serve regions of that node; others get base pages, and no signal.
+fn huge_pages_are_taken_where_they_are(engine: &Engine, [without, with]: [u32; 2]) {
+    let pool = |node: u32, pages: &str| {
+        let node = format!("/sys/devices/system/node/node{node}");
+        let path = format!("{node}/hugepages/hugepages-2048kB/nr_hugepages");
+        fs::write(&path, pages).expect("huge pages: run as root");
+        fs::read_to_string(&path).unwrap().trim().to_owned()
+    };
+    assert_eq!(pool(with, "4"), "4");
+    let bind = |node| NumaPolicy::Bind(vec![node]);
+    let huge = allocate(engine, 8 * MIB, &bind(with));
+    assert_eq!(pages_on(&huge), [(with, 4)].into(), "pages of 2 MiB");
+    let base = |node| {
+        let region = allocate(engine, 8 * MIB, &bind(node));
+        assert_eq!(pages_on(&region), [(node, 8 * MIB / PAGE_BYTES)].into());
+        block_on(engine.unregister(region)).unwrap();
+    };
+    base(with); // the pool is used up
+    block_on(engine.unregister(huge)).unwrap();
+    base(without); // the kernel promises pages that this node doesn't have
+    pool(with, "0");
 }
 
 /// The last page that is said to fit does not cost a process its life.

@@ -164,6 +164,33 @@ impl Ringer for EventFd {
     }
 }
 
+/// The eventfd of another process's doorbell, which passed it to us. Ringing never blocks: the
+/// descriptor is checked to be of that kind, and made non-blocking.
+#[derive(Debug)]
+pub struct Bell(EventFd);
+
+impl Bell {
+    /// Takes over a peer's eventfd.
+    ///
+    /// # Errors
+    /// InvalidInput where it is anything else: writing to that could block.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat};
+        // Eventfds share one anonymous inode with descriptors that refuse or ignore writes.
+        let (own, peers) = (fstat(&EventFd::new(None)?.event)?, fstat(&fd)?);
+        if (own.st_dev, own.st_ino) != (peers.st_dev, peers.st_ino) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+        Ok(Self(EventFd { event: fd, sources: None }))
+    }
+
+    /// Wakes the peer's shard; it is awake if it did not sleep.
+    pub fn ring(&self) {
+        self.0.ring();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +242,18 @@ mod tests {
         plain.sleep();
         plain.ring();
         plain.wait(None).unwrap();
+    }
+
+    #[test]
+    fn a_bell_rings_a_doorbell_from_outside_and_is_nothing_else() {
+        let doorbell = Doorbell::new().unwrap();
+        let bell = Bell::new(doorbell.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        bell.ring();
+        assert!(readable(&doorbell));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(Bell::new(file.into()).is_err());
+        let (_reader, writer) = io::pipe().unwrap();
+        assert!(Bell::new(writer.into()).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod copy;
 pub mod doorbell;
 mod epoll;
 mod foreign;
+pub mod host;
 pub mod numa;
 pub mod probe;
 pub mod region;

@@ -91,6 +91,38 @@ pub(crate) fn apply(base: NonNull<u8>, len: usize, policy: &NumaPolicy) -> io::R
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The nodes that the calling thread's own policy binds it to, as `numactl --membind` does for a
+/// whole process; `None` for every other policy, as these take from all nodes in the end. It holds
+/// for regions without a policy of their own.
+///
+/// # Errors
+/// EPERM or ENOSYS where a seccomp profile or the kernel has no `get_mempolicy`.
+pub fn own_binding() -> io::Result<Option<Vec<u32>>> {
+    let mut mode: libc::c_int = 0;
+    let mut mask = [0u64; NODES_MAX / WORD_BITS];
+    // SAFETY: the kernel stores the mode and at most `NODES_MAX` bits into what it is given.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_get_mempolicy,
+            &raw mut mode,
+            mask.as_mut_ptr(),
+            // One bit more than there are, as for `mbind`.
+            NODES_MAX + 1,
+            std::ptr::null::<libc::c_void>(),
+            0,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A mode may carry these beside its number.
+    let flags =
+        libc::MPOL_F_STATIC_NODES | libc::MPOL_F_RELATIVE_NODES | libc::MPOL_F_NUMA_BALANCING;
+    let is_set = |node: &u32| mask[*node as usize / WORD_BITS] >> (node % u64::BITS) & 1 == 1;
+    let is_bound = mode & !flags == libc::MPOL_BIND;
+    Ok(is_bound.then(|| (0..NODES_MAX as u32).filter(is_set).collect()))
+}
+
 fn mask(nodes: &[u32]) -> io::Result<Vec<u64>> {
     let highest = nodes.iter().max().map_or(0, |node| *node as usize);
     if nodes.is_empty() || highest >= NODES_MAX {
@@ -151,6 +183,13 @@ mod tests {
         for nodes in [&[][..], &[NODES_MAX as u32], &[u32::MAX]] {
             assert_eq!(mask(nodes).unwrap_err().raw_os_error(), Some(libc::EINVAL), "{nodes:?}");
         }
+    }
+
+    #[test]
+    fn a_thread_that_nobody_bound_is_bound_to_nothing() {
+        // Under `numactl --membind` this test has something else to find.
+        let bound = own_binding().unwrap_or_default();
+        assert!(bound.is_none_or(|nodes| !nodes.is_empty()));
     }
 
     #[test]

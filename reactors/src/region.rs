@@ -4,12 +4,17 @@
 //! Memory that peers may write changes under the reader, so it is never lent as a slice; bytes
 //! go in and out by copy.
 
+mod slice;
+
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use self::slice::check;
+pub use self::slice::{OutOfRange, Slice};
 pub use crate::foreign::{Eternal, Foreign};
 use crate::numa::{self, NumaPolicy};
 
@@ -48,14 +53,29 @@ pub enum AllocateError {
     Memory(io::Error),
 }
 
+impl From<AllocateError> for io::Error {
+    fn from(error: AllocateError) -> Self {
+        match error {
+            AllocateError::Policy(error) | AllocateError::Memory(error) => error,
+        }
+    }
+}
+
 /// A range of memory that transfers read and write.
 #[derive(Debug)]
 pub struct Region {
     base: NonNull<u8>,
     len: usize,
     backing: Backing,
+    id: u64,
     /// Found out when it is first asked.
     node: OnceLock<Option<u32>>,
+}
+
+/// A number that no other region of this process has or had, from 1.
+fn next_id() -> u64 {
+    static IDS: AtomicU64 = AtomicU64::new(1);
+    IDS.fetch_add(1, Ordering::Relaxed)
 }
 
 #[derive(Debug)]
@@ -147,14 +167,16 @@ impl Region {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let backing = Backing::Memfd { file, mapped_bytes };
-        Ok(Self { base, len, backing, node: OnceLock::new() })
+        Ok(Self::new(base, len, Backing::Memfd { file, mapped_bytes }))
+    }
+
+    fn new(base: NonNull<u8>, len: usize, backing: Backing) -> Self {
+        Self { base, len, backing, id: next_id(), node: OnceLock::new() }
     }
 
     /// Memory that the caller vouched for. It is not unmapped on drop.
     pub fn foreign(foreign: Foreign) -> Self {
-        let Foreign { base, len } = foreign;
-        Self { base, len, backing: Backing::Foreign, node: OnceLock::new() }
+        Self::new(foreign.base, foreign.len, Backing::Foreign)
     }
 
     /// `len` bytes of `parent` from `offset` on as a region of their own, for tests that look at
@@ -167,13 +189,17 @@ impl Region {
         check(offset, len, parent.len)?;
         // SAFETY: the offset lies inside the parent, whose mapping this region keeps.
         let base = unsafe { parent.base.add(offset) };
-        let backing = Backing::Within(parent.clone());
-        Ok(Self { base, len, backing, node: OnceLock::new() })
+        Ok(Self::new(base, len, Backing::Within(parent.clone())))
     }
 
     /// The first byte's address: what peers name.
     pub fn addr(&self) -> u64 {
         self.base.as_ptr() as u64
+    }
+
+    /// Names the region among all that this process ever had.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Length in bytes.
@@ -231,9 +257,9 @@ impl Region {
     }
 
     /// The memfd beneath, for a process on this host to map; none for foreign memory.
-    pub fn memfd(&self) -> Option<RawFd> {
+    pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
         match &self.backing {
-            Backing::Memfd { file, .. } => Some(file.as_raw_fd()),
+            Backing::Memfd { file, .. } => Some(file.as_fd()),
             Backing::Foreign | Backing::Within(_) => None,
         }
     }
@@ -280,135 +306,15 @@ fn reserve(file: &File, start: usize, len: usize) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A peer that maps this memory must not meet SIGBUS: its size is fixed from here on.
+/// A peer that maps this memory must not meet SIGBUS: its size is fixed from here on. Nor may it
+/// write: whoever maps it after us can only read (`F_SEAL_FUTURE_WRITE`, Linux 5.1; without it
+/// peers don't map it at all).
 fn seal(region: &Region) -> io::Result<()> {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
     let Some(fd) = region.memfd() else { return Ok(()) };
-    // SAFETY: a plain system call on our own descriptor.
-    let rc = unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A range of a region that somebody may be about to read or write: keeps the region alive.
-#[derive(Debug, Clone)]
-pub struct Slice {
-    region: Arc<Region>,
-    offset: usize,
-    len: usize,
-}
-
-/// A range that isn't inside the slice it was asked of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("bytes {offset}..{offset}+{len} are outside of {room} bytes")]
-pub struct OutOfRange {
-    /// First byte asked for, counted from the slice's start.
-    pub offset: usize,
-    /// Bytes asked for.
-    pub len: usize,
-    /// Bytes there are.
-    pub room: usize,
-}
-
-fn check(offset: usize, len: usize, room: usize) -> Result<(), OutOfRange> {
-    match offset.checked_add(len) {
-        Some(end) if end <= room => Ok(()),
-        _ => Err(OutOfRange { offset, len, room }),
-    }
-}
-
-impl Slice {
-    /// `len` bytes of `region` from `offset` on.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] where the region ends before.
-    pub fn new(region: Arc<Region>, offset: usize, len: usize) -> Result<Self, OutOfRange> {
-        check(offset, len, region.len())?;
-        Ok(Self { region, offset, len })
-    }
-
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The region it is part of.
-    pub fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    /// The first byte's address.
-    pub fn addr(&self) -> u64 {
-        self.region.addr() + self.offset as u64
-    }
-
-    /// A part of this slice.
-    ///
-    /// # Errors
-    /// [`OutOfRange`] where this slice ends before.
-    pub fn part(&self, offset: usize, len: usize) -> Result<Self, OutOfRange> {
-        check(offset, len, self.len)?;
-        Ok(Self { region: self.region.clone(), offset: self.offset + offset, len })
-    }
-
-    /// Drops the first `count` bytes (all of them where there are fewer).
-    pub fn advance(&mut self, count: usize) {
-        let count = count.min(self.len);
-        self.offset += count;
-        self.len -= count;
-    }
-
-    /// Keeps the first `len` bytes (all of them where there are fewer).
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-
-    /// Copies bytes out, from `offset` of this slice on.
-    ///
-    /// # Errors
-    /// [`OutOfRange`], and nothing is copied.
-    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
-        check(offset, out.len(), self.len)?;
-        // SAFETY: the source lies inside the region (checked here and in `new`), which `self`
-        // keeps mapped; `out` is the caller's own and can't be region memory, which is never
-        // lent as a reference.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.ptr().add(offset), out.as_mut_ptr(), out.len());
-        }
-        Ok(())
-    }
-
-    /// Copies bytes in, from `offset` of this slice on.
-    ///
-    /// # Errors
-    /// [`OutOfRange`], and nothing is copied.
-    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
-        check(offset, bytes.len(), self.len)?;
-        // SAFETY: as in `read`, the other way round.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr().add(offset), bytes.len());
-        }
-        Ok(())
-    }
-
-    /// Copies the first `min(len)` bytes of `self` onto those of `target`; the two may overlap.
-    /// Returns how many.
-    pub fn copy_to(&self, target: &Slice) -> usize {
-        let len = self.len.min(target.len);
-        // SAFETY: both ranges lie inside regions that the slices keep mapped; `copy` allows
-        // overlap, and libc's memmove is memcpy's equal in speed where there is none.
-        unsafe { std::ptr::copy(self.ptr(), target.ptr(), len) };
-        len
-    }
-
-    /// The first byte, for system calls in this crate; valid while `self` (or a clone) lives.
-    pub(crate) fn ptr(&self) -> *mut u8 {
-        // SAFETY: `offset` is within the region, checked in `new` and kept by `part`, `advance`.
-        unsafe { self.region.base.as_ptr().add(self.offset) }
-    }
+    let size = SealFlags::SHRINK | SealFlags::GROW;
+    fcntl_add_seals(fd, size | SealFlags::FUTURE_WRITE).or_else(|_| fcntl_add_seals(fd, size))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -467,12 +373,23 @@ mod tests {
     }
 
     #[test]
+    fn kernels_without_the_advice_get_their_pages_from_the_file() {
+        use std::os::unix::fs::MetadataExt;
+        let region = Region::mapped(2 * PAGE_BYTES, PAGE_BYTES).unwrap();
+        let Backing::Memfd { file, .. } = &region.backing else { panic!("it is ours") };
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
+        reserve(file, PAGE_BYTES, PAGE_BYTES).unwrap();
+        // stat(2) counts in blocks of 512 bytes.
+        assert_eq!(file.metadata().unwrap().blocks() as usize, PAGE_BYTES / 512);
+    }
+
+    #[test]
     fn no_room_is_an_error_and_a_sealed_region_keeps_its_size() {
         assert!(Region::allocate(0, None).is_err());
         assert!(Region::allocate(usize::MAX, None).is_err());
         assert!(Region::allocate(PAGE_BYTES, Some(4000)).is_err(), "no such node");
         let region = region(PAGE_BYTES);
         // SAFETY: a plain system call on the region's descriptor.
-        assert_eq!(unsafe { libc::ftruncate(region.memfd().unwrap(), 0) }, -1);
+        assert_eq!(unsafe { libc::ftruncate(region.memfd().unwrap().as_raw_fd(), 0) }, -1);
     }
 }

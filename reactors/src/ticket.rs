@@ -120,6 +120,11 @@ impl<T> Table<T> {
             .map(|(index, (generation, value))| (Ticket::new(index, *generation), value))
     }
 
+    /// Takes every entry out; no ticket names anything from now on.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> {
+        self.slots.drain().map(|(_, value)| value)
+    }
+
     /// Every entry with its ticket.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Ticket<T>, &mut T)> {
         self.slots

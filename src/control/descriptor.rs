@@ -77,6 +77,10 @@ pub struct Extras {
     /// Differs between two processes that had the same name one after the other.
     #[serde(default)]
     pub incarnation: u64,
+    /// Unix sockets at which processes of the same host and user may share memory with it; an
+    /// abstract name begins with `@`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<String>,
 }
 
 impl Descriptor {

@@ -160,6 +160,14 @@ impl Control {
         let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
+    /// Runs `work` on the control thread, to its end even if the caller stops waiting.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.call(|_| work).await
+    }
+
     /// Runs `work` on the control thread and tells nobody how it ended.
     pub fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
         drop(self.runtime.spawn(work));

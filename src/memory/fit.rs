@@ -6,7 +6,7 @@ use std::fmt;
 use kvrail_reactors::numa::NumaPolicy;
 use kvrail_reactors::region::{HUGE_PAGE_BYTES, PAGE_BYTES, Pages};
 
-use crate::topology::{Binding, Memory, NodeMemory, Size};
+use crate::topology::{Binding, Memory, NodeMemory, NodeSet, Size};
 
 /// How many nodes a sentence names singly: those with most room.
 const ADVISED_NODES: usize = 3;
@@ -54,6 +54,15 @@ pub enum Misfit {
     },
     /// The nodes together lack room.
     Nodes {
+        /// The region.
+        asked: u64,
+        /// Their room.
+        room: u64,
+    },
+    /// This thread is bound to nodes, by `numactl --membind` or the like, that lack room.
+    Bound {
+        /// These nodes.
+        nodes: NodeSet,
         /// The region.
         asked: u64,
         /// Their room.
@@ -115,6 +124,10 @@ impl fmt::Display for Misfit {
                 lacks(f, &format!("node {node} has"), *asked, *room)
             }
             Self::Nodes { asked, room } => lacks(f, "these nodes have", *asked, *room),
+            Self::Bound { nodes, asked, room } => {
+                let whose = format!("this process is bound (numactl) to nodes {nodes} with");
+                lacks(f, &whose, *asked, *room)
+            }
             Self::Host { asked, room } => lacks(f, "the host has", *asked, *room),
             Self::Group { asked, room } => lacks(f, "the memory cgroup has", *asked, *room),
             Self::FileLimit { asked, limit } => write!(
@@ -226,6 +239,7 @@ fn known(facts: &Memory, policy: &NumaPolicy) -> Result<(), Misfit> {
 pub(crate) fn base_fits(facts: &Memory, len: u64, policy: &NumaPolicy) -> Result<(), Misfit> {
     let room_of = |node: &NodeMemory| node.room_bytes;
     nodes_fit(facts, len, policy, room_of)?;
+    own_fit(facts, len, policy, room_of)?;
     if let Some(room) = facts.group_room_bytes.filter(|room| len > *room) {
         return Err(Misfit::Group { asked: len, room });
     }
@@ -243,6 +257,7 @@ fn huge_fits(facts: &Memory, len: u64, policy: &NumaPolicy) -> bool {
         && len <= facts.huge_room_bytes
         && (facts.nodes.is_empty() || len <= on_allowed())
         && nodes_fit(facts, len, policy, room_of).is_ok()
+        && own_fit(facts, len, policy, room_of).is_ok()
 }
 
 /// Whether each node named has room for what the policy asks of it.
@@ -271,6 +286,21 @@ fn nodes_fit(
             })
         }
     }
+}
+
+/// Without a policy of its own, a region has the thread's.
+fn own_fit(
+    facts: &Memory,
+    len: u64,
+    policy: &NumaPolicy,
+    room_of: impl Fn(&NodeMemory) -> u64,
+) -> Result<(), Misfit> {
+    let Some(nodes) = facts.bound_nodes.as_ref().filter(|_| *policy == NumaPolicy::Any) else {
+        return Ok(());
+    };
+    let bound = facts.usable().filter(|node| nodes.contains(node.id as usize));
+    let room = bound.map(room_of).sum();
+    if len > room { Err(Misfit::Bound { nodes: nodes.clone(), asked: len, room }) } else { Ok(()) }
 }
 
 /// What one of `nodes` nodes gives to an interleaved region: whole pages in turn.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use super::host::{self, HostShard};
 use super::local::Copies;
-use super::{CopyActor, TcpActor, tcp};
+use super::served::Service;
+use super::{CopyActor, HostActor, TcpActor, tcp};
 use crate::Result;
-use crate::arrivals::Arrivals;
 use crate::config::EngineBuilder;
 use crate::control::Control;
-use crate::memory::{Regions, RegionsView};
 use crate::runtime::{Driver, PumpAddress, Runtime};
 
 /// Where each shard's actors are reached, by the shard's index.
@@ -16,6 +16,7 @@ use crate::runtime::{Driver, PumpAddress, Runtime};
 pub(crate) struct Carriers {
     pub(crate) tcp: Vec<PumpAddress<tcp::Message>>,
     pub(crate) copies: Vec<PumpAddress<Copies>>,
+    pub(crate) hosts: Vec<PumpAddress<host::Message>>,
 }
 
 impl Carriers {
@@ -24,11 +25,10 @@ impl Carriers {
     pub(crate) fn start(
         config: &EngineBuilder,
         runtime: Runtime,
-        regions: Arc<Regions>,
-        arrivals: Arc<Arrivals>,
+        service: &impl Fn() -> Service,
         control: &Arc<Control>,
     ) -> Result<(Runtime, Self)> {
-        let error = match Self::spawn(config, &runtime, &regions, &arrivals, control) {
+        let error = match Self::spawn(config, &runtime, service, control) {
             Ok(carriers) => return Ok((runtime, carriers)),
             Err(error) => error,
         };
@@ -38,24 +38,23 @@ impl Carriers {
         tracing::warn!(%error, "io_uring is not used after all");
         runtime.stop();
         let runtime = config.runtime(Driver::Epoll)?;
-        let carriers = Self::spawn(config, &runtime, &regions, &arrivals, control)?;
+        let carriers = Self::spawn(config, &runtime, service, control)?;
         Ok((runtime, carriers))
     }
 
     fn spawn(
         config: &EngineBuilder,
         runtime: &Runtime,
-        regions: &Arc<Regions>,
-        arrivals: &Arc<Arrivals>,
+        service: &impl Fn() -> Service,
         control: &Arc<Control>,
     ) -> Result<Self> {
         let mut carriers = Self::default();
         for shard in 0..runtime.shards() {
-            let regions = RegionsView::new(regions.clone());
-            let (arrivals, control) = (arrivals.clone(), control.clone());
-            let tcp = TcpActor::spawn(runtime, shard, regions, arrivals, control, config.tcp)?;
+            let tcp = TcpActor::spawn(runtime, shard, service(), control.clone(), config.tcp)?;
             carriers.tcp.push(tcp);
             carriers.copies.push(CopyActor::spawn(runtime, shard)?);
+            let host = HostShard::new(service(), config.tcp.progress_ns);
+            carriers.hosts.push(HostActor::spawn(runtime, shard, host)?);
         }
         Ok(carriers)
     }

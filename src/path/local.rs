@@ -1,5 +1,5 @@
-//! Transfers that stay in this process: copied on the caller's thread when small, by the
-//! local-copy actors of several shards when large.
+//! Copies that this process makes itself, from its own memory or a neighbour's: on the caller's
+//! thread when small, by the local-copy actors of several shards when large.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use kvrail_reactors::ticket::{Table, Ticket};
 use crate::flight::{EVENT, Flight, Portion};
 use crate::limits::COPIES_MAX;
 use crate::metrics;
+use crate::path::host::Proof;
 use crate::{Error, ErrorKind, Landed, PathKind};
 
 /// A copy with the request it belongs to.
@@ -18,6 +19,8 @@ use crate::{Error, ErrorKind, Landed, PathKind};
 pub(crate) struct Job {
     pub(crate) request: usize,
     pub(crate) work: CopyWork,
+    /// Whose word the source is, where it is another process's.
+    pub(crate) proof: Option<Proof>,
 }
 
 impl Job {
@@ -31,26 +34,26 @@ impl Job {
 /// Copies of one transfer, for one shard's actor.
 pub(crate) struct Copies {
     portion: Portion,
+    path: PathKind,
     jobs: Vec<Job>,
 }
 
 impl Copies {
     /// Jobs of a flight, in the order of their requests.
-    pub(crate) fn new(flight: Arc<Flight>, jobs: Vec<Job>) -> Self {
+    pub(crate) fn new(flight: Arc<Flight>, path: PathKind, jobs: Vec<Job>) -> Self {
         let request = |job: Option<&Job>| job.map_or(EVENT, |job| job.request);
         let requests = request(jobs.first())..=request(jobs.last());
-        Self { portion: Portion::new(flight, requests), jobs }
+        Self { portion: Portion::new(flight, requests), path, jobs }
     }
 
     /// Does them all here and now.
     pub(crate) fn run(self) {
-        let mut carried = metrics::Carried::default();
-        for job in &self.jobs {
-            carried.add(job.work.source.copy_to(&job.work.target));
+        let mut tally = Tally::new(self.path, &self.jobs);
+        for job in self.jobs {
+            let bytes = job.work.bytes();
+            tally.add(job.request, bytes, &job.work.run());
         }
-        carried.record(PathKind::Local, &[]);
-        drop(self.jobs);
-        self.portion.back(Vec::new());
+        self.portion.back(tally.end());
     }
 
     /// Fails them all: they could not be queued.
@@ -58,6 +61,70 @@ impl Copies {
         let failures = self.jobs.iter().map(|job| (job.request, error.clone())).collect();
         drop(self.jobs);
         self.portion.back(failures);
+    }
+}
+
+/// How the copies of one part ended.
+struct Tally {
+    path: PathKind,
+    /// What to look at behind the last copy: a neighbour may have taken the source back.
+    proofs: Vec<(usize, Proof)>,
+    requests: Vec<usize>,
+    failures: Vec<(usize, Error)>,
+    carried: metrics::Carried,
+}
+
+impl Tally {
+    fn new(path: PathKind, jobs: &[Job]) -> Self {
+        let mut proofs: Vec<(usize, Proof)> = Vec::new();
+        for (index, job) in jobs.iter().enumerate() {
+            if let Some(proof) = &job.proof
+                && !proofs.last().is_some_and(|(_, last)| last.is_of(proof))
+            {
+                proofs.push((index, proof.clone()));
+            }
+        }
+        let (failures, carried) = (Vec::new(), metrics::Carried::default());
+        Self { path, proofs, requests: Vec::new(), failures, carried }
+    }
+
+    fn add(&mut self, request: usize, bytes: usize, done: &CopyDone) {
+        // Requests are needed again only to say which of them a broken proof fails.
+        if !self.proofs.is_empty() {
+            self.requests.push(request);
+        }
+        if done.copied_bytes == bytes {
+            return self.carried.add(bytes);
+        }
+        let error = match &done.error {
+            Some(error) => Error::lost("the source could not be read to its end")
+                .with_source(std::io::Error::from(error.kind())),
+            None => Error::new(ErrorKind::Cancelled, "the copy was fenced"),
+        };
+        self.failures.push((request, error.with_path(self.path).with_landed(Landed::Maybe)));
+    }
+
+    /// The shard has no room for a copy.
+    fn full(&mut self, request: usize) {
+        // These are the last of the part, so they are missed in `requests` by nobody.
+        let error = Error::busy(format!("{COPIES_MAX} copies are queued on this shard"));
+        self.failures.push((request, error.with_path(self.path)));
+    }
+
+    /// What failed, by request number.
+    fn end(mut self) -> Vec<(usize, Error)> {
+        let ends = self.proofs.iter().skip(1).map(|(start, _)| *start).chain([usize::MAX]);
+        for ((start, proof), end) in self.proofs.iter().zip(ends) {
+            if proof.holds() {
+                continue;
+            }
+            let error = Error::new(ErrorKind::Stale, "the peer took the region back meanwhile");
+            let error = error.with_path(self.path).with_landed(Landed::Maybe);
+            let fails = self.requests.iter().take(end).skip(*start);
+            self.failures.extend(fails.map(|request| (*request, error.clone())));
+        }
+        self.carried.record(self.path, &self.failures);
+        self.failures
     }
 }
 
@@ -72,8 +139,7 @@ struct Part {
     portion: Portion,
     /// Requests by number in the order of submission; copies end in that order.
     requests: VecDeque<(usize, usize)>,
-    failures: Vec<(usize, Error)>,
-    carried: metrics::Carried,
+    tally: Tally,
 }
 
 impl LocalCopy {
@@ -84,15 +150,12 @@ impl LocalCopy {
     pub(crate) fn handle(&mut self, copies: Copies, now_ns: u64) {
         if let Some(kind) = copies.portion.flight().ended_early(now_ns) {
             let error = Error::new(kind, "the transfer ended before it was copied");
-            return copies.fail(&error.with_path(PathKind::Local));
+            let path = copies.path;
+            return copies.fail(&error.with_path(path));
         }
-        let Copies { portion, jobs } = copies;
-        let part = Part {
-            portion,
-            requests: VecDeque::new(),
-            failures: Vec::new(),
-            carried: Default::default(),
-        };
+        let Copies { portion, path, jobs } = copies;
+        let tally = Tally::new(path, &jobs);
+        let part = Part { portion, requests: VecDeque::new(), tally };
         let ticket = self.parts.insert(part);
         for job in jobs {
             self.submit(ticket, job);
@@ -116,14 +179,10 @@ impl LocalCopy {
 
     fn submit(&mut self, ticket: Ticket<Part>, job: Job) {
         let Some(part) = self.parts.get_mut(ticket) else { return };
-        let bytes = job.work.source.len().min(job.work.target.len());
+        let bytes = job.work.bytes();
         match self.copy.submit(CopyWork { tag: ticket.to_raw(), ..job.work }) {
             Ok(_) => part.requests.push_back((job.request, bytes)),
-            Err(_) => part.failures.push((
-                job.request,
-                Error::busy(format!("{COPIES_MAX} copies are queued on this shard"))
-                    .with_path(PathKind::Local),
-            )),
+            Err(_) => part.tally.full(job.request),
         }
     }
 
@@ -131,12 +190,7 @@ impl LocalCopy {
         let ticket = Ticket::from_raw(done.tag);
         let Some(part) = self.parts.get_mut(ticket) else { return };
         let Some((request, bytes)) = part.requests.pop_front() else { return };
-        if done.copied_bytes == bytes {
-            part.carried.add(bytes);
-        } else {
-            let error = Error::new(ErrorKind::Cancelled, "the copy was fenced");
-            part.failures.push((request, error.with_landed(Landed::Maybe)));
-        }
+        part.tally.add(request, bytes, done);
         self.finish_if_done(ticket);
     }
 
@@ -144,8 +198,7 @@ impl LocalCopy {
         if self.parts.get(ticket).is_some_and(|part| part.requests.is_empty())
             && let Some(part) = self.parts.remove(ticket)
         {
-            part.carried.record(PathKind::Local, &part.failures);
-            part.portion.back(part.failures);
+            part.portion.back(part.tally.end());
         }
     }
 }

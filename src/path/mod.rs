@@ -1,7 +1,9 @@
 //! The ways by which bytes travel, as actors on the shards.
 
 mod carriers;
+pub(crate) mod host;
 pub(crate) mod local;
+pub(crate) mod served;
 pub(crate) mod tcp;
 
 use std::sync::Arc;
@@ -11,13 +13,13 @@ use kvrail_reactors::stream::Streams;
 use kvrail_reactors::uring::Uring;
 
 pub(crate) use self::carriers::Carriers;
+use self::host::HostShard;
 use self::local::{Copies, LocalCopy};
+use self::served::Service;
 use self::tcp::{Dial, Message, TcpShard};
-use crate::arrivals::Arrivals;
 use crate::config::TcpLimits;
 use crate::control::Control;
 use crate::limits::RING_OPERATIONS_MAX;
-use crate::memory::RegionsView;
 use crate::peer::{Route, RouteKind};
 use crate::runtime::{Doorbell, Driver, Pump, PumpAddress, PumpContext, Runtime};
 use crate::{Error, Result};
@@ -33,8 +35,7 @@ impl TcpActor {
     pub(crate) fn spawn(
         runtime: &Runtime,
         shard: usize,
-        regions: RegionsView,
-        arrivals: Arc<Arrivals>,
+        service: Service,
         control: Arc<Control>,
         limits: TcpLimits,
     ) -> Result<PumpAddress<Message>> {
@@ -43,7 +44,7 @@ impl TcpActor {
         let address = runtime.try_spawn_pump(shard, move |context| {
             let started = streams(driver, &context.doorbell).map(|streams| {
                 let dial = dial(control, context.address.clone());
-                Self { shard: TcpShard::new(streams, regions, arrivals, dial, limits), context }
+                Self { shard: TcpShard::new(streams, service, dial, limits), context }
             });
             let (actor, error) = match started {
                 Ok(actor) => (Some(actor), None),
@@ -151,5 +152,45 @@ impl Pump for CopyActor {
     /// Copies end by themselves within milliseconds.
     fn stopping(&mut self, _now_ns: u64) -> bool {
         self.copy.arm()
+    }
+}
+
+/// The same-host path of one shard.
+pub(crate) struct HostActor {
+    shard: HostShard,
+    context: PumpContext<host::Message>,
+}
+
+impl HostActor {
+    pub(crate) fn spawn(
+        runtime: &Runtime,
+        shard: usize,
+        actor: HostShard,
+    ) -> Result<PumpAddress<host::Message>> {
+        runtime.spawn_pump(shard, |context| Self { shard: actor, context })
+    }
+}
+
+impl Pump for HostActor {
+    type Message = host::Message;
+
+    fn handle(&mut self, message: host::Message) {
+        self.shard.handle(message);
+    }
+
+    fn poll(&mut self, now_ns: u64) -> usize {
+        self.shard.poll(now_ns)
+    }
+
+    fn arm(&mut self, _now_ns: u64) -> bool {
+        self.shard.arm()
+    }
+
+    fn wake_at_ns(&self) -> Option<u64> {
+        self.shard.wake_at_ns()
+    }
+
+    fn stopping(&mut self, _now_ns: u64) -> bool {
+        self.shard.stopping(self.context.now_ns())
     }
 }

@@ -30,6 +30,12 @@ pub trait Pump: 'static {
     /// doorbell's eventfd readable. False when something is there already; the shard polls on.
     fn arm(&mut self, now_ns: u64) -> bool;
 
+    /// When to be polled again though nothing rings, in the time of [`PumpContext::now_ns`]. Asked
+    /// before the shard parks.
+    fn wake_at_ns(&self) -> Option<u64> {
+        None
+    }
+
     /// Called each turn after stop was asked. True when quiet: the pump is dropped then, once its
     /// messages are handled. Until then it is polled and armed like before.
     fn stopping(&mut self, now_ns: u64) -> bool;
@@ -71,6 +77,11 @@ impl<M> PumpAddress<M> {
         Self { inbox, stop: Arc::default(), doorbell }
     }
 
+    /// What its shard parks on.
+    pub(crate) fn doorbell(&self) -> &Arc<Doorbell> {
+        &self.doorbell
+    }
+
     /// Queues a message; a system call only if the shard sleeps. It is dropped unhandled if the
     /// pump panics, or the shard ends before it took it.
     ///
@@ -96,6 +107,8 @@ pub(crate) trait Driven {
     fn turn(&mut self, now_ns: u64) -> Turn;
     /// After the shard announced its sleep: false when there is something to do.
     fn arm(&mut self, now_ns: u64) -> bool;
+    /// When to take a turn though nothing rings.
+    fn wake_at_ns(&self) -> Option<u64>;
     /// Asks it to stop.
     fn stop(&self);
     /// Whether it was asked to stop.
@@ -156,6 +169,10 @@ impl<P: Pump> Driven for Seat<P> {
     fn arm(&mut self, now_ns: u64) -> bool {
         let stop_is_new = self.stop.load(Ordering::Acquire) != self.stopping;
         !stop_is_new && self.inbox.is_empty() && self.pump.arm(now_ns)
+    }
+
+    fn wake_at_ns(&self) -> Option<u64> {
+        self.pump.wake_at_ns()
     }
 
     fn stop(&self) {

@@ -258,11 +258,19 @@ impl Shard {
         if !may_wait(&doorbell, || self.is_quiet(now_ns)) {
             return Ok(());
         }
-        let is_stopping = self.stopping || self.pumps.iter().any(|pump| pump.is_stopping());
-        let parked = waiter.rung(is_stopping.then_some(STOP_TICK)).await;
+        let parked = waiter.rung(self.nap(now_ns)).await;
         doorbell.wake();
         doorbell.drain();
         parked
+    }
+
+    /// For how long to park at most: for ever, unless a pump has a clock or the shard stops.
+    fn nap(&self, now_ns: u64) -> Option<Duration> {
+        if self.stopping || self.pumps.iter().any(|pump| pump.is_stopping()) {
+            return Some(STOP_TICK);
+        }
+        let first_ns = self.pumps.iter().filter_map(|pump| pump.wake_at_ns()).min()?;
+        Some(Duration::from_nanos(first_ns.saturating_sub(now_ns)))
     }
 
     /// Whether nothing came since the turn that found nothing. Arms the pumps.

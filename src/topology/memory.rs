@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use kvrail_reactors::probe;
 use kvrail_reactors::region::PAGE_BYTES;
+use kvrail_reactors::{numa, probe};
 
 use super::{NodeSet, group, nodes};
 use crate::memory::fit;
@@ -19,6 +19,9 @@ pub struct Memory {
     pub nodes: Vec<NodeMemory>,
     /// Nodes that this process may take memory from; `None` where the kernel limits none.
     pub allowed_nodes: Option<NodeSet>,
+    /// Nodes that this thread's own policy binds it to, as `numactl --membind` does; regions with
+    /// a policy of theirs are not held by it.
+    pub bound_nodes: Option<NodeSet>,
     /// Room on the host; `None` where the kernel doesn't say.
     pub host_room_bytes: Option<u64>,
     /// Room that the tightest of our control groups leaves; `None` without a limit.
@@ -66,6 +69,9 @@ impl Memory {
         let mut memory = Self::read(Path::new("/"));
         let first = memory.usable().next();
         memory.binding = first.map_or(Binding::Unsupported, |node| Binding::tried(node.id));
+        // Where it can't be asked, it can't have been set either.
+        let bound = numa::own_binding().unwrap_or_default();
+        memory.bound_nodes = bound.map(|nodes| nodes.into_iter().map(|id| id as usize).collect());
         memory
     }
 
@@ -82,6 +88,7 @@ impl Memory {
             huge_room_bytes: huge_room(root),
             file_limit_bytes: file_limit(root),
             binding: Binding::default(),
+            bound_nodes: None,
         }
     }
 

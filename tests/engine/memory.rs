@@ -1,6 +1,7 @@
 //! Regions come and go; what peers may do with them is what their owner said.
 
-use kvrail::{Access, Batch, ErrorKind, Eternal, Landed};
+use kvrail::topology::Memory;
+use kvrail::{Access, Batch, ErrorKind, Eternal, Landed, Location, NumaPolicy};
 
 use super::{contents, engine, fill, pair, pattern, region, run};
 
@@ -81,4 +82,31 @@ fn impossible_regions_are_refused_with_the_numbers() {
     engine.register(memory.foreign(), Access::READ).unwrap();
     let error = engine.register(memory.foreign(), Access::READ).unwrap_err();
     assert!(error.to_string().contains("overlaps"), "{error}");
+}
+
+#[test]
+fn a_region_is_on_the_node_that_its_policy_names() {
+    let engine = engine();
+    let memory = Memory::here();
+    let Some(node) = memory.usable().next().map(|node| node.id) else {
+        // A kernel without nodes has memory without binding, and says why there is no other.
+        let bind = NumaPolicy::Bind(vec![0]);
+        let error = engine.allocate_with(4096, &bind, Access::READ).unwrap_err();
+        assert!(error.to_string().contains("leave the node open"), "{error}");
+        return;
+    };
+    for (policy, location) in [
+        (NumaPolicy::Bind(vec![node]), Location::Cpu(Some(node))),
+        (NumaPolicy::Prefer(node), Location::Cpu(Some(node))),
+        (NumaPolicy::Interleave(vec![node]), Location::Cpu(None)),
+    ] {
+        let region = engine.allocate_with(1 << 20, &policy, Access::READ).unwrap();
+        assert_eq!(region.location(), location, "{policy}");
+        assert!(region.node().is_none_or(|found| found == node), "{policy}");
+    }
+    for policy in [NumaPolicy::Bind(vec![]), NumaPolicy::Prefer(4000)] {
+        let error = engine.allocate_with(1 << 20, &policy, Access::READ).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(error.to_string().contains("what fits now"), "{error}");
+    }
 }

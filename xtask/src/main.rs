@@ -1,4 +1,5 @@
-//! The project's own chores: `cargo xtask test` is the one way in, for people and for CI.
+//! The project's own chores: `cargo xtask test` is the one way in, for people and for CI;
+//! `cargo xtask compare` is the ruler.
 //!
 //! - `steps`: what `test` does, in which order, and the summary
 //! - `rust`: format, lints, tests, documentation
@@ -6,9 +7,11 @@
 //! - `environments`: the engine where something is missing
 //! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
+//! - `compare`: kvrail beside its peers and the machine's limits
 //! - `proof`: tests that run somewhere else, and what they must say
-//! - `shell`: running commands, and installing what they need
+//! - `shell` `wheels`: running commands, and installing what they need
 
+mod compare;
 mod environments;
 mod example;
 mod fuzz;
@@ -16,8 +19,11 @@ mod mooncake;
 mod proof;
 mod rust;
 mod shell;
+#[path = "../../src/bin/kvrail/size.rs"]
+mod size;
 mod steps;
 mod vm;
+mod wheels;
 mod without_uring;
 
 use std::process::ExitCode;
@@ -35,6 +41,8 @@ struct Arguments {
 enum Chore {
     /// Checks everything, cheapest first; installs what it needs and says so.
     Test(steps::Options),
+    /// Measures kvrail, its peers and the machine's limits in turn; writes target/compare.
+    Compare(compare::Options),
     /// Runs a command in a guest that sees this host's files.
     Vm(vm::Options),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
@@ -47,6 +55,7 @@ fn main() -> ExitCode {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,
         }),
+        Chore::Compare(options) => compare::compare(&options).map(|_| ExitCode::SUCCESS),
         Chore::Vm(options) => vm::run(options),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };

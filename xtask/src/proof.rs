@@ -27,13 +27,11 @@ pub fn built(shell: &Shell, name: &str) -> Result<Binary, String> {
 
 /// The executable of a target, in cargo's messages.
 fn executable(messages: &str, target: &str) -> Option<PathBuf> {
-    let parsed = messages.lines().filter_map(|line| {
+    messages.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let is_it = message["target"]["name"] == target;
-        let path = message["executable"].as_str().filter(|_| is_it)?;
-        Some(PathBuf::from(path))
-    });
-    parsed.last()
+        Some(PathBuf::from(message["executable"].as_str().filter(|_| is_it)?))
+    })
 }
 
 /// How one ignored test is run alone.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::shell::Shell;
-use crate::{environments, example, fuzz, mooncake, rust, vm, without_uring};
+use crate::{compare, environments, example, fuzz, mooncake, rust, vm, without_uring};
 
 /// What a step answers: a few words for the summary, or what went wrong.
 pub type Outcome = Result<String, String>;
@@ -17,7 +17,7 @@ struct Step {
 }
 
 /// Cheap and likely to fail first; what takes minutes or a download last.
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     step("fmt", "the sources are formatted", |shell, _| rust::fmt(shell)),
     step("style", "lengths, headers, unsafe", |shell, _| rust::style(shell)),
     step("no-c", "default features compile no C", |shell, _| rust::no_c(shell)),
@@ -29,6 +29,7 @@ const STEPS: [Step; 12] = [
     step("vm", "NUMA layouts, in guests", |shell, _| vm::cases::all(shell)),
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
     step("example", "prefill and decode, once", |shell, _| example::once(shell)),
+    step("compare", "the comparison, one cell", |shell, _| compare::smoke(shell)),
     step("fuzz", "each target for a while", |shell, options| fuzz::all(shell, options.fuzz_s)),
 ];
 

@@ -1,25 +1,24 @@
 //! `kvrail bench`: one process serves memory, another reads or writes it, as fast as it goes.
 
-use std::io::IsTerminal;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod cells;
+mod run;
 
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
-use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
 use kvrail::runtime::{Driver, Idle, Shards};
-use kvrail::topology::{Binding, Memory};
+use kvrail::topology::{self, Binding};
 use kvrail::{
-    Access, Batch, Engine, Error, Metadata, NumaPolicy, Peer, Prepared, Region, RemoteBuffer,
+    Access, Engine, EngineBuilder, Error, Eternal, Metadata, NumaPolicy, Region, RemoteBuffer,
     Result,
 };
 
-use crate::report::Report;
+use self::run::Run;
 use crate::size;
 
-#[derive(Args)]
+/// Foreign memory is faulted in by copies of so much: a few hundred for a gigabyte.
+const FILL_BYTES: usize = 4 << 20;
+
+#[derive(Args, Clone)]
 pub struct Options {
     /// Whether to serve memory or to transfer.
     #[arg(long, value_enum)]
@@ -45,18 +44,25 @@ pub struct Options {
     /// Requests of one batch.
     #[arg(long, alias = "batch_size", default_value_t = 128)]
     batch_size: usize,
+    /// Batches that lie side by side and take turns; 1 uses the same memory again and again.
+    #[arg(long, default_value_t = 1)]
+    walk: usize,
     /// Callers at a time.
     #[arg(long, default_value_t = 12)]
     threads: usize,
     /// Seconds to run.
-    #[arg(long, default_value_t = 10)]
-    duration: u64,
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    duration: f64,
     /// Bytes of each buffer; one a NUMA node.
     #[arg(long, alias = "buffer_size", default_value = "1G", value_parser = size::parse)]
     buffer_size: usize,
-    /// Which way: tcp to the segment, or local inside this process.
+    /// Which way to the segment: the best, host (same host, no network), tcp; or local, inside
+    /// this process.
     #[arg(long, value_enum, default_value = "auto")]
     path: Path,
+    /// Whose memory: regions that the engine allocates, or foreign memory that it is told of.
+    #[arg(long, value_enum, default_value = "region")]
+    memory: Memory,
     /// What idle shards do; hybrid polls for 50 us before it sleeps.
     #[arg(long, value_enum, default_value = "hybrid")]
     idle: IdlePolicy,
@@ -72,6 +78,10 @@ pub struct Options {
     /// Prints the report as one line of JSON.
     #[arg(long)]
     json: bool,
+    /// Measures what each line of standard input asks for, OPERATION BLOCK BATCH SECONDS and
+    /// perhaps WALK, and answers each with a line of JSON.
+    #[arg(long)]
+    cells: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -95,7 +105,14 @@ enum Operation {
 enum Path {
     Auto,
     Local,
+    Host,
     Tcp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Memory {
+    Region,
+    Foreign,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -118,29 +135,50 @@ impl From<IdlePolicy> for Idle {
 pub fn run(options: &Options) -> Result<()> {
     let Protocol::Tcp = options.protocol;
     let shards = options.shards.map_or_else(Shards::default, Shards::Count);
-    let engine = Engine::builder()
+    let builder = Engine::builder()
         .name(&options.local_server_name)
         .metadata(options.metadata_server.clone())
         .shards(shards)
         .idle(options.idle.into())
-        .driver(options.driver)
-        .start()?;
+        .driver(options.driver);
+    let engine = forced(builder, options).start()?;
     match options.mode {
         Mode::Target => serve(&engine, options),
         Mode::Initiator => initiate(&engine, options),
     }
 }
 
+/// An engine that doesn't take the paths which `--path` rules out, and whose foreign memory a
+/// peer of this host may reach.
+fn forced(builder: EngineBuilder, options: &Options) -> EngineBuilder {
+    let is_foreign = options.memory == Memory::Foreign;
+    builder.same_host(options.path != Path::Tcp).peers_may_trace(is_foreign)
+}
+
 /// One buffer a NUMA node, as transfer_engine_bench expects; one where nodes can't be chosen.
 fn buffers(engine: &Engine, options: &Options) -> Result<Vec<Region>> {
-    let memory = Memory::here();
-    let bound = memory.usable().map(|node| NumaPolicy::Bind(vec![node.id]));
-    let policies = match memory.binding {
-        Binding::Permitted if memory.usable().count() > 1 => bound.collect(),
+    let facts = topology::Memory::here();
+    let bound = facts.usable().map(|node| NumaPolicy::Bind(vec![node.id]));
+    let policies = match facts.binding {
+        Binding::Permitted if facts.usable().count() > 1 => bound.collect(),
         _ => vec![NumaPolicy::Any],
     };
-    let buffer = |policy| engine.allocate_with(options.buffer_size, &policy, Access::READ_WRITE);
+    let len = options.buffer_size;
+    let buffer = |policy| match options.memory {
+        Memory::Region => engine.allocate_with(len, &policy, Access::READ_WRITE),
+        Memory::Foreign => foreign(engine, len),
+    };
     policies.into_iter().map(buffer).collect()
+}
+
+/// Memory of this program's own, written once so that no page is the kernel's shared zeros.
+fn foreign(engine: &Engine, len: usize) -> Result<Region> {
+    let region = engine.register(Eternal::new(len).foreign(), Access::READ_WRITE)?;
+    for start in (0..len).step_by(FILL_BYTES) {
+        let end = len.min(start + FILL_BYTES);
+        region.lease(start..end)?.copy_in(0, &vec![1; end - start])?;
+    }
+    Ok(region)
 }
 
 fn serve(engine: &Engine, options: &Options) -> Result<()> {
@@ -152,15 +190,6 @@ fn serve(engine: &Engine, options: &Options) -> Result<()> {
     }
 }
 
-/// Everything one caller needs.
-struct Run<'a> {
-    engine: &'a Engine,
-    options: &'a Options,
-    peer: Peer,
-    far: Vec<RemoteBuffer>,
-    near: Vec<Region>,
-}
-
 fn initiate(engine: &Engine, options: &Options) -> Result<()> {
     let near = buffers(engine, options)?;
     let run = match (&options.segment_id, options.path) {
@@ -168,9 +197,13 @@ fn initiate(engine: &Engine, options: &Options) -> Result<()> {
         (Some(segment), _) => {
             let peer = block_on(engine.open(segment))?;
             let far = peer.buffers().to_vec();
-            Run { engine, options, peer, far, near }
+            Run { engine, options: options.clone(), peer, far, near }
         }
     };
+    run.check_path()?;
+    if options.cells {
+        return cells::answer(run);
+    }
     run.check()?;
     let before = run.verify()?;
     let mut report = run.measure()?;
@@ -181,9 +214,13 @@ fn initiate(engine: &Engine, options: &Options) -> Result<()> {
         println!("{}", report.table());
     }
     match report.verified {
-        Some(false) => Err(Error::lost("the bytes read back differ from those written")),
+        Some(false) => Err(differs()),
         _ => Ok(()),
     }
+}
+
+fn differs() -> Error {
+    Error::lost("the bytes read back differ from those written")
 }
 
 /// Without a segment, or with `--path local`: this engine's own memory is the far side.
@@ -199,186 +236,12 @@ fn local_run<'a>(engine: &'a Engine, options: &'a Options, near: Vec<Region>) ->
             len: region.len() as u64,
         })
         .collect();
-    Ok(Run { engine, options, peer: engine.local(), far, near })
+    Ok(Run { engine, options: options.clone(), peer: engine.local(), far, near })
 }
 
-impl Run<'_> {
-    /// The requested shape fits into the buffers of both sides.
-    fn check(&self) -> Result<()> {
-        let options = self.options;
-        let needed = options
-            .block_size
-            .checked_mul(options.batch_size)
-            .and_then(|bytes| bytes.checked_mul(options.threads))
-            .filter(|&bytes| bytes > 0)
-            .ok_or_else(|| Error::refused("block size, batch size and threads are 1 or more"))?;
-        let far = self.far.iter().map(|buffer| buffer.len).min().unwrap_or(0);
-        if needed > options.buffer_size || needed as u64 > far {
-            return Err(Error::refused(format!(
-                "{} of blocks at a time, but the buffers have {} here and {} at the target: \
-                 lower block size, batch size or threads, or raise --buffer-size on both sides",
-                size::show(needed),
-                size::show(options.buffer_size),
-                size::show(far as usize)
-            )));
-        }
-        Ok(())
-    }
-
-    /// A caller's batch: its blocks lie as transfer_engine_bench lays them.
-    fn prepare(&self, thread: usize, operation: Operation) -> Result<Prepared> {
-        let options = self.options;
-        let near = &self.near[thread % self.near.len()];
-        let far = &self.far[thread % self.far.len()];
-        let mut batch = Batch::new(&self.peer);
-        for block in 0..options.batch_size {
-            let start = (block * options.threads + thread) * options.block_size;
-            let range = start..start + options.block_size;
-            let addr = far.addr + start as u64;
-            match operation {
-                Operation::Write => batch.write(&near.share(range)?, addr),
-                Operation::Read => batch.read(near.lease(range)?, addr),
-            };
-        }
-        self.engine.prepare(batch)
-    }
-
-    fn measure(&self) -> Result<Report> {
-        let options = self.options;
-        let batches = AtomicU64::new(0);
-        let latency = Mutex::new(new_histogram()?);
-        let (started, cpu) = (Instant::now(), cpu_seconds());
-        let bar = progress(options);
-        std::thread::scope(|scope| {
-            let callers: Vec<_> = (0..options.threads)
-                .map(|thread| {
-                    let (batches, latency) = (&batches, &latency);
-                    scope.spawn(move || self.call(thread, started, batches, latency))
-                })
-                .collect();
-            while callers.iter().any(|caller| !caller.is_finished()) {
-                bar.set_position(started.elapsed().as_millis() as u64);
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            callers.into_iter().try_for_each(|caller| {
-                caller.join().map_err(|_| Error::closed("a caller panicked"))?
-            })
-        })?;
-        bar.finish_and_clear();
-        Ok(Report {
-            operation: if options.operation == Operation::Read { "read" } else { "write" },
-            path: if self.peer.name() == self.engine.name() { "local" } else { "tcp" },
-            idle: format!("{:?}", Idle::from(options.idle)),
-            block_bytes: options.block_size,
-            batch: options.batch_size,
-            threads: options.threads,
-            batches: batches.into_inner(),
-            elapsed: started.elapsed(),
-            cpu_seconds: cpu_seconds() - cpu,
-            latency: latency.into_inner().unwrap_or_else(PoisonError::into_inner),
-            verified: None,
-        })
-    }
-
-    fn call(
-        &self,
-        thread: usize,
-        started: Instant,
-        batches: &AtomicU64,
-        latency: &Mutex<Histogram<u64>>,
-    ) -> Result<()> {
-        let prepared = self.prepare(thread, self.options.operation)?;
-        let mut own = new_histogram()?;
-        while started.elapsed() < Duration::from_secs(self.options.duration) {
-            let posted = Instant::now();
-            block_on(self.engine.post(&prepared))?;
-            own.saturating_record(posted.elapsed().as_nanos() as u64);
-            batches.fetch_add(1, Ordering::Relaxed);
-        }
-        let mut all = latency.lock().unwrap_or_else(PoisonError::into_inner);
-        all.add(own).map_err(|error| Error::refused(error.to_string()))
-    }
-
-    /// Writes a pattern to every block of every caller and reads it back into cleared memory;
-    /// none where it isn't asked for.
-    fn verify(&self) -> Result<Option<bool>> {
-        if !self.options.verify {
-            return Ok(None);
-        }
-        let round = rounds();
-        let mut is_equal = true;
-        for thread in 0..self.options.threads {
-            self.fill(thread, |at| pattern(at + round))?;
-            block_on(self.engine.post(&self.prepare(thread, Operation::Write)?))?;
-            self.fill(thread, |_| 0)?;
-            block_on(self.engine.post(&self.prepare(thread, Operation::Read)?))?;
-            is_equal &= self.is_filled(thread, |at| pattern(at + round))?;
-        }
-        Ok(Some(is_equal))
-    }
-
-    fn blocks(&self, thread: usize) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-        let options = self.options;
-        (0..options.batch_size).map(move |block| {
-            let start = (block * options.threads + thread) * options.block_size;
-            start..start + options.block_size
-        })
-    }
-
-    fn fill(&self, thread: usize, byte: impl Fn(usize) -> u8) -> Result<()> {
-        let near = &self.near[thread % self.near.len()];
-        self.blocks(thread).try_for_each(|range| {
-            let bytes: Vec<u8> = range.clone().map(&byte).collect();
-            near.lease(range)?.copy_in(0, &bytes)
-        })
-    }
-
-    fn is_filled(&self, thread: usize, byte: impl Fn(usize) -> u8) -> Result<bool> {
-        let near = &self.near[thread % self.near.len()];
-        for range in self.blocks(thread) {
-            let mut bytes = vec![0; range.len()];
-            near.share(range.clone())?.copy_out(0, &mut bytes)?;
-            if !bytes.into_iter().eq(range.map(&byte)) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-/// A number that differs from round to round of verifying.
-fn rounds() -> usize {
-    static ROUNDS: AtomicU64 = AtomicU64::new(1);
-    ROUNDS.fetch_add(1, Ordering::Relaxed) as usize
-}
-
-/// A byte that tells its place: neighbours, blocks and megabytes differ.
-fn pattern(at: usize) -> u8 {
-    (at ^ at >> 8 ^ at >> 16 ^ at >> 24) as u8
-}
-
-/// From a nanosecond to a minute, with three digits.
-fn new_histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_max(60_000_000_000, 3).map_err(|error| Error::refused(error.to_string()))
-}
-
-fn progress(options: &Options) -> ProgressBar {
-    if options.json || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {elapsed} of {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(options.duration * 1000)
-        .with_style(style)
-        .with_message(format!("{} s", options.duration))
-}
-
-/// User and system seconds of this process so far, in clock ticks of 10 ms (`proc(5)`).
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = |field: usize| -> f64 {
-        after_name.split_whitespace().nth(field).and_then(|text| text.parse().ok()).unwrap_or(0.0)
-    };
-    (ticks(11) + ticks(12)) / 100.0
+/// Reads a time to run: more than nothing, and at most a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    const DAY_S: f64 = 86_400.0;
+    let read = text.parse().ok().filter(|&seconds: &f64| seconds > 0.0 && seconds <= DAY_S);
+    read.ok_or_else(|| format!("{text:?} is no time to run: write seconds, such as 10 or 0.5"))
 }

@@ -54,6 +54,9 @@ impl Machine {
     fn print(&self) {
         let allowed = &self.topology.allowed;
         println!("This process may use {} CPUs: {allowed}\n", allowed.len());
+        if let Some(nodes) = &self.memory.bound_nodes {
+            println!("Its memory is bound (numactl) to nodes {nodes}\n");
+        }
         match self.topology.nodes.is_empty() {
             true => println!("NUMA nodes: the kernel shows none\n"),
             false => println!("NUMA nodes\n{}\n", self.nodes().trim_fmt()),
@@ -74,7 +77,7 @@ impl Machine {
 
     fn nodes(&self) -> Table {
         let mut nodes =
-            table::new(&["node", "CPUs", "yours", "memory", "free", "fits", "huge pages"]);
+            table::new(&["node", "CPUs", "yours", "memory", "free", "room", "huge pages"]);
         for node in &self.topology.nodes {
             let cpus = node.cpus.intersection(&self.topology.allowed);
             let memory = self.memory_of(node);
@@ -84,15 +87,15 @@ impl Machine {
                 or_none(&cpus.to_string()),
                 sized(node.memory_total_bytes),
                 sized(node.memory_free_bytes),
-                self.fits(memory),
+                self.room(memory),
                 sized(memory.map_or(0, |memory| memory.huge_room_bytes)),
             ]);
         }
         nodes
     }
 
-    /// How large a region fits on the node, or why none does.
-    fn fits(&self, memory: Option<&NodeMemory>) -> String {
+    /// How large a region fits on the node, page cache counted, or why none does.
+    fn room(&self, memory: Option<&NodeMemory>) -> String {
         match memory {
             Some(memory) if memory.total_bytes == 0 => "no memory".to_owned(),
             Some(memory) if !self.memory.is_allowed(memory.id) => "not in the cpuset".to_owned(),
@@ -154,6 +157,7 @@ impl Machine {
         json!({
             "allowed_cpus": self.topology.allowed.to_string(),
             "allowed_nodes": self.memory.allowed_nodes.as_ref().map(ToString::to_string),
+            "bound_nodes": self.memory.bound_nodes.as_ref().map(ToString::to_string),
             "nodes": nodes.collect::<Vec<_>>(),
             "shards": shards.collect::<Vec<_>>(),
             "nics": self.devices.nics.iter().map(nic_json).collect::<Vec<_>>(),

@@ -58,7 +58,7 @@ fn what_we_do_not_know_is_ignored() {
         assert_eq!(with(&format!(",\"kvrail\":{later}")).unwrap().kvrail, None, "{later}");
     }
     let extras = with(r#","kvrail":{"version":3,"later":[]}"#).unwrap().kvrail;
-    assert_eq!(extras, Some(Extras { version: 3, incarnation: 0 }));
+    assert_eq!(extras, Some(Extras { version: 3, incarnation: 0, sockets: Vec::new() }));
 }
 
 #[test]
@@ -182,7 +182,10 @@ prop_compose! {
         extras: Option<(u32, u64)>,
     ) -> Descriptor {
         let buffers = buffers.into_iter().filter(|b| b.addr != u64::MAX).collect();
-        let kvrail = extras.map(|(version, incarnation)| Extras { version, incarnation });
+        let kvrail = extras.map(|(version, incarnation)| {
+            let sockets = vec!["@a".into()];
+            Extras { version, incarnation, sockets }
+        });
         let (protocol, timestamp) = (PROTOCOL_TCP.to_owned(), String::new());
         Descriptor {
             buffers, kvrail, name, protocol, rdma_server_name, tcp_data_host, tcp_data_port,

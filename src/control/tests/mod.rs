@@ -33,7 +33,7 @@ impl Host for Engine {
         assert!(!self.panics, "this host panics on purpose");
         self.identity.descriptor(
             self.buffers.lock().unwrap().clone(),
-            Some(Extras { version: 1, incarnation: 7 }),
+            Some(Extras { version: 1, incarnation: 7, sockets: Vec::new() }),
         )
     }
 

@@ -9,7 +9,10 @@ fn a_peer_is_resolved_by_its_address() {
     let (far, engine) = start(config("127.0.0.1"));
     let resolved = wait(near.resolve(far.name(), false)).unwrap();
     assert_eq!(resolved.descriptor.buffers, *engine.buffers.lock().unwrap());
-    assert_eq!(resolved.descriptor.kvrail, Some(Extras { version: 1, incarnation: 7 }));
+    assert_eq!(
+        resolved.descriptor.kvrail,
+        Some(Extras { version: 1, incarnation: 7, sockets: Vec::new() })
+    );
     assert_eq!(resolved.control, far.identity().control);
     assert_eq!(resolved.data, far.identity().data);
 }

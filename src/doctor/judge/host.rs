@@ -90,7 +90,7 @@ pub(super) fn loopback(facts: &Facts) -> Finding {
         (Err(number), Err(_)) => fail(
             name,
             format!("there are no network sockets for this process: {}", errno(number)),
-            "allow AF_INET and AF_INET6 in the seccomp profile (RestrictAddressFamilies= of systemd)",
+            "allow AF_INET and AF_INET6 (the seccomp profile, RestrictAddressFamilies= of systemd)",
         ),
     }
 }

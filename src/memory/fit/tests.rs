@@ -117,6 +117,10 @@ fn huge_pages_that_were_set_aside_are_room_of_their_own() {
     assert!(fit(&facts, 3 * GIB + PAGE, &bind(&[0])).is_err(), "not whole huge pages");
     assert!(fit(&facts, 5 * GIB, &bind(&[0])).is_err());
     assert_eq!(fit(&facts, 4 * GIB, &interleave(&[0, 1])), Ok(Pages::Huge));
+    facts.bound_nodes = Some("1".parse().unwrap());
+    facts.nodes[1].room_bytes = PAGE;
+    assert!(fit(&facts, 3 * GIB, &NumaPolicy::Any).is_err(), "we are bound to the other node");
+    assert_eq!(fit(&facts, 2 * GIB, &NumaPolicy::Any), Ok(Pages::Huge));
     // Promised to others.
     facts.huge_room_bytes = GIB;
     assert!(fit(&facts, 3 * GIB, &bind(&[0])).is_err());
@@ -130,6 +134,16 @@ fn the_only_node_needs_no_policy() {
     let two = host(vec![node(0, GIB), node(1, GIB)]);
     assert_eq!(effective(&two, &bind(&[0])), bind(&[0]));
     assert_eq!(effective(&Memory::default(), &bind(&[0])), bind(&[0]));
+}
+
+#[test]
+fn a_bound_process_has_its_nodes_unless_the_region_names_others() {
+    let mut facts = host(vec![node(0, 8 * GIB), node(1, GIB)]);
+    facts.bound_nodes = Some("1".parse().unwrap());
+    let misfit = fit(&facts, 2 * GIB, &NumaPolicy::Any).unwrap_err();
+    assert!(misfit.to_string().contains("bound (numactl) to nodes 1"), "{misfit}");
+    assert!(fit(&facts, 2 * GIB, &bind(&[0])).is_ok());
+    assert!(!fitting(&facts, 2 * GIB).contains(&NumaPolicy::Any));
 }
 
 #[test]
@@ -158,7 +172,11 @@ fn is_had(facts: &Memory, len: u64, policy: &NumaPolicy) -> bool {
         let found = rooms.iter_mut().find(|(id, room)| match policy {
             NumaPolicy::Interleave(_) => *room > 0 && *id == turn(page),
             NumaPolicy::Bind(_) => *room > 0 && named.contains(id),
-            _ => *room > 0,
+            NumaPolicy::Any => {
+                let bound = facts.bound_nodes.as_ref();
+                *room > 0 && bound.is_none_or(|nodes| nodes.contains(*id as usize))
+            }
+            NumaPolicy::Prefer(_) => *room > 0,
         });
         let is_left = left > 0;
         left = left.saturating_sub(1);
@@ -178,6 +196,7 @@ prop_compose! {
     fn any_host()(
         mut nodes in prop::collection::vec(any_node(), 1..6),
         allowed in prop::option::of(prop::collection::btree_set(0..6usize, 1..6)),
+        bound in prop::option::of(prop::collection::btree_set(0..6usize, 1..6)),
         group in prop::option::of(0..120u64),
         host_room in 0..200u64,
     ) -> Memory {
@@ -189,6 +208,7 @@ prop_compose! {
         Memory {
             nodes,
             allowed_nodes: allowed.map(|nodes| nodes.into_iter().collect()),
+            bound_nodes: bound.map(|nodes| nodes.into_iter().collect()),
             group_room_bytes: group.map(|pages| pages * PAGE),
             host_room_bytes: Some(all.min(host_room * PAGE)),
             ..Memory::default()
@@ -222,6 +242,7 @@ proptest! {
                 prop_assert!(asked > room && policy.nodes().contains(&node));
             }
             Err(Misfit::Nodes { asked, room }
+                | Misfit::Bound { asked, room, .. }
                 | Misfit::Host { asked, room }
                 | Misfit::Group { asked, room }) => {
                 prop_assert!(asked == len && asked > room);

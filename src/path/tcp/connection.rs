@@ -12,8 +12,9 @@ use kvrail_reactors::stream::{Direction, Done, Streams, Work};
 use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
-use super::server::{Served, ServerStream};
+use super::server::ServerStream;
 use crate::limits::LINGER_NS;
+use crate::path::served::Served;
 
 /// Why a connection is over.
 #[derive(Debug, Clone)]

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use kvrail_reactors::region::{self, Slice};
 use kvrail_reactors::vector::Vector;
 
-use super::server::{Served, ServerStream};
+use super::server::ServerStream;
 use super::wire::{Event, HEADER_BYTES, Header, STATUS_BYTES, Status, Verb, Version};
 use crate::limits::{
     EVENT_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS, SMALL_ROOM_BYTES,
 };
 use crate::memory::{Access, Location, Operation, Region, Regions, RegionsView};
+use crate::path::served::Served;
 
 /// Memory with registered ranges in it and guard bytes around them. Peers name bytes by their
 /// offset; addresses outside of it reach the table of regions as they are.

@@ -13,5 +13,5 @@ mod tests;
 mod wire;
 
 pub(crate) use self::client::{Action, Request};
-pub(crate) use self::shard::{Dial, Message, TcpShard};
+pub(crate) use self::shard::{Dial, Guard, Message, TcpShard};
 pub(crate) use self::wire::{Event, Status};

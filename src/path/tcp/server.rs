@@ -13,14 +13,7 @@ use crate::limits::{
     SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
 };
 use crate::memory::Operation;
-
-/// What a connection asks of its engine.
-pub(crate) trait Served {
-    /// The memory that a request may touch; none where it is refused.
-    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice>;
-    /// Counts and queues an event; answers Ok, Busy or Refused.
-    fn event(&mut self, event: Event) -> Status;
-}
+use crate::path::served::Served;
 
 /// A server's side of one connection.
 #[derive(Debug)]

@@ -13,15 +13,13 @@ use kvrail_reactors::ticket::{Table, Ticket};
 use super::client::{Answer, ClientStream, Request};
 use super::connection::{Connection, End, Role};
 use super::peers::Lanes;
-use super::server::{Served, ServerStream};
+use super::server::ServerStream;
 use super::sweep::ended_early;
-use super::wire::{Event, Status};
-use crate::arrivals::Arrivals;
 use crate::config::TcpLimits;
 use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
-use crate::memory::{Operation, RegionsView};
 use crate::metrics;
+use crate::path::served::Service;
 use crate::peer::Route;
 use crate::{Error, ErrorKind, Landed, PathKind, Result};
 
@@ -69,7 +67,7 @@ pub(crate) struct TcpShard {
     pub(super) ring: Streams,
     pub(super) done: Vec<Done>,
     pub(super) connections: Table<Connection>,
-    served: Engine,
+    served: Service,
     pub(super) peers: HashMap<u64, Lanes>,
     pub(super) parts: Table<Part>,
     pub(super) fences: Vec<Fence>,
@@ -82,46 +80,16 @@ pub(crate) struct TcpShard {
     pub(super) is_stopping: bool,
 }
 
-/// What peers' requests reach.
-struct Engine {
-    regions: RegionsView,
-    arrivals: Arc<Arrivals>,
-    serving: metrics::Serving,
-}
-
-impl Served for Engine {
-    fn find(
-        &mut self,
-        addr: u64,
-        len: u64,
-        operation: Operation,
-    ) -> Option<kvrail_reactors::region::Slice> {
-        let found = self.regions.current().find(addr, len, operation);
-        self.serving.add(operation, len, found.is_ok());
-        found.inspect_err(|error| tracing::debug!(%error, "refused a peer's request")).ok()
-    }
-
-    fn event(&mut self, event: Event) -> Status {
-        self.arrivals.event(event)
-    }
-}
-
 /// Completions taken in one turn: enough to amortise a turn, few enough to stay fair.
 const TURN_COMPLETIONS: usize = 32;
 
 impl TcpShard {
-    pub(crate) fn new(
-        ring: Streams,
-        regions: RegionsView,
-        arrivals: Arc<Arrivals>,
-        dial: Dial,
-        limits: TcpLimits,
-    ) -> Self {
+    pub(crate) fn new(ring: Streams, served: Service, dial: Dial, limits: TcpLimits) -> Self {
         Self {
             ring,
             done: Vec::new(),
             connections: Table::default(),
-            served: Engine { regions, arrivals, serving: Default::default() },
+            served,
             peers: HashMap::new(),
             parts: Table::default(),
             fences: Vec::new(),
@@ -162,7 +130,7 @@ impl TcpShard {
         }
         self.done = done;
         if now_ns >= self.next_tick_ns {
-            self.served.serving.record();
+            self.served.record();
             self.tick(now_ns);
         } else if polled > 0 && !self.fences.is_empty() {
             self.check_fences(now_ns);
@@ -172,7 +140,7 @@ impl TcpShard {
 
     /// Before parking: `false` where something is ready already.
     pub(crate) fn arm(&mut self, now_ns: u64) -> bool {
-        self.served.serving.record();
+        self.served.record();
         if self.has_clocks() {
             self.ring.set_alarm(now_ns + TICK_NS, now_ns);
         }

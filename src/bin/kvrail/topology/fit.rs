@@ -1,7 +1,7 @@
 //! `kvrail topology --fit`: every policy worth a look, whether the region fits, and why not.
 
-use kvrail::NumaPolicy;
 use kvrail::topology::{Memory, Size};
+use kvrail::{Misfit, NumaPolicy};
 use serde_json::{Value, json};
 
 use crate::table;
@@ -18,12 +18,18 @@ pub fn show(memory: &Memory, len: u64, as_json: bool) -> bool {
     let answer = if fits { "fits" } else { "does not fit now: ask for less, or free memory" };
     println!("A region of {} ({len} bytes) {answer}", Size(len));
     let mut shown = table::new(&["policy", "fits", "why"]);
-    for verdict in &verdicts {
+    let (bindable, barred): (Vec<_>, Vec<_>) =
+        verdicts.iter().partition(|verdict| !verdict.is_barred);
+    for verdict in bindable {
         let (policy, why) = (verdict.policy.to_string(), verdict.why.clone());
         let fits = if verdict.fits() { "yes" } else { "no" };
         shown.add_row([policy, fits.to_owned(), why.unwrap_or_else(|room| room)]);
     }
     println!("{}", shown.trim_fmt());
+    // One reason for every policy: said once.
+    if let Some(Err(why)) = barred.first().map(|verdict| &verdict.why) {
+        println!("\nOther policies are not to be had: {why}");
+    }
     fits
 }
 
@@ -31,6 +37,8 @@ struct Verdict {
     policy: NumaPolicy,
     /// The room, where it fits; else the reason why not.
     why: Result<String, String>,
+    /// Whether it is the policy as such that this process may not set.
+    is_barred: bool,
 }
 
 impl Verdict {
@@ -52,8 +60,10 @@ impl Verdict {
 
 fn verdicts(memory: &Memory, len: u64) -> Vec<Verdict> {
     let verdict = |policy: NumaPolicy| {
-        let why = memory.fit(len, &policy).map(|()| room(memory, len, &policy));
-        Verdict { why: why.map_err(|misfit| misfit.to_string()), policy }
+        let fit = memory.fit(len, &policy);
+        let is_barred = matches!(fit, Err(Misfit::Forbidden | Misfit::Unsupported));
+        let why = fit.map(|()| room(memory, len, &policy)).map_err(|misfit| misfit.to_string());
+        Verdict { policy, why, is_barred }
     };
     policies(memory, len).into_iter().map(verdict).collect()
 }

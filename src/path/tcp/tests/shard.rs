@@ -17,6 +17,7 @@ use crate::arrivals::Arrivals;
 use crate::config::TcpLimits;
 use crate::flight::{Flight, Landing, Portion};
 use crate::memory::{Operation, Region, Regions, RegionsView, tests::region};
+use crate::path::served::Service;
 use crate::path::tcp::wire::{Header, Verb, Version};
 use crate::path::tcp::{Action, Message, Request, Status, TcpShard};
 use crate::peer::{Link, Peer, Route, RouteKind, TcpRoute};
@@ -61,7 +62,7 @@ fn both(test: impl Fn(Streams)) {
 
 fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
     let view = RegionsView::new(Arc::new(Regions::default()));
-    TcpShard::new(streams, view, Arc::new(Arrivals::default()), Box::new(|_| {}), limits)
+    TcpShard::new(streams, Service::new(view, Arc::default()), Box::new(|_| {}), limits)
 }
 
 /// Ours and the peer's.
@@ -129,7 +130,8 @@ fn strangers(streams: Streams) {
     regions.insert(memory.clone()).unwrap();
     let arrivals = Arc::new(Arrivals::default());
     let view = RegionsView::new(regions);
-    let mut shard = TcpShard::new(streams, view, arrivals, Box::new(|_| {}), limits);
+    let service = Service::new(view, arrivals);
+    let mut shard = TcpShard::new(streams, service, Box::new(|_| {}), limits);
     let (socket, mut known) = sockets();
     shard.handle(Message::Accepted(socket), 0);
     let read = Header {

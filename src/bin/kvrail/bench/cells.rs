@@ -1,0 +1,58 @@
+//! Many measurements in one process, as their asker goes along: a line in, a line out.
+
+use std::io::{BufRead, Write};
+
+use clap::ValueEnum;
+use kvrail::{Error, Result};
+use serde_json::json;
+
+use super::run::Run;
+use super::{Operation, Options, differs, seconds};
+use crate::size;
+
+/// Answers every line of standard input until it ends, after one look at the data itself where
+/// `--verify` asks for it. A line that can't be measured gets an
+/// `error` that says why, and the next one is read.
+pub(super) fn answer(mut run: Run) -> Result<()> {
+    if run.options.verify {
+        run.check()?;
+        if run.verify()? == Some(false) {
+            return Err(differs());
+        }
+    }
+    println!("{}", json!({"ready": true, "path": run.peer.path().label()}));
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|error| Error::lost("standard input").with_source(error))?;
+        let found = read(&line, &run.options).and_then(|options| {
+            run.options = options;
+            run.check().and_then(|()| run.measure()).map_err(|error| error.to_string())
+        });
+        let answer = match found {
+            Ok(report) => report.json(),
+            Err(error) => json!({"error": error}).to_string(),
+        };
+        let told = writeln!(std::io::stdout(), "{answer}");
+        told.map_err(|error| Error::lost("standard output").with_source(error))?;
+    }
+    Ok(())
+}
+
+/// `write 64K 16 0.5`, or `write 64K 16 0.5 100` to walk over 100 batches: what to measure;
+/// everything else stays as it was.
+fn read(line: &str, options: &Options) -> Result<Options, String> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    let (operation, block, batch, time, walk) = match words[..] {
+        [operation, block, batch, time] => (operation, block, batch, time, "1"),
+        [operation, block, batch, time, walk] => (operation, block, batch, time, walk),
+        _ => return Err(format!("{line:?} is not OPERATION BLOCK BATCH SECONDS WALK")),
+    };
+    let number = |word: &str| word.parse().map_err(|_| format!("{word:?} is not a number"));
+    Ok(Options {
+        operation: Operation::from_str(operation, true)?,
+        block_size: size::parse(block)?,
+        batch_size: number(batch)?,
+        walk: number(walk)?,
+        duration: seconds(time)?,
+        ..options.clone()
+    })
+}

@@ -1,0 +1,252 @@
+//! One run of the bench: batches prepared once and posted until the time is over, and a look at
+//! the bytes themselves.
+
+use std::io::IsTerminal;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_lite::future::block_on;
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use kvrail::runtime::Idle;
+use kvrail::{Batch, Engine, Error, Peer, Prepared, Region, RemoteBuffer, Result};
+
+use super::{Operation, Options, Path};
+use crate::report::Report;
+use crate::size;
+
+/// Everything one caller needs.
+pub(super) struct Run<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) options: Options,
+    pub(super) peer: Peer,
+    pub(super) far: Vec<RemoteBuffer>,
+    pub(super) near: Vec<Region>,
+}
+
+impl Run<'_> {
+    /// Who asks for one path wants no figures of another.
+    pub(super) fn check_path(&self) -> Result<()> {
+        let (asked, taken) = match self.options.path {
+            Path::Host => ("host", self.peer.path().label()),
+            Path::Tcp => ("tcp", self.peer.path().label()),
+            Path::Auto | Path::Local => return Ok(()),
+        };
+        if asked == taken {
+            return Ok(());
+        }
+        Err(Error::refused(format!(
+            "the segment is reached over {taken}, not over {asked}: ask for --path auto, or start \
+             the target where {asked} leads to it"
+        )))
+    }
+
+    /// The requested shape fits into the buffers of both sides.
+    pub(super) fn check(&self) -> Result<()> {
+        let options = &self.options;
+        let needed = options
+            .block_size
+            .checked_mul(options.batch_size)
+            .and_then(|bytes| bytes.checked_mul(options.threads))
+            .and_then(|bytes| bytes.checked_mul(options.walk))
+            .filter(|&bytes| bytes > 0)
+            .ok_or_else(|| {
+                Error::refused("block size, batch size, walk and threads are 1 or more")
+            })?;
+        let far = self.far.iter().map(|buffer| buffer.len).min().unwrap_or(0);
+        if needed > options.buffer_size || needed as u64 > far {
+            return Err(Error::refused(format!(
+                "{} of blocks at a time, but the buffers have {} here and {} at the target: \
+                 lower block size, batch size, walk or threads, or raise --buffer-size on both \
+                 sides",
+                size::show(needed),
+                size::show(options.buffer_size),
+                size::show(far as usize)
+            )));
+        }
+        Ok(())
+    }
+
+    /// A caller's batches: their blocks lie as transfer_engine_bench lays them.
+    fn prepare(&self, thread: usize, operation: Operation) -> Result<Vec<Prepared>> {
+        (0..self.options.walk).map(|step| self.prepare_one(thread, step, operation)).collect()
+    }
+
+    fn prepare_one(&self, thread: usize, step: usize, operation: Operation) -> Result<Prepared> {
+        let near = &self.near[thread % self.near.len()];
+        let far = &self.far[thread % self.far.len()];
+        let mut batch = Batch::new(&self.peer);
+        for range in self.blocks(thread, step) {
+            let addr = far.addr + range.start as u64;
+            match operation {
+                Operation::Write => batch.write(&near.share(range)?, addr),
+                Operation::Read => batch.read(near.lease(range)?, addr),
+            };
+        }
+        self.engine.prepare(batch)
+    }
+
+    pub(super) fn measure(&self) -> Result<Report> {
+        let options = &self.options;
+        let batches = AtomicU64::new(0);
+        let latency = Mutex::new(new_histogram()?);
+        let (started, cpu) = (Instant::now(), cpu_seconds());
+        let bar = progress(options);
+        let elapsed = std::thread::scope(|scope| {
+            let callers: Vec<_> = (0..options.threads)
+                .map(|thread| {
+                    let (batches, latency) = (&batches, &latency);
+                    scope.spawn(move || self.call(thread, batches, latency))
+                })
+                .collect();
+            while !bar.is_hidden() && callers.iter().any(|caller| !caller.is_finished()) {
+                bar.set_position(started.elapsed().as_millis() as u64);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            callers.into_iter().try_fold(Duration::ZERO, |longest, caller| {
+                let took = caller.join().map_err(|_| Error::closed("a caller panicked"))??;
+                Ok::<_, Error>(longest.max(took))
+            })
+        })?;
+        bar.finish_and_clear();
+        Ok(Report {
+            operation: if options.operation == Operation::Read { "read" } else { "write" },
+            path: self.peer.path().label(),
+            idle: format!("{:?}", Idle::from(options.idle)),
+            block_bytes: options.block_size,
+            batch: options.batch_size,
+            threads: options.threads,
+            batches: batches.into_inner(),
+            elapsed,
+            cpu_seconds: cpu_seconds() - cpu,
+            latency: latency.into_inner().unwrap_or_else(PoisonError::into_inner),
+            verified: None,
+        })
+    }
+
+    /// One caller's batches, one after the other. Answers how long they took.
+    fn call(
+        &self,
+        thread: usize,
+        batches: &AtomicU64,
+        latency: &Mutex<Histogram<u64>>,
+    ) -> Result<Duration> {
+        let prepared = self.prepare(thread, self.options.operation)?;
+        let mut own = new_histogram()?;
+        let limit = Duration::from_secs_f64(self.options.duration);
+        // Preparing isn't measured: it is done once, however often a batch is posted.
+        let started = Instant::now();
+        for prepared in prepared.iter().cycle() {
+            let posted = Instant::now();
+            block_on(self.engine.post(prepared))?;
+            own.saturating_record(posted.elapsed().as_nanos() as u64);
+            batches.fetch_add(1, Ordering::Relaxed);
+            if started.elapsed() >= limit {
+                break;
+            }
+        }
+        let took = started.elapsed();
+        let mut all = latency.lock().unwrap_or_else(PoisonError::into_inner);
+        all.add(own).map_err(|error| Error::refused(error.to_string()))?;
+        Ok(took)
+    }
+
+    /// Writes a pattern to every block of every caller and reads it back into cleared memory;
+    /// none where it isn't asked for.
+    pub(super) fn verify(&self) -> Result<Option<bool>> {
+        if !self.options.verify {
+            return Ok(None);
+        }
+        let round = rounds();
+        let mut is_equal = true;
+        for thread in 0..self.options.threads {
+            self.fill(thread, |at| pattern(at + round))?;
+            self.post_all(thread, Operation::Write)?;
+            self.fill(thread, |_| 0)?;
+            self.post_all(thread, Operation::Read)?;
+            is_equal &= self.is_filled(thread, |at| pattern(at + round))?;
+        }
+        Ok(Some(is_equal))
+    }
+
+    fn post_all(&self, thread: usize, operation: Operation) -> Result<()> {
+        let prepared = self.prepare(thread, operation)?;
+        for prepared in &prepared {
+            block_on(self.engine.post(prepared))?;
+        }
+        Ok(())
+    }
+
+    /// Where the blocks of one batch of a caller lie.
+    fn blocks(&self, thread: usize, step: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        let options = &self.options;
+        (0..options.batch_size).map(move |block| {
+            let before = step * options.batch_size + block;
+            let start = (before * options.threads + thread) * options.block_size;
+            start..start + options.block_size
+        })
+    }
+
+    fn all_blocks(&self, thread: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.options.walk).flat_map(move |step| self.blocks(thread, step))
+    }
+
+    fn fill(&self, thread: usize, byte: impl Fn(usize) -> u8) -> Result<()> {
+        let near = &self.near[thread % self.near.len()];
+        self.all_blocks(thread).try_for_each(|range| {
+            let bytes: Vec<u8> = range.clone().map(&byte).collect();
+            near.lease(range)?.copy_in(0, &bytes)
+        })
+    }
+
+    fn is_filled(&self, thread: usize, byte: impl Fn(usize) -> u8) -> Result<bool> {
+        let near = &self.near[thread % self.near.len()];
+        for range in self.all_blocks(thread) {
+            let mut bytes = vec![0; range.len()];
+            near.share(range.clone())?.copy_out(0, &mut bytes)?;
+            if !bytes.into_iter().eq(range.map(&byte)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A number that differs from round to round of verifying.
+fn rounds() -> usize {
+    static ROUNDS: AtomicU64 = AtomicU64::new(1);
+    ROUNDS.fetch_add(1, Ordering::Relaxed) as usize
+}
+
+/// A byte that tells its place: neighbours, blocks and megabytes differ.
+fn pattern(at: usize) -> u8 {
+    (at ^ at >> 8 ^ at >> 16 ^ at >> 24) as u8
+}
+
+/// From a nanosecond to a minute, with three digits.
+fn new_histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_max(60_000_000_000, 3).map_err(|error| Error::refused(error.to_string()))
+}
+
+fn progress(options: &Options) -> ProgressBar {
+    if options.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {elapsed} of {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new((options.duration * 1e3) as u64)
+        .with_style(style)
+        .with_message(format!("{} s", options.duration))
+}
+
+/// User and system seconds of this process so far, in clock ticks of 10 ms (`proc(5)`).
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = |field: usize| -> f64 {
+        after_name.split_whitespace().nth(field).and_then(|text| text.parse().ok()).unwrap_or(0.0)
+    };
+    (ticks(11) + ticks(12)) / 100.0
+}

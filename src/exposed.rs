@@ -1,0 +1,128 @@
+//! What peers reach of an engine through the control thread: its descriptor, its queue of
+//! notifications, and its shards for their connections.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kvrail_reactors::host::process::permit_any_reader;
+
+use crate::arrivals::Arrivals;
+use crate::config::SameHost;
+use crate::control::{Buffer, Descriptor, Extras, Host, Identity};
+use crate::memory::{Access, Regions};
+use crate::notification::Notification;
+use crate::path::host::Hub;
+use crate::path::tcp;
+use crate::runtime::{PumpAddress, SendError};
+use crate::{Error, Result};
+
+/// Version of the steps that only kvrail peers take: events on data connections.
+const EXTRAS_VERSION: u32 = 1;
+
+/// What peers are to reach, and by what those of this host are met, or why they aren't.
+pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>)> {
+    // Differs between processes that had the same name: the clock at the start.
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let incarnation = since_epoch.map_or(0, |time| time.as_nanos() as u64);
+    let (regions, arrivals) = (Arc::new(Regions::default()), Arc::new(Arrivals::default()));
+    if same_host.peers_may_trace
+        && let Err(error) = permit_any_reader()
+    {
+        tracing::debug!(%error, "no Yama: peers may read without being permitted to");
+    }
+    let hub = match same_host.is_on {
+        false => Err(Error::refused("same_host(false): this engine keeps to the network")),
+        true => Hub::new(incarnation, regions.clone(), same_host.folder.clone()).map(Arc::new),
+    };
+    if same_host.is_on && same_host.folder.is_some() {
+        // A folder was asked for: that nobody listens there would be found out late.
+        hub.as_ref().map_err(Error::clone)?;
+    }
+    let exposure = Exposure { incarnation, regions, arrivals, hub: hub.clone().ok() };
+    Ok((exposure, hub))
+}
+
+/// An engine as its peers see it.
+pub(crate) struct Exposed {
+    identity: Identity,
+    incarnation: u64,
+    pub(crate) regions: Arc<Regions>,
+    pub(crate) arrivals: Arc<Arrivals>,
+    /// How peers of this host get in; none where they don't.
+    pub(crate) hub: Option<Arc<Hub>>,
+    sockets: Vec<String>,
+    /// Filled in once the shards' actors run.
+    tcp: OnceLock<Vec<PumpAddress<tcp::Message>>>,
+    next_shard: AtomicUsize,
+}
+
+/// What an engine exposes, before it has a name.
+pub(crate) struct Exposure {
+    pub(crate) incarnation: u64,
+    pub(crate) regions: Arc<Regions>,
+    pub(crate) arrivals: Arc<Arrivals>,
+    pub(crate) hub: Option<Arc<Hub>>,
+}
+
+impl Exposure {
+    pub(crate) fn named(self, identity: Identity) -> Exposed {
+        let Self { incarnation, regions, arrivals, hub } = self;
+        let sockets = hub.as_ref().map(|hub| hub.names()).unwrap_or_default();
+        let (tcp, next_shard) = (OnceLock::new(), AtomicUsize::new(0));
+        Exposed { identity, incarnation, regions, arrivals, hub, sockets, tcp, next_shard }
+    }
+}
+
+impl Exposed {
+    /// The shards' TCP actors run.
+    pub(crate) fn start(&self, shards: Vec<PumpAddress<tcp::Message>>) {
+        // Nobody else sets it.
+        let _ = self.tcp.set(shards);
+    }
+
+    pub(crate) fn shards(&self) -> &[PumpAddress<tcp::Message>] {
+        self.tcp.get().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Host for Exposed {
+    fn descriptor(&self) -> Descriptor {
+        let regions = self.regions.current();
+        let published = regions.iter().filter(|region| region.access() != Access::LOCAL);
+        let buffers = published
+            .map(|region| Buffer {
+                addr: region.addr(),
+                length: region.len() as u64,
+                name: region.location().to_string(),
+            })
+            .collect();
+        let extras = Extras {
+            version: EXTRAS_VERSION,
+            incarnation: self.incarnation,
+            sockets: self.sockets.clone(),
+        };
+        self.identity.descriptor(buffers, Some(extras))
+    }
+
+    fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {
+        self.arrivals.notifications.push(Notification { from: name, bytes: message })
+    }
+
+    fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream> {
+        // Before the shards' actors run nobody knows our port.
+        let Some(shards) = self.tcp.get() else { return Ok(()) };
+        let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
+        match shards[shard].send(tcp::Message::Accepted(stream)) {
+            Err(SendError::Full(tcp::Message::Accepted(stream))) => Err(stream),
+            _ => Ok(()),
+        }
+    }
+
+    fn crowded(&self) {
+        for shard in self.shards() {
+            // A full inbox is asked again soon.
+            let _ = shard.send(tcp::Message::Crowded);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The ways to peers: one link a peer and process, found again while somebody holds it, and the
+//! session with those of this host.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::control::{Control, Resolved};
+use crate::path::host::{Hub, Neighbour};
+use crate::path::tcp;
+use crate::peer::{Link, Route, RouteKind, TcpRoute, Vicinity};
+use crate::runtime::PumpAddress;
+use crate::{Error, Result};
+
+/// An engine's links.
+pub(crate) struct Links {
+    alive: Mutex<Vec<Weak<Link>>>,
+    next_route: AtomicU64,
+    /// Peers are sent version 1 of the TCP protocol, whatever they say.
+    tcp_v1: bool,
+    /// By which peers of this host are met, or why none are.
+    hub: Result<Arc<Hub>>,
+}
+
+impl Links {
+    pub(crate) fn new(tcp_v1: bool, hub: Result<Arc<Hub>>) -> Self {
+        Self { alive: Mutex::default(), next_route: AtomicU64::new(1), tcp_v1, hub }
+    }
+
+    /// The link to a peer: the living one where the peer is still where it was.
+    pub(crate) fn to(
+        &self,
+        name: &str,
+        resolved: &Resolved,
+        shards: &[PumpAddress<tcp::Message>],
+    ) -> Arc<Link> {
+        let tcp = TcpRoute {
+            host: resolved.data.host.clone(),
+            port: resolved.data.port,
+            speaks_v2: resolved.descriptor.tcp_proto_version >= 2 && !self.tcp_v1,
+            incarnation: resolved.descriptor.kvrail.as_ref().map(|extras| extras.incarnation),
+        };
+        let mut links = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|link| link.strong_count() > 0);
+        let alive = links.iter().filter_map(Weak::upgrade);
+        if let Some(link) = alive.into_iter().find(|link| link.route.is(name, &tcp)) {
+            return link;
+        }
+        let key = self.next_route.fetch_add(1, Ordering::Relaxed);
+        let route = Route { key, name: name.into(), kind: RouteKind::Tcp(tcp) };
+        let shards = shards.to_vec();
+        let link = Link::new(route, move |key| {
+            for shard in &shards {
+                if shard.send(tcp::Message::Forget { peer: key }).is_err() {
+                    tracing::debug!(key, "a shard keeps connections to a peer nobody uses");
+                }
+            }
+        });
+        links.push(Arc::downgrade(&link));
+        link
+    }
+
+    /// Finds out whether the peer is a process of this host, by connecting to it there; host names
+    /// prove nothing.
+    pub(crate) async fn meet(&self, link: &Arc<Link>, resolved: &Resolved, control: &Control) {
+        let _met = link.meeting.lock().await;
+        if link.neighbour().is_some() {
+            return;
+        }
+        let vicinity = match self.find_neighbour(link, resolved, control).await {
+            Ok(neighbour) => Vicinity::Here(neighbour),
+            Err(error) => {
+                tracing::debug!(peer = %link.route.name, %error, "by TCP");
+                Vicinity::Elsewhere(error.to_string().into())
+            }
+        };
+        link.set_vicinity(vicinity);
+    }
+
+    async fn find_neighbour(
+        &self,
+        link: &Arc<Link>,
+        resolved: &Resolved,
+        control: &Control,
+    ) -> Result<Arc<Neighbour>> {
+        let hub = self.hub.clone()?;
+        let extras = resolved.descriptor.kvrail.as_ref();
+        let extras = extras.ok_or_else(|| Error::refused("the peer is not kvrail"))?;
+        let (sockets, incarnation) = (extras.sockets.clone(), extras.incarnation);
+        let peer = link.route.name.clone();
+        let connect = async move { Neighbour::connect(hub, &sockets, incarnation, peer).await };
+        control.run(connect).await
+    }
+}

@@ -1,0 +1,358 @@
+//! Our session with a peer of this host: which of its memory can be read here, which of ours it
+//! reads, and the lanes by which it is asked. The session itself runs on the control thread.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+
+use kvrail_reactors::doorbell::Bell;
+use kvrail_reactors::host::lane;
+use kvrail_reactors::host::ledger::LedgerView;
+use kvrail_reactors::host::process::Process;
+use kvrail_reactors::host::socket;
+use kvrail_reactors::region;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::hub::{Change, Hub, tell};
+use super::lane::Lane;
+use super::message::{ToAsker, ToResponder, VERSION};
+use super::packets::Packets;
+use super::responder::{open_process, probe, view};
+use super::shard::Message;
+use super::sources::{Known, Means, PeerRegion, Readable};
+use crate::limits::{HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
+use crate::{Error, Result};
+
+/// A peer of this host, connected.
+pub(crate) struct Neighbour {
+    pub(crate) lanes: Vec<Arc<Lane>>,
+    pub(crate) readable: Readable,
+    /// What the peer said to our regions, by their numbers.
+    offers: RwLock<HashMap<u64, Offer>>,
+    questions: mpsc::Sender<Question>,
+    is_over: AtomicBool,
+    next_lane: AtomicUsize,
+}
+
+/// What a peer said when it was offered a region of ours to copy from.
+#[derive(Debug, Clone)]
+pub(crate) enum Offer {
+    /// It reads it; by mapping it, or by `process_vm_readv` where it is foreign.
+    Taken { is_mapped: bool },
+    /// It can't, for a reason: another path must do.
+    Refused(Arc<str>),
+}
+
+/// Something to be asked of a peer before a transfer can choose its path.
+pub(crate) enum Asked {
+    /// May these bytes of the peer's be read here?
+    Map { addr: u64, len: u64 },
+    /// Can the peer read this region?
+    Offer(Arc<region::Region>),
+}
+
+struct Question {
+    asked: Asked,
+    answered: oneshot::Sender<()>,
+}
+
+impl Neighbour {
+    /// Connects to the process of that incarnation which listens under one of `names`.
+    ///
+    /// # Errors
+    /// Lost or Refused: why this path can't be taken.
+    pub(crate) async fn connect(
+        hub: Arc<Hub>,
+        names: &[String],
+        incarnation: u64,
+        peer: Arc<str>,
+    ) -> Result<Arc<Self>> {
+        let candidates = hub.candidates(names);
+        let mut found = Err(Error::refused("the peer names no Unix socket"));
+        for name in &candidates {
+            found = socket::connect(name).map_err(|error| {
+                Error::lost(format!("no Unix socket of the peer's at {name}")).with_source(error)
+            });
+            if found.is_ok() {
+                break;
+            }
+        }
+        let (packets, credentials) = Packets::new(found?)?;
+        let (ledger, bells) = greet(&packets, incarnation, &peer).await?;
+        let lanes = bring_lanes(&hub, &packets, bells, &peer).await?;
+        let (questions, asked) = mpsc::channel(HOST_CALLS_MAX);
+        let neighbour = Arc::new(Self {
+            lanes,
+            readable: Readable::new(Arc::new(ledger)),
+            offers: RwLock::default(),
+            questions,
+            is_over: AtomicBool::new(false),
+            next_lane: AtomicUsize::new(0),
+        });
+        let session = Session {
+            packets,
+            process: open_process(credentials),
+            neighbour: Arc::downgrade(&neighbour),
+            asked,
+            pending: HashMap::new(),
+            next_call: 1,
+        };
+        tokio::spawn(session.run(hub.changes.subscribe(), hub.closing.subscribe()));
+        Ok(neighbour)
+    }
+
+    /// Whether the session has ended: the peer must be connected to anew.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire) || self.lanes.iter().any(|lane| lane.is_lost())
+    }
+
+    /// Asks the peer; it is noted here what it says. Returns at once where the session is over.
+    pub(crate) async fn ask(&self, asked: Asked) {
+        let (answered, answer) = oneshot::channel();
+        if self.questions.send(Question { asked, answered }).await.is_ok() {
+            // An error means that the session has ended.
+            let _ = answer.await;
+        }
+    }
+
+    /// What the peer said to a region of ours; none where it wasn't asked.
+    pub(crate) fn offer(&self, id: u64) -> Option<Offer> {
+        self.offers.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Where the next batch starts among the lanes.
+    pub(crate) fn next_lane(&self) -> usize {
+        self.next_lane.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn note(&self, id: u64, offer: Offer) {
+        let mut offers = self.offers.write().unwrap_or_else(PoisonError::into_inner);
+        let is_taken = matches!(offers.get(&id), Some(Offer::Taken { .. }));
+        // Offered twice at a time, it is refused the second time.
+        if offers.len() < REGIONS_MAX && !is_taken {
+            offers.insert(id, offer);
+        }
+    }
+
+    fn forget(&self, id: u64) -> bool {
+        let mut offers = self.offers.write().unwrap_or_else(PoisonError::into_inner);
+        matches!(offers.remove(&id), Some(Offer::Taken { .. }))
+    }
+
+    fn end(&self, error: &Error) {
+        self.is_over.store(true, Ordering::Release);
+        self.lanes.iter().for_each(|lane| lane.lose(error));
+        self.readable.clear();
+    }
+}
+
+impl Drop for Neighbour {
+    /// Nobody holds the peer any more, so nothing is out.
+    fn drop(&mut self) {
+        self.end(&Error::closed("the peer was closed"));
+    }
+}
+
+/// Greets the responder; its ledger and a bell for each of its lanes.
+async fn greet(
+    packets: &Packets,
+    incarnation: u64,
+    peer: &Arc<str>,
+) -> Result<(LedgerView, Vec<Bell>)> {
+    let hello = ToResponder::Hello { version: VERSION, to: incarnation, name: peer.to_string() };
+    packets.send(&hello, &[]).await?;
+    let (welcome, mut fds) = packets.answer().await?;
+    let ToAsker::Welcome { version: VERSION, incarnation: theirs, lanes } = welcome else {
+        return Err(Error::refused("the peer does not welcome as this version does"));
+    };
+    if theirs != incarnation {
+        return Err(Error::refused("another process listens at the peer's Unix socket"));
+    }
+    if !(1..=HOST_LANES_MAX).contains(&lanes) || fds.len() != lanes + 1 {
+        return Err(Error::refused("the peer welcomes with other descriptors than it says"));
+    }
+    let bells = fds.split_off(1);
+    let ledger = LedgerView::map(&fds[0], REGIONS_MAX)
+        .map_err(|error| Error::refused(format!("the peer's ledger: {error}")))?;
+    let bells = bells.into_iter().map(Bell::new).collect::<Result<_, _>>();
+    let bells = bells.map_err(|error| Error::refused("the peer's bell").with_source(error))?;
+    Ok((ledger, bells))
+}
+
+/// Makes the lanes, passes them to the peer, and has the shards look after them.
+async fn bring_lanes(
+    hub: &Arc<Hub>,
+    packets: &Packets,
+    bells: Vec<Bell>,
+    peer: &Arc<str>,
+) -> Result<Vec<Arc<Lane>>> {
+    let no_memory = |error| Error::refused("no memory for lanes").with_source(error);
+    let (fd, rings) = lane::create(bells.len()).map_err(no_memory)?;
+    let shards = hub.shards();
+    let homes: Vec<_> = (0..bells.len()).map(|index| &shards[index % shards.len()]).collect();
+    let mut fds = vec![fd.as_fd()];
+    fds.extend(homes.iter().map(|shard| shard.doorbell().as_fd()));
+    packets.send(&ToResponder::Lanes, &fds).await?;
+    let (answer, _) = packets.answer::<ToAsker>().await?;
+    if answer != ToAsker::Ready {
+        return Err(Error::refused("the peer does not take the lanes"));
+    }
+    let mut lanes = Vec::new();
+    for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(homes) {
+        let lane = Arc::new(Lane::new(peer.clone(), ring, bell));
+        tell(shard, Message::Ask(lane.clone())).await;
+        lanes.push(lane);
+    }
+    Ok(lanes)
+}
+
+/// The control thread's side of a neighbour.
+struct Session {
+    packets: Packets,
+    process: Result<Arc<Process>, Arc<str>>,
+    /// The session ends when nobody holds the peer.
+    neighbour: Weak<Neighbour>,
+    asked: mpsc::Receiver<Question>,
+    pending: HashMap<u64, Question>,
+    next_call: u64,
+}
+
+impl Session {
+    async fn run(
+        mut self,
+        changes: broadcast::Receiver<Change>,
+        mut closing: tokio::sync::watch::Receiver<bool>,
+    ) {
+        let ended = tokio::select! {
+            ended = self.talk(changes) => ended,
+            _ = closing.wait_for(|closing| *closing) => Ok(()),
+        };
+        if let Some(neighbour) = self.neighbour.upgrade() {
+            let error =
+                ended.err().unwrap_or_else(|| Error::lost("the peer closed the connection"));
+            tracing::debug!(%error, "a session with a peer of this host ended");
+            neighbour.end(&error);
+        }
+    }
+
+    async fn talk(&mut self, mut changes: broadcast::Receiver<Change>) -> Result<()> {
+        loop {
+            tokio::select! {
+                message = self.packets.receive() => match message? {
+                    Some((message, fds)) => self.hear(message, fds).await?,
+                    None => return Err(Error::lost("the peer is gone")),
+                },
+                question = self.asked.recv() => match question {
+                    Some(question) => self.put(question).await?,
+                    None => return Ok(()),
+                },
+                change = changes.recv() => match change {
+                    Ok(Change::Gone(id)) => self.withdraw(id).await?,
+                    Ok(Change::Added) => {}
+                    Err(_) => return Err(Error::lost("this engine's regions change too fast")),
+                },
+            }
+        }
+    }
+
+    async fn put(&mut self, question: Question) -> Result<()> {
+        let Some(neighbour) = self.neighbour.upgrade() else { return Ok(()) };
+        let call = self.next_call;
+        self.next_call += 1;
+        match &question.asked {
+            // Two transfers may have had the same question.
+            Asked::Map { addr, len } if neighbour.readable.known(*addr, *len).is_some() => {
+                return Ok(());
+            }
+            Asked::Offer(region) if neighbour.offer(region.id()).is_some() => return Ok(()),
+            Asked::Map { addr, len } => {
+                let map = ToResponder::Map { call, addr: *addr, len: *len };
+                self.packets.send(&map, &[]).await?;
+            }
+            Asked::Offer(region) => {
+                let fd = region.memfd();
+                let offer = ToResponder::Offer {
+                    call,
+                    id: region.id(),
+                    addr: region.addr(),
+                    len: region.len() as u64,
+                    is_foreign: fd.is_none(),
+                };
+                self.packets.send(&offer, fd.as_slice()).await?;
+            }
+        }
+        self.pending.insert(call, question);
+        Ok(())
+    }
+
+    async fn withdraw(&mut self, id: u64) -> Result<()> {
+        match self.neighbour.upgrade().is_some_and(|neighbour| neighbour.forget(id)) {
+            true => self.packets.send(&ToResponder::Withdraw { id }, &[]).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn hear(&mut self, message: ToAsker, fds: Vec<OwnedFd>) -> Result<()> {
+        let Some(neighbour) = self.neighbour.upgrade() else { return Ok(()) };
+        match message {
+            ToAsker::Mapped { call, id, slot, addr, len, is_foreign } => {
+                let Some(question) = self.pending.remove(&call) else { return Err(unasked()) };
+                let known = match self.means(is_foreign, addr, len, fds).await {
+                    Ok(means) => {
+                        Known::Readable { region: PeerRegion { id, addr, len, means }, slot }
+                    }
+                    Err(why) => Known::Refused(why),
+                };
+                neighbour.readable.insert(addr, len, known);
+                answered(question);
+            }
+            ToAsker::Taken { call } => {
+                let question = self.pending.remove(&call).ok_or_else(unasked)?;
+                if let Asked::Offer(region) = &question.asked {
+                    let is_mapped = region.memfd().is_some();
+                    neighbour.note(region.id(), Offer::Taken { is_mapped });
+                }
+                answered(question);
+            }
+            ToAsker::Refused { call, why } => {
+                let question = self.pending.remove(&call).ok_or_else(unasked)?;
+                match &question.asked {
+                    Asked::Map { addr, len } => {
+                        neighbour.readable.insert(*addr, *len, Known::Refused(why.into()));
+                    }
+                    Asked::Offer(region) => {
+                        neighbour.note(region.id(), Offer::Refused(why.into()));
+                    }
+                }
+                answered(question);
+            }
+            ToAsker::Gone { id } => neighbour.readable.remove(id),
+            ToAsker::Added => neighbour.readable.forget_refusals(),
+            ToAsker::Welcome { .. } | ToAsker::Ready => return Err(unasked()),
+        }
+        Ok(())
+    }
+
+    async fn means(
+        &self,
+        is_foreign: bool,
+        addr: u64,
+        len: u64,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Means, Arc<str>> {
+        match is_foreign {
+            true => probe(&self.process, addr),
+            false => view(len, fds).await,
+        }
+    }
+}
+
+fn answered(question: Question) {
+    // Whoever asked may not wait any more.
+    let _ = question.answered.send(());
+}
+
+fn unasked() -> Error {
+    Error::lost("the peer answers what it was not asked")
+}

@@ -1,0 +1,185 @@
+//! What a lane's words mean: requests to copy into the peer's memory, and their replies. Pure;
+//! any words decode to something or to nothing, and fuzzing holds it to that.
+
+use kvrail_reactors::host::lane::{REPLY_WORDS, REQUEST_WORDS};
+
+/// Bytes of an event's body that one entry carries: all words but the first.
+const BODY_BYTES: usize = (REQUEST_WORDS - 1) * size_of::<u64>();
+
+const COPY: u64 = 1;
+const CANCEL: u64 = 2;
+const EVENT: u64 = 3;
+const BODY: u64 = 4;
+/// Flag of a part's last copy.
+const LAST: u64 = 1 << 8;
+
+const DONE: u64 = 1;
+const FAILED: u64 = 2;
+
+/// A request of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// Copy bytes of an offered region to an address of the responder's. Copies of a part follow
+    /// each other and end with the one that is `last`.
+    Copy { part: u64, last: bool, source: u64, offset: u64, addr: u64, len: u64 },
+    /// Do no more of this part, and say when it is over.
+    Cancel { part: u64 },
+    /// An event of `len` body bytes follows, as a part of its own.
+    Event { part: u64, len: u64 },
+    /// The next bytes of an event's body, zeros behind its end.
+    Body([u8; BODY_BYTES]),
+}
+
+impl Entry {
+    pub(crate) fn encode(&self) -> [u64; REQUEST_WORDS] {
+        match *self {
+            Self::Copy { part, last, source, offset, addr, len } => {
+                let kind = COPY | if last { LAST } else { 0 };
+                [kind, part, source, offset, addr, len, 0, 0]
+            }
+            Self::Cancel { part } => [CANCEL, part, 0, 0, 0, 0, 0, 0],
+            Self::Event { part, len } => [EVENT, part, len, 0, 0, 0, 0, 0],
+            Self::Body(bytes) => {
+                let mut words = [BODY; REQUEST_WORDS];
+                for (word, bytes) in words[1..].iter_mut().zip(bytes.as_chunks().0) {
+                    *word = u64::from_le_bytes(*bytes);
+                }
+                words
+            }
+        }
+    }
+
+    /// The entry, unless nobody sends such words.
+    pub(crate) fn decode(words: &[u64; REQUEST_WORDS]) -> Option<Self> {
+        let [kind, part, rest @ ..] = *words;
+        match kind & !LAST {
+            COPY => {
+                let [source, offset, addr, len, ..] = rest;
+                Some(Self::Copy { part, last: kind & LAST != 0, source, offset, addr, len })
+            }
+            CANCEL if kind == CANCEL => Some(Self::Cancel { part }),
+            EVENT if kind == EVENT => Some(Self::Event { part, len: rest[0] }),
+            BODY if kind == BODY => {
+                let mut bytes = [0; BODY_BYTES];
+                for (word, bytes) in words[1..].iter().zip(bytes.as_chunks_mut().0) {
+                    *bytes = word.to_le_bytes();
+                }
+                Some(Self::Body(bytes))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An event's body as entries, behind its [`Entry::Event`].
+pub(crate) fn body(bytes: &[u8]) -> impl Iterator<Item = Entry> + '_ {
+    bytes.chunks(BODY_BYTES).map(|chunk| {
+        let mut body = [0; BODY_BYTES];
+        body[..chunk.len()].copy_from_slice(chunk);
+        Entry::Body(body)
+    })
+}
+
+/// How a copy or an event ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// As asked.
+    Ok,
+    /// No region permits it, or nobody has opened the counter.
+    Refused,
+    /// The queue of notifications is full.
+    Busy,
+    /// The source could not be read: it was never offered, or its memory is gone.
+    Unreadable,
+    /// It was cancelled, or the responder took its memory back.
+    Ended,
+}
+
+const VERDICTS: [Verdict; 5] =
+    [Verdict::Ok, Verdict::Refused, Verdict::Busy, Verdict::Unreadable, Verdict::Ended];
+
+impl Verdict {
+    fn word(self) -> u64 {
+        VERDICTS.iter().position(|verdict| *verdict == self).unwrap_or(0) as u64
+    }
+
+    fn of(word: u64) -> Option<Self> {
+        usize::try_from(word).ok().and_then(|index| VERDICTS.get(index).copied())
+    }
+}
+
+/// A reply of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// A copy of a part failed, by its position in the part.
+    Failed { part: u64, index: u64, verdict: Verdict },
+    /// A part is over, and nothing of it touches any memory any more. Of its copies, so many were
+    /// looked at, in order; the verdict is an event's.
+    Done { part: u64, ended: u64, verdict: Verdict },
+}
+
+impl Reply {
+    pub(crate) fn encode(&self) -> [u64; REPLY_WORDS] {
+        match *self {
+            Self::Failed { part, index, verdict } => [FAILED, part, index, verdict.word()],
+            Self::Done { part, ended, verdict } => [DONE, part, ended, verdict.word()],
+        }
+    }
+
+    /// The reply, unless nobody sends such words.
+    pub(crate) fn decode(words: &[u64; REPLY_WORDS]) -> Option<Self> {
+        let [kind, part, number, verdict] = *words;
+        let verdict = Verdict::of(verdict)?;
+        match kind {
+            FAILED => Some(Self::Failed { part, index: number, verdict }),
+            DONE => Some(Self::Done { part, ended: number, verdict }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let entries = [
+            Entry::Copy { part: 1, last: false, source: 2, offset: 3, addr: 4, len: 5 },
+            Entry::Copy { part: u64::MAX, last: true, source: 2, offset: 3, addr: 4, len: 5 },
+            Entry::Cancel { part: 9 },
+            Entry::Event { part: 9, len: 77 },
+            Entry::Body(std::array::from_fn(|k| k as u8)),
+        ];
+        for entry in entries {
+            assert_eq!(Entry::decode(&entry.encode()), Some(entry));
+        }
+        for verdict in VERDICTS {
+            let failed = Reply::Failed { part: 1, index: 2, verdict };
+            assert_eq!(Reply::decode(&failed.encode()), Some(failed));
+            let done = Reply::Done { part: 1, ended: 2, verdict };
+            assert_eq!(Reply::decode(&done.encode()), Some(done));
+        }
+    }
+
+    #[test]
+    fn other_words_mean_nothing() {
+        for kind in [0, 5, CANCEL | LAST, COPY << 32] {
+            assert_eq!(Entry::decode(&[kind; REQUEST_WORDS]), None, "{kind:#x}");
+        }
+        assert_eq!(Reply::decode(&[DONE, 0, 0, 5]), None);
+        assert_eq!(Reply::decode(&[3, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn a_body_is_cut_and_padded() {
+        let bytes: Vec<u8> = (0..100).collect();
+        let mut joined = Vec::new();
+        for entry in body(&bytes) {
+            let Entry::Body(part) = entry else { panic!("{entry:?}") };
+            joined.extend(part);
+        }
+        assert_eq!((&joined[..100], joined.len()), (&bytes[..], 112));
+        assert_eq!(body(&[]).count(), 0);
+    }
+}

@@ -1,0 +1,392 @@
+//! One lane to a peer, from the side that asks: parts of transfers go out as requests, and come
+//! back when the peer has copied them. Any thread may post and look for replies, since a caller
+//! that waits is faster than a shard that has to be woken.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvrail_reactors::doorbell::Bell;
+use kvrail_reactors::host::lane::{Corrupt, REQUEST_WORDS, Requester};
+use kvrail_reactors::ticket::{Table, Ticket};
+
+use super::entry::{self, Entry, Reply, Verdict};
+use crate::flight::{EVENT, Portion};
+use crate::limits::{ENDING_MAX_NS, SPIN_TURNS, TURN_BURST};
+use crate::{Error, ErrorKind, Landed, PathKind, metrics};
+
+/// A copy that the peer is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ask {
+    /// Which request of the batch.
+    pub(crate) request: usize,
+    /// The number of the region that the bytes are in.
+    pub(crate) source: u64,
+    pub(crate) offset: u64,
+    /// Where they go, at the peer.
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+}
+
+/// A lane to a peer of this host.
+pub(crate) struct Lane {
+    peer: Arc<str>,
+    state: Mutex<State>,
+    bell: Bell,
+    /// Parts that are out, for a look without the lock.
+    parts_out: AtomicUsize,
+    /// Callers that look for replies themselves.
+    watchers: AtomicUsize,
+}
+
+struct State {
+    ring: Requester,
+    parts: Table<Part>,
+    /// What the ring has no room for yet.
+    unsent: VecDeque<[u64; REQUEST_WORDS]>,
+    /// The peer's progress as last seen, and when it changed; none before the first look.
+    progress: Option<((u64, u64), u64)>,
+    /// The engine stops: everything is cancelled.
+    is_stopping: bool,
+    lost: Option<Error>,
+}
+
+struct Part {
+    portion: Portion,
+    asks: Vec<Ask>,
+    /// What failed, by its position among the asks.
+    failed: Vec<(usize, Error)>,
+    /// Since when it is cancelled, and why.
+    cancelled: Option<(u64, ErrorKind)>,
+}
+
+/// A part that has ended, with what failed in it.
+type Returned = (Portion, Vec<(usize, Error)>);
+
+/// Parts that have ended, to be taken back without the lock.
+type Ended = Vec<Returned>;
+
+impl Lane {
+    pub(crate) fn new(peer: Arc<str>, ring: Requester, bell: Bell) -> Self {
+        let state = State {
+            ring,
+            parts: Table::default(),
+            unsent: VecDeque::new(),
+            progress: None,
+            is_stopping: false,
+            lost: None,
+        };
+        let (parts_out, watchers) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { peer, state: Mutex::new(state), bell, parts_out, watchers }
+    }
+
+    /// Asks for the copies of a part, of which there is at least one.
+    pub(crate) fn post(&self, portion: Portion, asks: Vec<Ask>) {
+        let last = asks.len().saturating_sub(1);
+        let entries = move |part: u64, asks: &[Ask], unsent: &mut VecDeque<_>| {
+            unsent.extend(asks.iter().enumerate().map(|(index, ask)| {
+                let Ask { source, offset, addr, len, .. } = *ask;
+                Entry::Copy { part, last: index == last, source, offset, addr, len }.encode()
+            }));
+        };
+        self.add(Part { portion, asks, failed: Vec::new(), cancelled: None }, entries);
+    }
+
+    /// Delivers an event, whose data is in place.
+    pub(crate) fn announce(&self, portion: Portion, body: &[u8]) {
+        let entries = |part: u64, _: &[Ask], unsent: &mut VecDeque<_>| {
+            unsent.push_back(Entry::Event { part, len: body.len() as u64 }.encode());
+            unsent.extend(entry::body(body).map(|entry| entry.encode()));
+        };
+        let asks = Vec::new();
+        self.add(Part { portion, asks, failed: Vec::new(), cancelled: None }, entries);
+    }
+
+    fn add(
+        &self,
+        part: Part,
+        entries: impl FnOnce(u64, &[Ask], &mut VecDeque<[u64; REQUEST_WORDS]>),
+    ) {
+        let mut state = self.lock();
+        if let Some(error) = state.lost.clone() {
+            drop(state);
+            return part.fail(&error.with_landed(Landed::No));
+        }
+        if state.parts.is_empty() {
+            state.progress = None;
+        }
+        let ticket = state.parts.insert(part);
+        let State { parts, unsent, .. } = &mut *state;
+        let asks = &parts.get(ticket).expect("just inserted").asks;
+        entries(ticket.to_raw(), asks, unsent);
+        self.parts_out.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = state.send(&self.bell) {
+            drop(state);
+            self.lose(&error);
+        }
+    }
+
+    /// Sends what waits and takes replies; returns how much there was to do.
+    pub(crate) fn progress(&self) -> usize {
+        if self.is_idle() { 0 } else { self.take_replies() }
+    }
+
+    fn take_replies(&self) -> usize {
+        let mut state = self.lock();
+        let mut ended = Vec::new();
+        let moved = state.advance(&self.bell, &mut ended);
+        drop(state);
+        self.take_back(ended);
+        moved.unwrap_or_else(|error| {
+            self.lose(&error);
+            1
+        })
+    }
+
+    /// Looks at the clocks: cancels what has ended early, and gives a peer up that owes progress
+    /// and makes none for `limit_ns`.
+    pub(crate) fn tick(&self, now_ns: u64, limit_ns: u64) {
+        let mut state = self.lock();
+        state.cancel_ended(now_ns);
+        let patience = state.patience(now_ns, limit_ns);
+        let sent = state.send(&self.bell);
+        drop(state);
+        if let Err(error) = patience.and(sent) {
+            self.lose(&error);
+        }
+    }
+
+    /// The engine stops: cancels everything that is out.
+    pub(crate) fn stop(&self, now_ns: u64) {
+        self.lock().is_stopping = true;
+        self.tick(now_ns, u64::MAX);
+    }
+
+    /// Before its shard parks: `false` where a reply is there already. Replies ring the shard's
+    /// doorbell from here on, unless a caller looks for them itself.
+    pub(crate) fn arm(&self) -> bool {
+        // Also while nothing is out: whoever posts next may be no shard.
+        let is_quiet = self.watchers.load(Ordering::SeqCst) > 0 || self.lock().ring.sleep();
+        if !is_quiet {
+            self.take_replies();
+        }
+        is_quiet
+    }
+
+    /// Whether nothing is out.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.parts_out.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether it is of no use any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lock().lost.is_some()
+    }
+
+    /// Ends the lane: the peer starts nothing more of it, and what is out fails. What the peer was
+    /// copying from our memory may end up in its own; it is never told that this is complete.
+    pub(crate) fn lose(&self, error: &Error) {
+        let mut state = self.lock();
+        state.ring.close();
+        let error = error.clone().with_peer(self.peer.clone()).with_path(PathKind::Host);
+        state.lost.get_or_insert_with(|| error.clone());
+        state.unsent.clear();
+        let parts: Vec<_> = state.parts.drain().collect();
+        self.parts_out.store(0, Ordering::Relaxed);
+        drop(state);
+        self.bell.ring();
+        let error = error.with_landed(Landed::Maybe);
+        parts.into_iter().for_each(|part| part.fail(&error));
+    }
+
+    fn take_back(&self, ended: Ended) {
+        self.parts_out.fetch_sub(ended.len(), Ordering::Relaxed);
+        for (portion, failures) in ended {
+            let blame = |error: Error| error.with_peer(self.peer.clone()).with_path(PathKind::Host);
+            portion.back(failures.into_iter().map(|(k, error)| (k, blame(error))).collect());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks for replies on the caller's own thread until `is_over`: it costs no wake. Then hands the
+/// lanes back to their shards.
+pub(crate) fn watch(lanes: &[Arc<Lane>], is_over: impl Fn() -> bool) {
+    for lane in lanes {
+        lane.watchers.fetch_add(1, Ordering::SeqCst);
+        lane.lock().ring.wake();
+    }
+    let mut turns = 0u32;
+    while !is_over() {
+        let done: usize = lanes.iter().map(|lane| lane.progress()).sum();
+        turns = if done > 0 { 0 } else { turns.wrapping_add(1) };
+        if turns.is_multiple_of(SPIN_TURNS) {
+            std::thread::yield_now();
+        }
+        std::hint::spin_loop();
+    }
+    for lane in lanes {
+        lane.watchers.fetch_sub(1, Ordering::SeqCst);
+        while !lane.arm() {}
+    }
+}
+
+fn broken(corrupt: Corrupt) -> Error {
+    Error::lost("the peer broke the protocol").with_source(corrupt)
+}
+
+impl State {
+    fn advance(&mut self, bell: &Bell, ended: &mut Ended) -> Result<usize, Error> {
+        if self.ring.is_closed() {
+            return Err(Error::lost("the peer ended the connection"));
+        }
+        let mut done = self.send(bell)?;
+        while done < TURN_BURST {
+            let Some(words) = self.ring.receive().map_err(broken)? else { break };
+            let reply = Reply::decode(&words).ok_or_else(|| broken(Corrupt))?;
+            ended.extend(self.replied(reply).map_err(broken)?);
+            done += 1;
+        }
+        Ok(done)
+    }
+
+    /// Sends what fits; returns how much.
+    fn send(&mut self, bell: &Bell) -> Result<usize, Error> {
+        if self.unsent.is_empty() {
+            return Ok(0);
+        }
+        let (sent, must_ring) = self.ring.send(self.unsent.iter()).map_err(broken)?;
+        self.unsent.drain(..sent);
+        if must_ring {
+            bell.ring();
+        }
+        Ok(sent)
+    }
+
+    /// Takes a reply, to a part that is out; returns the part if it is over.
+    fn replied(&mut self, reply: Reply) -> Result<Option<Returned>, Corrupt> {
+        match reply {
+            Reply::Failed { part, index, verdict } => {
+                let part = self.parts.get_mut(Ticket::from_raw(part)).ok_or(Corrupt)?;
+                let index = usize::try_from(index).map_err(|_| Corrupt)?;
+                // No more failures than copies, however often the peer says so.
+                let has_room = part.failed.len() < part.asks.len();
+                let ask = part.asks.get(index).copied().filter(|_| has_room).ok_or(Corrupt)?;
+                part.failed.push((index, part.error(verdict, Some(ask))));
+                Ok(None)
+            }
+            Reply::Done { part, ended, verdict } => {
+                let part = self.parts.remove(Ticket::from_raw(part)).ok_or(Corrupt)?;
+                Ok(Some(part.done(usize::try_from(ended).unwrap_or(usize::MAX), verdict)))
+            }
+        }
+    }
+
+    /// Asks the peer to stop what nobody waits for any more.
+    fn cancel_ended(&mut self, now_ns: u64) {
+        let stopped = self.is_stopping.then_some(ErrorKind::Closed);
+        let mut new = Vec::new();
+        for (ticket, part) in self.parts.iter_mut().filter(|(_, part)| part.cancelled.is_none()) {
+            if let Some(kind) = part.portion.flight().ended_early(now_ns).or(stopped) {
+                part.cancelled = Some((now_ns, kind));
+                new.push(ticket.to_raw());
+            }
+        }
+        for raw in new {
+            let is_of = |words: &[u64; REQUEST_WORDS]| match Entry::decode(words) {
+                Some(Entry::Copy { part, .. }) => part == raw,
+                _ => false,
+            };
+            self.unsent.retain(|words| !is_of(words));
+            // An event in mid-body goes first: its bytes follow each other.
+            let in_body = |words: &&[u64; REQUEST_WORDS]| {
+                matches!(Entry::decode(words), Some(Entry::Body(_)))
+            };
+            let at = self.unsent.iter().take_while(in_body).count();
+            self.unsent.insert(at, Entry::Cancel { part: raw }.encode());
+        }
+    }
+
+    /// Whether the peer may be waited for still.
+    fn patience(&mut self, now_ns: u64, limit_ns: u64) -> Result<(), Error> {
+        if self.parts.is_empty() {
+            self.progress = None;
+            return Ok(());
+        }
+        let overdue = |(since, _)| now_ns.saturating_sub(since) > ENDING_MAX_NS;
+        if self.parts.iter().any(|(_, part)| part.cancelled.is_some_and(overdue)) {
+            return Err(Error::lost("the peer did not stop a transfer that had ended"));
+        }
+        let seen = self.ring.progress();
+        match self.progress {
+            Some((last, since_ns)) if last == seen => {
+                if now_ns.saturating_sub(since_ns) > limit_ns {
+                    return Err(Error::lost("the peer made no progress for too long"));
+                }
+            }
+            _ => self.progress = Some((seen, now_ns)),
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn fail(self, error: &Error) {
+        // The user's own end of the transfer explains more than the lane's.
+        let error = match self.cancelled {
+            Some((_, kind)) => Error::new(kind, "the transfer ended while this was under way")
+                .with_path(PathKind::Host)
+                .with_landed(error.landed()),
+            None => error.clone(),
+        };
+        let failures = match self.asks.is_empty() {
+            true => vec![(EVENT, error)],
+            false => self.asks.iter().map(|ask| (ask.request, error.clone())).collect(),
+        };
+        self.portion.back(failures);
+    }
+
+    /// The peer is done with it, of which it has looked at `ended` copies.
+    fn done(mut self, ended: usize, verdict: Verdict) -> Returned {
+        if self.asks.is_empty() {
+            let failed = (verdict != Verdict::Ok).then(|| (EVENT, self.error(verdict, None)));
+            return (self.portion, failed.into_iter().collect());
+        }
+        for index in ended.min(self.asks.len())..self.asks.len() {
+            let error = self.error(Verdict::Ended, None).with_landed(Landed::No);
+            self.failed.push((index, error));
+        }
+        let mut carried = metrics::Carried::default();
+        let has_failed = |index: usize| self.failed.iter().any(|(failed, _)| *failed == index);
+        let done = self.asks.iter().enumerate().filter(|(index, _)| !has_failed(*index));
+        done.for_each(|(_, ask)| carried.add(ask.len as usize));
+        carried.record(PathKind::Host, &self.failed);
+        let asks = self.asks;
+        let request = |(index, error): (usize, Error)| (asks[index].request, error);
+        (self.portion, self.failed.into_iter().map(request).collect())
+    }
+
+    fn error(&self, verdict: Verdict, ask: Option<Ask>) -> Error {
+        match (verdict, ask) {
+            (Verdict::Refused, Some(Ask { addr, len, .. })) => Error::refused(format!(
+                "the peer has no region that permits writing {len} bytes at {addr:#x}"
+            )),
+            (Verdict::Refused, None) => {
+                Error::refused("nobody at the peer has opened this counter")
+            }
+            (Verdict::Busy, _) => Error::busy("the peer's queue of notifications is full"),
+            (Verdict::Unreadable, _) => {
+                Error::lost("the peer could not read this process's memory")
+                    .with_landed(Landed::Maybe)
+            }
+            (Verdict::Ok | Verdict::Ended, _) => match self.cancelled {
+                Some((_, kind)) => Error::new(kind, "the transfer ended while this was under way"),
+                None => Error::new(ErrorKind::Closed, "the peer took the region back"),
+            }
+            .with_landed(Landed::Maybe),
+        }
+    }
+}

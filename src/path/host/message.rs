@@ -1,0 +1,73 @@
+//! What engines of one host say to each other by their socket: JSON, one message a packet, with
+//! descriptors beside some of them.
+//!
+//! ```text
+//! asker                                        responder
+//! Hello                            →
+//!                                  ←           Welcome  [its ledger, a bell for each lane]
+//! Lanes  [lane memory, our bells]  →
+//!                                  ←           Ready
+//! Map / Offer [memfd] / Withdraw   →
+//!                                  ←           Mapped [memfd] / Taken / Refused / Gone
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the steps above and of a lane's words.
+pub(crate) const VERSION: u32 = 1;
+
+/// From the engine that connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum ToResponder {
+    Hello {
+        version: u32,
+        /// The incarnation that is meant: another process may have got the name.
+        to: u64,
+        name: String,
+    },
+    /// As many lanes as were welcomed.
+    Lanes,
+    /// Which region holds these bytes, and may they be read?
+    Map { call: u64, addr: u64, len: u64 },
+    /// Memory to copy from; its memfd comes along, unless it is foreign memory.
+    Offer { call: u64, id: u64, addr: u64, len: u64, is_foreign: bool },
+    /// The offered region is gone.
+    Withdraw { id: u64 },
+}
+
+/// From the engine that listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum ToAsker {
+    Welcome {
+        version: u32,
+        incarnation: u64,
+        lanes: usize,
+    },
+    Ready,
+    /// The region; its memfd comes along, unless it is foreign memory.
+    Mapped {
+        call: u64,
+        id: u64,
+        slot: usize,
+        addr: u64,
+        len: u64,
+        is_foreign: bool,
+    },
+    /// The offer is taken.
+    Taken {
+        call: u64,
+    },
+    /// The memory can't go by this path; it may by another.
+    Refused {
+        call: u64,
+        why: String,
+    },
+    /// The region is gone.
+    Gone {
+        id: u64,
+    },
+    /// Regions came: what was refused may be asked again.
+    Added,
+}

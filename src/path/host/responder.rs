@@ -1,0 +1,275 @@
+//! Sessions that peers of this host opened: who they are, the lanes they may ask by, and the
+//! memory that either side lets the other read. On the control thread; shards do the copying.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvrail_reactors::doorbell::Bell;
+use kvrail_reactors::host::lane;
+use kvrail_reactors::host::process::Process;
+use kvrail_reactors::host::socket::{Credentials, Listener};
+use kvrail_reactors::host::view::View;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::broadcast;
+
+use super::hub::{Change, Hub, tell};
+use super::message::{ToAsker, ToResponder, VERSION};
+use super::packets::Packets;
+use super::server::LaneServer;
+use super::shard::Message;
+use super::sources::{Means, Offered, PeerRegion};
+use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, HOST_LANES_MAX};
+use crate::memory::{Operation, Region};
+use crate::{Error, Result};
+
+/// Serves every listener of the hub until it is closed.
+pub(crate) fn serve(hub: &Arc<Hub>, spawn: impl Fn(Accepting)) {
+    for listener in hub.take_listeners() {
+        spawn(Box::pin(accept(hub.clone(), listener)));
+    }
+}
+
+/// One listener's work.
+pub(crate) type Accepting = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+async fn accept(hub: Arc<Hub>, listener: Listener) {
+    let mut closing = hub.closing.subscribe();
+    // tokio's stream only tells when somebody connects.
+    let clone = listener.as_fd().try_clone_to_owned();
+    let Ok(ready) = clone.and_then(|fd| UnixStream::from_std(fd.into())) else {
+        return tracing::warn!("no peer of this host can connect: raise `ulimit -n`");
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = ready.async_io(Interest::READABLE, || listener.accept()) => accepted,
+            _ = closing.wait_for(|closing| *closing) => return,
+        };
+        let Ok(socket) = accepted else {
+            // Most likely there is no descriptor to be had.
+            tokio::time::sleep(Duration::from_millis(CONTROL_ACCEPT_PAUSE_MS)).await;
+            continue;
+        };
+        // Past the limit the socket is dropped: the peer goes by TCP.
+        if let Ok(seat) = hub.seats.clone().try_acquire_owned() {
+            let hub = hub.clone();
+            tokio::spawn(async move {
+                if let Err(error) = respond(&hub, socket).await {
+                    tracing::debug!(%error, "a session with a peer of this host ended");
+                }
+                drop(seat);
+            });
+        }
+    }
+}
+
+async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
+    let mut closing = hub.closing.subscribe();
+    let (packets, peer) = Packets::new(socket)?;
+    // Before the handshake, so that nothing is missed.
+    let changes = hub.changes.subscribe();
+    let id = hub.next_session();
+    let session = async {
+        let offered = greet(hub, &packets, id).await?;
+        let session = Session { hub, packets: &packets, peer: Caller::new(peer), offered };
+        session.run(changes).await
+    };
+    let result = tokio::select! {
+        ended = session => ended,
+        _ = closing.wait_for(|closing| *closing) => Ok(()),
+    };
+    end_lanes(hub, id).await;
+    result
+}
+
+/// The handshake, up to the lanes.
+async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Arc<Offered>> {
+    let (hello, _) = packets.answer().await?;
+    let ToResponder::Hello { version: VERSION, to, name } = hello else {
+        return Err(Error::refused("the peer does not greet as this version does"));
+    };
+    if to != hub.incarnation {
+        return Err(Error::refused("the peer means another process").with_peer(name));
+    }
+    let shards = hub.shards();
+    let lanes = shards.len().min(HOST_LANES_MAX);
+    let welcome = ToAsker::Welcome { version: VERSION, incarnation: hub.incarnation, lanes };
+    let mut fds = vec![hub.roll.ledger.fd()];
+    fds.extend(shards[..lanes].iter().map(|shard| shard.doorbell().as_fd()));
+    packets.send(&welcome, &fds).await?;
+    let (answer, mut fds) = packets.answer().await?;
+    if !matches!(answer, ToResponder::Lanes) || fds.len() != lanes + 1 {
+        return Err(Error::refused("the peer brings no lanes"));
+    }
+    let bells = fds.split_off(1);
+    let rings = fds.first().map(|fd| lane::open(fd, lanes)).transpose();
+    let rings = rings.map_err(|error| Error::refused(error.to_string()))?.unwrap_or_default();
+    let offered = Arc::new(Offered::default());
+    for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(shards) {
+        let bell = Bell::new(bell)
+            .map_err(|error| Error::refused("the peer's bell is no eventfd").with_source(error))?;
+        let server = Box::new(LaneServer::new(ring, Arc::new(bell), offered.clone()));
+        tell(shard, Message::Serve { session: id, server }).await;
+    }
+    packets.send(&ToAsker::Ready, &[]).await?;
+    Ok(offered)
+}
+
+/// No shard answers the session's lanes any more when this returns.
+async fn end_lanes(hub: &Arc<Hub>, session: u64) {
+    let (guard, quiet) = flume::bounded(0);
+    for shard in hub.shards() {
+        tell(shard, Message::Close { session, guard: guard.clone() }).await;
+    }
+    drop(guard);
+    // Nobody sends: the channel closes with the last guard.
+    let _: Result<(), _> = quiet.recv_async().await;
+}
+
+/// The process at the other end, as far as it can be seen.
+struct Caller {
+    process: Result<Arc<Process>, Arc<str>>,
+}
+
+impl Caller {
+    fn new(peer: Credentials) -> Self {
+        Self { process: open_process(peer) }
+    }
+}
+
+/// The peer's process, to read its foreign memory.
+pub(super) fn open_process(peer: Credentials) -> Result<Arc<Process>, Arc<str>> {
+    let pid = peer.pid.ok_or("the peer's process can't be seen from this pid namespace")?;
+    match Process::open(pid) {
+        Ok(process) => Ok(Arc::new(process)),
+        Err(error) => Err(format!("the peer's process can't be watched: {error}").into()),
+    }
+}
+
+/// Checks that a peer's foreign memory can be read.
+pub(super) fn probe(
+    process: &Result<Arc<Process>, Arc<str>>,
+    addr: u64,
+) -> Result<Means, Arc<str>> {
+    let process = process.clone()?;
+    match process.probe(addr) {
+        Ok(()) => Ok(Means::Process(process)),
+        Err(error) => Err(format!(
+            "process_vm_readv of the peer's foreign memory: {error}; at ptrace scope 1 start it \
+             with EngineBuilder::peers_may_trace(true), or use Engine::allocate"
+        )
+        .into()),
+    }
+}
+
+struct Session<'a> {
+    hub: &'a Arc<Hub>,
+    packets: &'a Packets,
+    peer: Caller,
+    offered: Arc<Offered>,
+}
+
+impl Session<'_> {
+    async fn run(self, mut changes: broadcast::Receiver<Change>) -> Result<()> {
+        loop {
+            tokio::select! {
+                message = self.packets.receive() => match message? {
+                    Some((message, fds)) => self.answer(message, fds).await?,
+                    None => return Ok(()),
+                },
+                change = changes.recv() => match change {
+                    Ok(Change::Gone(id)) => self.say(&ToAsker::Gone { id }, &[]).await?,
+                    Ok(Change::Added) => self.say(&ToAsker::Added, &[]).await?,
+                    Err(_) => return Err(Error::lost("the peer fell behind what changes here")),
+                },
+            }
+        }
+    }
+
+    async fn say(&self, message: &ToAsker, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        self.packets.send(message, fds).await
+    }
+
+    async fn answer(&self, message: ToResponder, fds: Vec<OwnedFd>) -> Result<()> {
+        match message {
+            ToResponder::Map { call, addr, len } => self.map(call, addr, len).await,
+            ToResponder::Offer { call, id, addr, len, is_foreign } => {
+                let region = self.view(is_foreign, addr, len, fds).await;
+                let taken = region.and_then(|means| {
+                    let region = PeerRegion { id, addr, len, means };
+                    self.offered.insert(region).map_err(|error| error.to_string().into())
+                });
+                let answer = match taken {
+                    Ok(()) => ToAsker::Taken { call },
+                    Err(why) => ToAsker::Refused { call, why: why.to_string() },
+                };
+                self.say(&answer, &[]).await
+            }
+            ToResponder::Withdraw { id } => {
+                self.offered.remove(id);
+                Ok(())
+            }
+            ToResponder::Hello { .. } | ToResponder::Lanes => {
+                Err(Error::refused("the peer greets twice"))
+            }
+        }
+    }
+
+    async fn map(&self, call: u64, addr: u64, len: u64) -> Result<()> {
+        let found = self.readable(addr, len);
+        let (region, slot) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                let why = error.to_string();
+                return self.say(&ToAsker::Refused { call, why }, &[]).await;
+            }
+        };
+        let memory = region.memory();
+        let fd = memory.memfd();
+        let mapped = ToAsker::Mapped {
+            call,
+            id: memory.id(),
+            slot,
+            addr: region.addr(),
+            len: region.len() as u64,
+            is_foreign: fd.is_none(),
+        };
+        self.say(&mapped, fd.as_slice()).await
+    }
+
+    /// The region of these bytes, if peers may read it.
+    fn readable(&self, addr: u64, len: u64) -> Result<(Region, usize)> {
+        let regions = self.hub.regions.current();
+        regions.find(addr, len, Operation::Read)?;
+        let (region, _) = regions.find_own(addr, len)?;
+        let slot = self.hub.roll.slot(region.memory().id());
+        let slot = slot.ok_or_else(|| Error::closed("the region was unregistered"))?;
+        Ok((region.clone(), slot))
+    }
+
+    async fn view(
+        &self,
+        is_foreign: bool,
+        addr: u64,
+        len: u64,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Means, Arc<str>> {
+        match is_foreign {
+            true => probe(&self.peer.process, addr),
+            false => view(len, fds).await,
+        }
+    }
+}
+
+/// Maps a region that came as a memfd. Faulting it in takes a while, so not on the control thread.
+pub(super) async fn view(len: u64, fds: Vec<OwnedFd>) -> Result<Means, Arc<str>> {
+    let fd = fds.into_iter().next().ok_or("no memfd came along")?;
+    let len = usize::try_from(len).map_err(|_| "the region is longer than memory")?;
+    let mapped = tokio::task::spawn_blocking(move || View::map(fd, len)).await;
+    match mapped {
+        Ok(Ok(view)) => Ok(Means::Mapped(Arc::new(view))),
+        Ok(Err(error)) => Err(error.to_string().into()),
+        Err(error) => Err(error.to_string().into()),
+    }
+}

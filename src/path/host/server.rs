@@ -1,0 +1,262 @@
+//! One lane of a peer's, from the side that answers: copies that the peer asks for are made by
+//! this process, into memory of its own. Any words change nothing outside the ranges that
+//! [`Served::find`] permits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kvrail_reactors::Reactor;
+use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
+use kvrail_reactors::doorbell::Bell;
+use kvrail_reactors::host::lane::{Corrupt, Responder};
+use kvrail_reactors::region::Region;
+
+use super::entry::{Entry, Reply, Verdict};
+use super::sources::Offered;
+use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_REPLIES_MAX};
+use crate::memory::Operation;
+use crate::path::served::Served;
+use crate::path::tcp::{Event, Status};
+
+/// A lane of a peer's.
+pub(crate) struct LaneServer {
+    ring: Responder,
+    bell: Arc<Bell>,
+    offered: Arc<Offered>,
+    copy: Copy,
+    done: Vec<CopyDone>,
+    /// Parts that are not over, oldest first; copies may still be added to the last one.
+    parts: VecDeque<Part>,
+    /// Copies in the order of their submission, which is that of their completion.
+    flying: VecDeque<Flying>,
+    replies: VecDeque<Reply>,
+    event: Option<Assembly>,
+    next_serial: u64,
+    is_armed: bool,
+}
+
+struct Part {
+    /// Ours: the peer's numbers needn't differ.
+    serial: u64,
+    /// The peer's number for it.
+    id: u64,
+    /// Copies looked at so far.
+    asked: u64,
+    flying: usize,
+    /// No more copies come.
+    is_closed: bool,
+}
+
+struct Flying {
+    serial: u64,
+    part: u64,
+    name: u64,
+    index: u64,
+    bytes: usize,
+    target: Arc<Region>,
+}
+
+/// An event whose body is arriving.
+struct Assembly {
+    part: u64,
+    body: Vec<u8>,
+    missing: usize,
+}
+
+impl LaneServer {
+    pub(crate) fn new(ring: Responder, bell: Arc<Bell>, offered: Arc<Offered>) -> Self {
+        Self {
+            ring,
+            bell,
+            offered,
+            copy: Copy::new(HOST_COPIES_MAX),
+            done: Vec::new(),
+            parts: VecDeque::new(),
+            flying: VecDeque::new(),
+            replies: VecDeque::new(),
+            event: None,
+            next_serial: 0,
+            is_armed: false,
+        }
+    }
+
+    /// Takes requests, copies a turn's worth, and replies; returns how much there was to do.
+    ///
+    /// # Errors
+    /// The lane is over: the peer ended or broke it.
+    pub(crate) fn poll(&mut self, served: &mut impl Served) -> Result<usize, Corrupt> {
+        if std::mem::take(&mut self.is_armed) {
+            self.ring.wake();
+        }
+        if self.ring.is_closed() {
+            return Err(Corrupt);
+        }
+        let mut moved = 0;
+        while self.has_room() {
+            let Some(words) = self.ring.receive()? else { break };
+            self.take(Entry::decode(&words).ok_or(Corrupt)?, served)?;
+            moved += 1;
+        }
+        Ok(moved + self.make_copies() + self.reply()?)
+    }
+
+    /// Before the shard parks: `false` where something is to be done.
+    pub(crate) fn arm(&mut self) -> bool {
+        if !self.flying.is_empty() {
+            return false;
+        }
+        self.is_armed = true;
+        self.ring.sleep()
+    }
+
+    /// Whether replies wait for the peer to take some, which only a look now and then can see.
+    pub(crate) fn is_stuck(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
+    /// Nothing is stored into `region` any more when this returns.
+    pub(crate) fn fence(&mut self, region: &Arc<Region>) {
+        for flying in self.flying.iter().filter(|flying| Arc::ptr_eq(&flying.target, region)) {
+            self.copy.fence(flying.name);
+        }
+    }
+
+    /// Ends the lane for the peer.
+    pub(crate) fn close(&self) {
+        self.ring.close();
+        self.bell.ring();
+    }
+
+    fn has_room(&self) -> bool {
+        self.flying.len() < HOST_COPIES_MAX && self.replies.len() < HOST_REPLIES_MAX
+    }
+
+    fn take(&mut self, entry: Entry, served: &mut impl Served) -> Result<(), Corrupt> {
+        match (entry, &mut self.event) {
+            (Entry::Body(bytes), Some(event)) => {
+                let used = event.missing.min(bytes.len());
+                event.body.extend_from_slice(&bytes[..used]);
+                event.missing -= used;
+            }
+            (Entry::Event { part, len }, None) if len <= HOST_EVENT_MAX_BYTES as u64 => {
+                self.event = Some(Assembly { part, body: Vec::new(), missing: len as usize });
+            }
+            (Entry::Copy { .. }, None) => return self.ask(entry, served),
+            (Entry::Cancel { part }, None) => self.cancel(part),
+            _ => return Err(Corrupt),
+        }
+        if self.event.as_ref().is_some_and(|event| event.missing == 0) {
+            self.deliver(served);
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, entry: Entry, served: &mut impl Served) -> Result<(), Corrupt> {
+        let Entry::Copy { part: id, last, source, offset, addr, len } = entry else {
+            return Err(Corrupt);
+        };
+        if self.parts.back().is_none_or(|part| part.is_closed) {
+            let serial = self.next_serial;
+            self.next_serial += 1;
+            self.parts.push_back(Part { serial, id, asked: 0, flying: 0, is_closed: false });
+        }
+        let part = self.parts.back_mut().filter(|part| part.id == id).ok_or(Corrupt)?;
+        let (serial, index) = (part.serial, part.asked);
+        part.asked += 1;
+        part.is_closed = last;
+        let target = served.find(addr, len, Operation::Write);
+        let source = self.offered.slice(source, offset, len);
+        let (target, source) = match (target, source) {
+            (None, _) => return self.failed(id, index, Verdict::Refused),
+            (_, None) => return self.failed(id, index, Verdict::Unreadable),
+            (Some(target), Some(source)) => (target, source),
+        };
+        let (bytes, region) = (target.len(), target.region().clone());
+        // There is room, or `poll` would not have taken the request.
+        let name = self.copy.submit(CopyWork { tag: 0, source, target }).map_err(|_| Corrupt)?;
+        self.flying.push_back(Flying { serial, part: id, name, index, bytes, target: region });
+        if let Some(part) = self.parts.back_mut() {
+            part.flying += 1;
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, part: u64, index: u64, verdict: Verdict) -> Result<(), Corrupt> {
+        self.replies.push_back(Reply::Failed { part, index, verdict });
+        self.end_parts();
+        Ok(())
+    }
+
+    fn cancel(&mut self, id: u64) {
+        let Some(part) = self.parts.iter_mut().find(|part| part.id == id) else { return };
+        part.is_closed = true;
+        let serial = part.serial;
+        for flying in self.flying.iter().filter(|flying| flying.serial == serial) {
+            self.copy.fence(flying.name);
+        }
+        self.end_parts();
+    }
+
+    fn make_copies(&mut self) -> usize {
+        let mut done = std::mem::take(&mut self.done);
+        let moved = self.copy.poll(HOST_COPIES_MAX, &mut done);
+        for done in done.drain(..) {
+            self.copied(&done);
+        }
+        self.done = done;
+        moved
+    }
+
+    fn copied(&mut self, done: &CopyDone) {
+        let Some(flying) = self.flying.pop_front() else { return };
+        if let Some(part) = self.parts.iter_mut().find(|part| part.serial == flying.serial) {
+            part.flying -= 1;
+        }
+        let verdict = match &done.error {
+            _ if done.copied_bytes == flying.bytes => Verdict::Ok,
+            None => Verdict::Ended,
+            Some(_) => Verdict::Unreadable,
+        };
+        if verdict != Verdict::Ok {
+            let (part, index) = (flying.part, flying.index);
+            self.replies.push_back(Reply::Failed { part, index, verdict });
+        }
+        self.end_parts();
+    }
+
+    /// Replies for parts that are over, in their order.
+    fn end_parts(&mut self) {
+        while let Some(part) = self.parts.front().filter(|part| part.is_closed && part.flying == 0)
+        {
+            let (part, ended) = (part.id, part.asked);
+            self.replies.push_back(Reply::Done { part, ended, verdict: Verdict::Ok });
+            self.parts.pop_front();
+        }
+    }
+
+    fn deliver(&mut self, served: &mut impl Served) {
+        let Some(Assembly { part, body, .. }) = self.event.take() else { return };
+        let status = Event::decode(&body).map_or(Status::Refused, |event| served.event(event));
+        let verdict = match status {
+            Status::Ok => Verdict::Ok,
+            Status::Busy => Verdict::Busy,
+            Status::Refused | Status::Other(_) => Verdict::Refused,
+        };
+        self.replies.push_back(Reply::Done { part, ended: 0, verdict });
+    }
+
+    fn reply(&mut self) -> Result<usize, Corrupt> {
+        if self.replies.is_empty() {
+            return Ok(0);
+        }
+        let count = self.ring.room()?.min(self.replies.len());
+        let mut must_ring = false;
+        for reply in self.replies.drain(..count) {
+            must_ring |= self.ring.send(&reply.encode());
+        }
+        if must_ring {
+            self.bell.ring();
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,256 @@
+//! Memory of a peer that this process may copy from: its regions by number or by address, mapped
+//! or to be read from its process, and whether what was read is still the peer's word.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use kvrail_reactors::copy::Source;
+use kvrail_reactors::host::ledger::LedgerView;
+use kvrail_reactors::host::process::{Process, ProcessSlice};
+use kvrail_reactors::host::view::{View, ViewSlice};
+
+use crate::limits::REGIONS_MAX;
+use crate::{Error, Result};
+
+/// How a peer's region is read.
+#[derive(Debug, Clone)]
+pub(crate) enum Means {
+    /// It is mapped here, read-only.
+    Mapped(Arc<View>),
+    /// It is foreign memory, read by `process_vm_readv`.
+    Process(Arc<Process>),
+}
+
+/// A region of a peer's.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerRegion {
+    /// The peer's number for it; never used twice by one process.
+    pub(crate) id: u64,
+    /// Its first byte's address, at the peer.
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+    pub(crate) means: Means,
+}
+
+impl PeerRegion {
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(self.means, Means::Mapped(_))
+    }
+
+    /// `len` bytes from `offset` on, where it has them.
+    pub(crate) fn slice(&self, offset: u64, len: u64) -> Option<Source> {
+        let end = offset.checked_add(len)?;
+        if len == 0 || end > self.len {
+            return None;
+        }
+        match &self.means {
+            Means::Mapped(view) => {
+                ViewSlice::new(view.clone(), offset as usize, len as usize).map(Source::View)
+            }
+            Means::Process(process) => {
+                let addr = self.addr.checked_add(offset)?;
+                Some(Source::Process(ProcessSlice::new(process.clone(), addr, len as usize)))
+            }
+        }
+    }
+}
+
+/// The regions that a peer has offered as sources of its writes, by their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Offered {
+    regions: RwLock<HashMap<u64, PeerRegion>>,
+}
+
+impl Offered {
+    /// # Errors
+    /// Refused: it is offered already. Busy: there are too many.
+    pub(crate) fn insert(&self, region: PeerRegion) -> Result<()> {
+        let mut regions = write(&self.regions);
+        if regions.len() >= REGIONS_MAX {
+            return Err(Error::busy(format!("{REGIONS_MAX} regions are offered already")));
+        }
+        if regions.contains_key(&region.id) {
+            return Err(Error::refused("the region is offered already"));
+        }
+        regions.insert(region.id, region);
+        Ok(())
+    }
+
+    pub(crate) fn remove(&self, id: u64) {
+        write(&self.regions).remove(&id);
+    }
+
+    pub(crate) fn slice(&self, id: u64, offset: u64, len: u64) -> Option<Source> {
+        read(&self.regions).get(&id)?.slice(offset, len)
+    }
+}
+
+/// Says behind a copy whether what was read is still the peer's word: the peer has not taken the
+/// region back meanwhile.
+#[derive(Debug, Clone)]
+pub(crate) struct Proof {
+    ledger: Arc<LedgerView>,
+    slot: usize,
+    id: u64,
+    /// Whose memory it was, where a dead process's number may have been given to the next.
+    process: Option<Arc<Process>>,
+}
+
+impl Proof {
+    pub(crate) fn holds(&self) -> bool {
+        self.ledger.holds(self.slot, self.id)
+            && self.process.as_ref().is_none_or(|process| process.is_alive())
+    }
+
+    /// Whether it speaks of the same region.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        self.id == other.id && Arc::ptr_eq(&self.ledger, &other.ledger)
+    }
+}
+
+/// The regions that a peer lets us read, by address.
+#[derive(Debug)]
+pub(crate) struct Readable {
+    ledger: Arc<LedgerView>,
+    regions: RwLock<BTreeMap<u64, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    len: u64,
+    known: Known,
+}
+
+/// What the peer said of an address when it was asked.
+#[derive(Debug, Clone)]
+pub(crate) enum Known {
+    Readable {
+        region: PeerRegion,
+        slot: usize,
+    },
+    /// It is to be read by another path, for a reason.
+    Refused(Arc<str>),
+}
+
+impl Readable {
+    pub(crate) fn new(ledger: Arc<LedgerView>) -> Self {
+        Self { ledger, regions: RwLock::default() }
+    }
+
+    /// What is known of the region that holds these bytes; none where the peer must be asked.
+    pub(crate) fn known(&self, addr: u64, len: u64) -> Option<Known> {
+        let regions = read(&self.regions);
+        let (start, entry) = regions.range(..=addr).next_back()?;
+        let end = addr.checked_add(len)?;
+        (end <= start.saturating_add(entry.len)).then(|| entry.known.clone())
+    }
+
+    /// The bytes as a source, with what proves them.
+    pub(crate) fn source(&self, addr: u64, len: u64) -> Option<(Source, Proof)> {
+        let Some(Known::Readable { region, slot }) = self.known(addr, len) else { return None };
+        let source = region.slice(addr - region.addr, len)?;
+        let process = match &region.means {
+            Means::Process(process) => Some(process.clone()),
+            Means::Mapped(_) => None,
+        };
+        Some((source, Proof { ledger: self.ledger.clone(), slot, id: region.id, process }))
+    }
+
+    pub(crate) fn insert(&self, addr: u64, len: u64, known: Known) {
+        let mut regions = write(&self.regions);
+        // What the peer says now replaces what it said of these addresses before.
+        let end = addr.saturating_add(len);
+        let stale: Vec<u64> = regions
+            .range(..end)
+            .rev()
+            .take_while(|(start, entry)| start.saturating_add(entry.len) > addr)
+            .map(|(start, _)| *start)
+            .collect();
+        stale.iter().for_each(|start| drop(regions.remove(start)));
+        if regions.len() < REGIONS_MAX {
+            regions.insert(addr, Entry { len, known });
+        }
+    }
+
+    /// The peer has taken the region back.
+    pub(crate) fn remove(&self, id: u64) {
+        write(&self.regions).retain(|_, entry| match &entry.known {
+            Known::Readable { region, .. } => region.id != id,
+            Known::Refused(_) => true,
+        });
+    }
+
+    /// The peer has more regions than before.
+    pub(crate) fn forget_refusals(&self) {
+        write(&self.regions).retain(|_, entry| matches!(entry.known, Known::Readable { .. }));
+    }
+
+    pub(crate) fn clear(&self) {
+        write(&self.regions).clear();
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use kvrail_reactors::host::ledger::Ledger;
+    use kvrail_reactors::region;
+
+    use super::*;
+
+    fn mapped(id: u64, addr: u64, len: u64) -> PeerRegion {
+        let memory = region::Region::allocate(len as usize, None).unwrap();
+        let view = View::map(memory.memfd().unwrap(), len as usize).unwrap();
+        PeerRegion { id, addr, len, means: Means::Mapped(Arc::new(view)) }
+    }
+
+    #[test]
+    fn an_offered_region_is_found_by_number_and_bounds_hold() {
+        let offered = Offered::default();
+        offered.insert(mapped(7, 1 << 40, 100)).unwrap();
+        assert_eq!(offered.insert(mapped(7, 0, 9)).unwrap_err().kind(), crate::ErrorKind::Refused);
+        assert_eq!(offered.slice(7, 90, 10).unwrap().len(), 10);
+        for (offset, len) in [(90, 11), (0, 0), (u64::MAX, 2), (101, 1)] {
+            assert!(offered.slice(7, offset, len).is_none(), "{offset} {len}");
+        }
+        assert!(offered.slice(8, 0, 1).is_none());
+        offered.remove(7);
+        assert!(offered.slice(7, 0, 1).is_none());
+    }
+
+    #[test]
+    fn a_readable_region_is_found_by_address_until_it_is_struck() {
+        let ledger = Ledger::new(4).unwrap();
+        let view = Arc::new(LedgerView::map(ledger.fd(), 4).unwrap());
+        let readable = Readable::new(view);
+        assert!(readable.known(5000, 10).is_none());
+        ledger.enter(2, 7);
+        let region = mapped(7, 5000, 100);
+        readable.insert(5000, 100, Known::Readable { region, slot: 2 });
+        let (source, proof) = readable.source(5090, 10).unwrap();
+        assert!(source.len() == 10 && proof.holds());
+        assert!(readable.source(5090, 11).is_none() && readable.known(4999, 1).is_none());
+        ledger.strike(2);
+        assert!(!proof.holds());
+        readable.remove(7);
+        assert!(readable.known(5000, 1).is_none());
+    }
+
+    #[test]
+    fn news_replace_what_they_overlap() {
+        let ledger = Ledger::new(1).unwrap();
+        let readable = Readable::new(Arc::new(LedgerView::map(ledger.fd(), 1).unwrap()));
+        readable.insert(100, 100, Known::Refused("a".into()));
+        readable.insert(300, 100, Known::Refused("b".into()));
+        readable.insert(150, 200, Known::Refused("c".into()));
+        assert!(readable.known(100, 10).is_none() && readable.known(390, 10).is_none());
+        assert!(matches!(readable.known(340, 10), Some(Known::Refused(why)) if &*why == "c"));
+    }
+}

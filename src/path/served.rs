@@ -1,0 +1,48 @@
+//! What peers' requests reach of an engine, whichever path they came by.
+
+use std::sync::Arc;
+
+use kvrail_reactors::region::Slice;
+
+use super::tcp::{Event, Status};
+use crate::arrivals::Arrivals;
+use crate::memory::{Operation, RegionsView};
+use crate::metrics;
+
+/// What a connection asks of its engine.
+pub(crate) trait Served {
+    /// The memory that a request may touch; none where it is refused.
+    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice>;
+    /// Counts and queues an event; answers Ok, Busy or Refused.
+    fn event(&mut self, event: Event) -> Status;
+}
+
+/// One shard's way to the engine's regions, counters and notifications.
+pub(crate) struct Service {
+    regions: RegionsView,
+    arrivals: Arc<Arrivals>,
+    serving: metrics::Serving,
+}
+
+impl Service {
+    pub(crate) fn new(regions: RegionsView, arrivals: Arc<Arrivals>) -> Self {
+        Self { regions, arrivals, serving: Default::default() }
+    }
+
+    /// Records what was asked since the last time.
+    pub(crate) fn record(&mut self) {
+        self.serving.record();
+    }
+}
+
+impl Served for Service {
+    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
+        let found = self.regions.current().find(addr, len, operation);
+        self.serving.add(operation, len, found.is_ok());
+        found.inspect_err(|error| tracing::debug!(%error, "refused a peer's request")).ok()
+    }
+
+    fn event(&mut self, event: Event) -> Status {
+        self.arrivals.event(event)
+    }
+}

@@ -1,0 +1,213 @@
+//! Posting to a peer of this host: what it can read it is asked to copy, what we can read we copy,
+//! and the rest goes by TCP.
+
+use std::sync::Arc;
+
+use kvrail_reactors::copy::CopyWork;
+
+use super::{callers_share, tcp_request};
+use crate::engine::Inner;
+use crate::flight::{Announce, EVENT, Flight, Portion};
+use crate::limits::{
+    COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX, TCP_GROUP_BYTES,
+};
+use crate::memory::Operation;
+use crate::path::host::{Ask, Asked, Known, Neighbour, Offer};
+use crate::path::local::{Copies, Job};
+use crate::path::tcp::Event;
+use crate::plan::{PlannedSlice, share_out};
+use crate::transfer::Plan;
+use crate::{Error, ErrorKind, PathKind};
+
+/// A plan's slices by the way they go.
+#[derive(Default)]
+struct Sorted {
+    /// The peer copies.
+    asks: Vec<PlannedSlice>,
+    sources: Vec<u64>,
+    /// We copy.
+    pulls: Vec<PlannedSlice>,
+    jobs: Vec<Job>,
+    /// Neither can read the other's memory.
+    rest: Vec<PlannedSlice>,
+}
+
+impl Inner {
+    /// Posts a plan to a peer of this host. Where it is not known yet how some of its memory can
+    /// be read, the peer is asked first.
+    pub(super) fn post_host(
+        self: &Arc<Self>,
+        plan: &Arc<Plan>,
+        neighbour: &Arc<Neighbour>,
+    ) -> Arc<Flight> {
+        let announce = plan.event.clone().map(|event| self.announce_host(event));
+        let flight = self.flight(plan, 1, announce, Vec::new());
+        // Keeps the flight from ending before all of its parts are out.
+        let requests = match plan.requests() {
+            0 => EVENT..=EVENT,
+            requests => 0..=requests - 1,
+        };
+        let gate = Portion::new(flight.clone(), requests);
+        match question(plan, neighbour) {
+            None => self.post_sorted(neighbour, gate),
+            Some(first) => self.post_when_known(neighbour, gate, first),
+        }
+        flight
+    }
+
+    fn post_when_known(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion, first: Asked) {
+        let (engine, neighbour) = (Arc::downgrade(self), neighbour.clone());
+        self.control().detach(async move {
+            let mut next = Some(first);
+            for _ in 0..HOST_QUESTIONS_MAX {
+                let Some(asked) = next else { break };
+                neighbour.ask(asked).await;
+                next = question(&gate.flight().plan, &neighbour).filter(|_| !neighbour.is_over());
+            }
+            // Without the engine the gate fails the flight as Closed.
+            if let Some(engine) = engine.upgrade() {
+                engine.post_sorted(&neighbour, gate);
+            }
+        });
+    }
+
+    /// Sends every slice its way; what nobody knows how to read goes by TCP.
+    fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion) {
+        let flight = gate.flight().clone();
+        let plan = &flight.plan;
+        let Sorted { asks, sources, pulls, jobs, rest } = sort(plan, neighbour);
+        self.post_asks(&flight, neighbour, &asks, &sources);
+        if !rest.is_empty() {
+            let groups = share_out(&rest, self.shards().len(), TCP_GROUP_BYTES);
+            flight.more_parts(groups.len());
+            let first = self.next_shard();
+            for (position, group) in groups.into_iter().enumerate() {
+                let requests = rest[group].iter().map(|slice| tcp_request(plan, slice)).collect();
+                self.carry(flight.clone(), first + position, requests);
+            }
+        }
+        self.post_pulls(&flight, &pulls, jobs);
+        gate.back(Vec::new());
+    }
+
+    fn post_asks(
+        &self,
+        flight: &Arc<Flight>,
+        neighbour: &Arc<Neighbour>,
+        slices: &[PlannedSlice],
+        sources: &[u64],
+    ) {
+        if slices.is_empty() {
+            return;
+        }
+        let plan = &flight.plan;
+        let groups = share_out(slices, neighbour.lanes.len(), COPY_GROUP_BYTES);
+        let first = neighbour.next_lane();
+        let lane = |position: usize| {
+            let lanes = &neighbour.lanes;
+            lanes[(first + position) % lanes.len()].clone()
+        };
+        if self.watches() {
+            flight.comes_by((0..groups.len()).map(lane).collect());
+        }
+        let ask = |(slice, source): (&PlannedSlice, &u64)| {
+            let near = plan.memory(slice);
+            let offset = near.addr() - near.region().addr();
+            let (addr, len) = (slice.addr, slice.len as u64);
+            Ask { request: slice.request, source: *source, offset, addr, len }
+        };
+        for (position, group) in groups.into_iter().enumerate() {
+            let lane = lane(position);
+            let asks: Vec<Ask> =
+                slices[group.clone()].iter().zip(&sources[group]).map(ask).collect();
+            flight.more_parts(asks.len().div_ceil(HOST_PART_COPIES));
+            for part in asks.chunks(HOST_PART_COPIES) {
+                let span = part[0].request..=part[part.len() - 1].request;
+                lane.post(Portion::new(flight.clone(), span), part.to_vec());
+            }
+        }
+    }
+
+    /// As for copies inside this process: the caller makes its share, shards the rest.
+    fn post_pulls(&self, flight: &Arc<Flight>, slices: &[PlannedSlice], mut jobs: Vec<Job>) {
+        if slices.is_empty() {
+            return;
+        }
+        let own = callers_share(slices);
+        let rest = &slices[own..];
+        if !rest.is_empty() {
+            let groups = share_out(rest, self.copies().len(), COPY_GROUP_BYTES);
+            flight.more_parts(groups.len());
+            self.spread_copies(flight, PathKind::Host, jobs.split_off(own), &groups);
+        }
+        if own > 0 {
+            flight.more_parts(1);
+            Copies::new(flight.clone(), PathKind::Host, jobs).run();
+        }
+    }
+
+    /// The event follows by a lane, whose data is in place by then; a long one by TCP.
+    fn announce_host(self: &Arc<Self>, event: Event) -> Announce {
+        let engine = Arc::downgrade(self);
+        Box::new(move |portion: Portion| {
+            let Some(engine) = engine.upgrade() else {
+                let error = Error::new(ErrorKind::Closed, "the engine was dropped");
+                return portion.back(vec![(EVENT, error)]);
+            };
+            let body = event.encode();
+            match portion.flight().plan.peer.inner.link.neighbour() {
+                Some(neighbour) if body.len() <= HOST_EVENT_MAX_BYTES => {
+                    neighbour.lanes[0].announce(portion, &body);
+                }
+                _ => engine.announce_tcp(event)(portion),
+            }
+        })
+    }
+}
+
+/// What must be asked before the plan's paths can be chosen, if anything.
+fn question(plan: &Plan, neighbour: &Neighbour) -> Option<Asked> {
+    plan.slices.iter().find_map(|slice| match plan.operation(slice) {
+        Operation::Write => {
+            let region = plan.region(slice);
+            neighbour.offer(region.id()).is_none().then(|| Asked::Offer(region.clone()))
+        }
+        Operation::Read => {
+            let (addr, len) = (slice.addr, slice.len as u64);
+            neighbour.readable.known(addr, len).is_none().then_some(Asked::Map { addr, len })
+        }
+    })
+}
+
+fn sort(plan: &Plan, neighbour: &Neighbour) -> Sorted {
+    let mut sorted = Sorted::default();
+    for slice in &plan.slices {
+        let near = plan.memory(slice);
+        match plan.operation(slice) {
+            Operation::Write => match neighbour.offer(near.region().id()) {
+                Some(Offer::Taken { .. }) => {
+                    sorted.asks.push(*slice);
+                    sorted.sources.push(near.region().id());
+                }
+                _ => sorted.rest.push(*slice),
+            },
+            Operation::Read => match neighbour.readable.source(slice.addr, slice.len as u64) {
+                Some((source, proof)) => {
+                    let work = CopyWork { tag: 0, source, target: near };
+                    sorted.pulls.push(*slice);
+                    sorted.jobs.push(Job { request: slice.request, work, proof: Some(proof) });
+                }
+                None => sorted.rest.push(*slice),
+            },
+        }
+    }
+    sorted
+}
+
+/// Whether a peer's word on these bytes keeps them from the same-host path.
+pub(crate) fn refusal(known: Option<Known>) -> Option<Arc<str>> {
+    match known {
+        Some(Known::Refused(why)) => Some(why),
+        _ => None,
+    }
+}

@@ -1,0 +1,352 @@
+//! Contenders as processes: started once, asked line by line, held still while another is
+//! measured (some poll whether or not anything is asked of them, and would take its CPU).
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_getcpuclockid};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::contender::Contender;
+use super::figures::Figure;
+use super::plan::{Cell, Pace};
+
+/// Starting takes a second, an answer a little more than the time it was asked to take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Lines that nobody has read yet; a contender that says more waits.
+const LINES_MAX: usize = 1024;
+/// How long a contender is watched doing nothing.
+const IDLE: Duration = Duration::from_millis(500);
+/// Clock ticks a second in /proc/stat, the same on every Linux that kvrail runs on.
+const TICKS_PER_S: f64 = 100.0;
+
+/// A contender that runs: the side that is asked, and the side that serves unless it is the same.
+pub struct Running {
+    initiator: Process,
+    target: Option<Process>,
+    /// Why it can't be asked any more.
+    broken: Option<String>,
+    /// What it said that it does while it waits.
+    pub idle: Option<String>,
+}
+
+impl Running {
+    /// Starts it; its logs' names begin with `logs`, and `command` gives the command of the
+    /// target, and of the initiator of a segment.
+    pub fn start(
+        contender: &Contender,
+        logs: &Path,
+        command: impl Fn(Option<&str>, bool) -> Command,
+    ) -> Result<Self, String> {
+        let name = contender.name.replace(' ', "-");
+        let log = |side: &str| PathBuf::from(format!("{}-{name}-{side}.log", logs.display()));
+        let mut segment = None;
+        let mut target = None;
+        if contender.processes == 2 {
+            let mut process = Process::start(command(None, true), &log("target"))?;
+            let named = |line: &str| Some(line.strip_prefix("segment ")?.trim().to_owned());
+            segment = Some(process.wait_for(named)?);
+            target = Some(process);
+        }
+        let mut initiator = Process::start(command(segment.as_deref(), false), &log("initiator"))?;
+        initiator.wait_for(|line| json(line)?.get("ready").cloned())?;
+        let running = Self { initiator, target, broken: None, idle: None };
+        running.processes().for_each(|process| process.stand_apart());
+        running.signal(Signal::SIGSTOP)?;
+        Ok(running)
+    }
+
+    /// One figure for one cell: everybody else stands still.
+    pub fn measure(&mut self, cell: Cell, pace: Pace) -> Result<Figure, String> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
+        self.signal(Signal::SIGCONT)?;
+        let warm = self.ask(&cell.line(pace.warm_up_s));
+        let figure = warm.and_then(|_| self.ask(&cell.line(pace.measure_s)));
+        let held = self.signal(Signal::SIGSTOP);
+        figure.and_then(|figure| held.map(|()| figure))
+    }
+
+    /// Cores kept busy while nothing is asked.
+    pub fn idle_cores(&mut self) -> Result<f64, String> {
+        self.signal(Signal::SIGCONT)?;
+        let usage = Usage::now(self);
+        std::thread::sleep(IDLE);
+        let used = Usage::now(self).since(&usage);
+        self.signal(Signal::SIGSTOP)?;
+        Ok(used.cpu_s / used.wall_s)
+    }
+
+    fn ask(&mut self, line: &str) -> Result<Figure, String> {
+        let before = Usage::now(self);
+        let sent = writeln!(self.initiator.stdin, "{line}").map_err(|_| gone());
+        let answer = sent.and_then(|()| self.initiator.wait_for(json)).inspect_err(|error| {
+            self.broken = Some(error.clone());
+        })?;
+        let used = Usage::now(self).since(&before);
+        if let Some(error) = answer.get("error") {
+            return Err(error.as_str().unwrap_or("an error without words").to_owned());
+        }
+        self.idle = answer["idle"].as_str().map(str::to_owned).or(self.idle.take());
+        figure(&answer, &used).ok_or_else(|| format!("{answer} is no figure"))
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        std::iter::once(&self.initiator).chain(&self.target)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), String> {
+        self.processes().try_for_each(|process| {
+            kill(process.pid(), signal).map_err(|error| format!("{signal}: {error}"))
+        })
+    }
+}
+
+/// What an answer says; the CPU time is what its processes used unless it knows better.
+fn figure(answer: &Value, used: &Usage) -> Option<Figure> {
+    let gigabytes_per_second = answer["gigabytes_per_second"].as_f64()?;
+    let gigabytes = gigabytes_per_second * answer["seconds"].as_f64()?;
+    let cpu_s = answer["cpu_seconds"].as_f64().unwrap_or(used.cpu_s);
+    let latency = &answer["batch_latency_us"];
+    Some(Figure {
+        gigabytes_per_second,
+        latency_us: latency["p50"].as_f64().zip(latency["p99"].as_f64()),
+        cpu_seconds_per_gigabyte: cpu_s / gigabytes,
+        foreign_cores: ((used.busy_s - cpu_s) / used.wall_s).max(0.0),
+    })
+}
+
+/// What the machine's CPUs have done so far.
+struct Usage {
+    wall_s: f64,
+    /// Of a contender's processes, all threads.
+    cpu_s: f64,
+    /// Of everything that runs here.
+    busy_s: f64,
+}
+
+impl Usage {
+    fn now(running: &Running) -> Self {
+        let cpu_s = running.processes().map(Process::cpu_s).sum();
+        let wall = ClockId::CLOCK_MONOTONIC.now().map_or(Duration::ZERO, Duration::from);
+        Self { wall_s: wall.as_secs_f64(), cpu_s, busy_s: busy_s() }
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        let [wall_s, cpu_s, busy_s] =
+            [self.wall_s - before.wall_s, self.cpu_s - before.cpu_s, self.busy_s - before.busy_s];
+        Self { wall_s, cpu_s, busy_s }
+    }
+}
+
+/// Seconds that all CPUs were busy since the machine started: the first line of `proc_stat(5)`.
+fn busy_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
+    let ticks = ticks.take(8).filter_map(|word| word.parse::<f64>().ok()).enumerate();
+    ticks.filter(|(at, _)| ![3, 4].contains(at)).map(|(_, ticks)| ticks).sum::<f64>() / TICKS_PER_S
+}
+
+fn json(line: &str) -> Option<Value> {
+    serde_json::from_str(line).ok().filter(Value::is_object)
+}
+
+fn gone() -> String {
+    "the process is gone".to_owned()
+}
+
+/// One process, ended with this value.
+struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<String>,
+    /// The CPU time of all its threads, those that have ended too.
+    clock: Option<ClockId>,
+    log: String,
+}
+
+impl Process {
+    fn start(mut command: Command, log: &Path) -> Result<Self, String> {
+        let file = File::create(log).map_err(|error| format!("{}: {error}", log.display()))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
+        let shown = crate::shell::shown(&command);
+        let mut child = command.spawn().map_err(|error| format!("`{shown}`: {error}"))?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (stdin, stdout) = pipes.ok_or("no pipe to a child")?;
+        let clock = clock_getcpuclockid(Pid::from_raw(child.id().cast_signed())).ok();
+        let log = log.display().to_string();
+        Ok(Self { child, stdin, lines: lines(stdout), clock, log })
+    }
+
+    /// The first line of which `wanted` makes something.
+    fn wait_for<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> Result<T, String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    if let Some(found) = wanted(&line) {
+                        return Ok(found);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!("no answer within {} s", PATIENCE.as_secs()));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(self.last_words()),
+            }
+        }
+    }
+
+    /// Why it has ended, as far as its log tells.
+    fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no word");
+        let log = Path::new(&self.log).file_name().unwrap_or_default().display();
+        format!("it ended with: {last} (logs/{log})")
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    fn cpu_s(&self) -> f64 {
+        let spent = self.clock.and_then(|clock| clock.now().ok());
+        spent.map_or(0.0, |time| Duration::from(time).as_secs_f64())
+    }
+
+    /// The weight of a service of its own against other work, where that may be set: callers that
+    /// busy-wait would starve their own targets, and background work would take from both.
+    fn stand_apart(&self) {
+        // Not permitted, or no autogroups here: then the scheduler does as it does.
+        let _ = std::fs::write(format!("/proc/{}/autogroup", self.child.id()), "-19");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only where it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines as they come, read on a thread of their own so that waiting for one has an end.
+fn lines(stdout: ChildStdout) -> Receiver<String> {
+    let (send, lines) = sync_channel(LINES_MAX);
+    std::thread::spawn(move || {
+        let read = BufReader::new(stdout).lines().map_while(Result::ok);
+        for line in read {
+            if send.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contender::WORKLOADS;
+    use super::*;
+    use serde_json::json;
+
+    const USED: Usage = Usage { wall_s: 2.0, cpu_s: 1.0, busy_s: 2.0 };
+
+    #[test]
+    fn an_answer_becomes_a_figure() {
+        let latency = json!({"p50": 1.5, "p99": 9});
+        let answer =
+            json!({"gigabytes_per_second": 4.0, "seconds": 0.5, "batch_latency_us": latency});
+        let found = figure(&answer, &USED).unwrap();
+        assert_eq!(found.latency_us, Some((1.5, 9.0)));
+        assert_eq!((found.cpu_seconds_per_gigabyte, found.foreign_cores), (0.5, 0.5));
+        let told = json!({"gigabytes_per_second": 4.0, "seconds": 0.5, "cpu_seconds": 4.0});
+        let found = figure(&told, &USED).unwrap();
+        assert_eq!((found.latency_us, found.cpu_seconds_per_gigabyte), (None, 2.0));
+        assert_eq!(found.foreign_cores, 0.0);
+        assert_eq!(figure(&json!({"seconds": 1}), &USED), None);
+    }
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    fn logs(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("xtask-{}-{name}", std::process::id()))
+    }
+
+    const CELL: Cell = Cell { operation: "read", block_bytes: 4096, batch: 1, walk: 1 };
+    const PACE: Pace = Pace { warm_up_s: 0.01, measure_s: 0.02, retries: 0 };
+
+    /// A contender whose target serves nothing and whose initiator is this script.
+    fn running(name: &'static str, script: &str) -> Running {
+        let contender = Contender { name, ..WORKLOADS[0].contenders[0] };
+        let start = |segment: Option<&str>, is_target| match is_target {
+            true => shell("echo segment s; read end"),
+            false => {
+                shell(&format!("segment={}; echo '{{\"ready\": 1}}'; {script}", segment.unwrap()))
+            }
+        };
+        let logs = logs("running");
+        let running = Running::start(&contender, &logs, start).unwrap();
+        for side in ["target", "initiator"] {
+            std::fs::remove_file(format!("{}-{name}-{side}.log", logs.display())).unwrap();
+        }
+        running
+    }
+
+    /// `T` for stopped, from `proc_pid_stat(5)`.
+    fn is_stopped(process: &Process) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.child.id())).unwrap();
+        stat.rsplit(')').next().unwrap().trim().starts_with('T')
+    }
+
+    #[test]
+    fn a_contender_answers_and_stands_still_in_between() {
+        let answer = r#"{"gigabytes_per_second": 2, "seconds": 0.5, "idle": "'$segment'"}"#;
+        let script = format!("while read line; do echo '{answer}'; done");
+        let mut running = running("answering", &script);
+        for _ in 0..2 {
+            assert_eq!(running.measure(CELL, PACE).unwrap().gigabytes_per_second, 2.0);
+            // A signal is on its way for a moment.
+            while !running.processes().all(is_stopped) {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(running.idle.as_deref(), Some("s"));
+        assert!(running.idle_cores().unwrap() < 1.0);
+    }
+
+    #[test]
+    fn what_goes_wrong_is_told_and_the_dead_are_asked_no_more() {
+        let script = r#"read a; echo '{"error": "too large"}'; read b; echo gone >&2"#;
+        let mut running = running("failing", script);
+        assert_eq!(running.measure(CELL, PACE).unwrap_err(), "too large");
+        let dead = running.measure(CELL, PACE).unwrap_err();
+        assert!(dead.starts_with("it ended with"), "{dead}");
+        assert_eq!(running.measure(CELL, PACE).unwrap_err(), dead);
+    }
+
+    #[test]
+    fn a_process_is_asked_and_ended() {
+        let script = r#"echo noise; echo "segment x y"; read line; echo "{\"got\": \"$line\"}""#;
+        let log = logs("process");
+        let mut process = Process::start(shell(script), &log).unwrap();
+        let segment = process.wait_for(|line| line.strip_prefix("segment ").map(str::to_owned));
+        assert_eq!(segment.as_deref(), Ok("x y"));
+        writeln!(process.stdin, "cell").unwrap();
+        assert_eq!(process.wait_for(json).unwrap(), json!({"got": "cell"}));
+        assert!(process.wait_for(json).unwrap_err().contains("it ended"));
+        drop(process);
+        std::fs::remove_file(log).unwrap();
+    }
+}
