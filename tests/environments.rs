@@ -21,6 +21,7 @@ use serde_json::Value;
 const LEN: usize = 8 << 20;
 /// Of the memory that the first process registers, rather than allocates.
 const FOREIGN_LEN: usize = 1 << 20;
+const PAGE: usize = 4096;
 /// The counter that both processes step.
 const COUNTER: u64 = 7;
 /// Tells the other process under which host to start, and by which path to be reached.
@@ -376,10 +377,17 @@ fn contents(region: &Region) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that differ from place to place and from seed to seed.
+/// Pages that differ from seed to seed, each with its number; made page by page, since guests run
+/// slowly.
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let words = (1..=len as u64 / 8).map(|at| (at * 8 + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    words.flat_map(u64::to_le_bytes).collect()
+    let words = (1..=PAGE as u64 / 8).map(|at| (at * 8 + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut page: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    let mut bytes = Vec::with_capacity(len);
+    for number in 0..len / PAGE {
+        page[..8].copy_from_slice(&number.to_le_bytes());
+        bytes.extend_from_slice(&page);
+    }
+    bytes
 }
 
 /// Runs a test to its end, and fails it rather than hang.
