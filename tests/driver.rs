@@ -129,13 +129,17 @@ fn little_locked_memory_and_no_privileges_are_enough() {
         panic!("{said}");
     };
     let segment = format!("--segment-id={segment}");
-    let output = poor(&program, &[&SHORT[..], &[&segment]].concat()).output().unwrap();
-    let lines = announced(&output);
-    assert!(lines.len() == 1 && lines[0].contains("epoll"), "{lines:?}");
-    assert!(lines[0].contains("may lock 65536 bytes"), "{lines:?}");
-    assert!(lines[0].contains("ulimit -l"), "{lines:?}");
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&report["verified"], &report["path"]), (&true.into(), &"tcp".into()));
+    for path in ["host", "tcp"] {
+        let asked = format!("--path={path}");
+        let asked = [&SHORT[..], &[&segment, &asked]].concat();
+        let output = poor(&program, &asked).output().unwrap();
+        let lines = announced(&output);
+        assert!(lines.len() == 1 && lines[0].contains("epoll"), "{lines:?}");
+        assert!(lines[0].contains("may lock 65536 bytes"), "{lines:?}");
+        assert!(lines[0].contains("ulimit -l"), "{lines:?}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&report["verified"], &report["path"]), (&true.into(), &path.into()));
+    }
 
     let uring = [&SHORT[..], &["--path=local", "--driver=uring"]].concat();
     let output = poor(&program, &uring).output().unwrap();

@@ -79,7 +79,8 @@ impl Neighbour {
             }
         }
         let (packets, credentials) = Packets::new(found?)?;
-        let (ledger, bells) = greet(&packets, incarnation, &peer).await?;
+        let welcome = greet(&hub, &packets, incarnation, &peer).await?;
+        let Welcome { ledger, bells, token } = welcome;
         let lanes = bring_lanes(&hub, &packets, bells, &peer).await?;
         let (questions, asked) = mpsc::channel(HOST_CALLS_MAX);
         let neighbour = Arc::new(Self {
@@ -92,7 +93,7 @@ impl Neighbour {
         });
         let session = Session {
             packets,
-            process: open_process(credentials),
+            process: open_process(credentials, token),
             neighbour: Arc::downgrade(&neighbour),
             asked,
             pending: HashMap::new(),
@@ -154,16 +155,19 @@ impl Drop for Neighbour {
     }
 }
 
-/// Greets the responder; its ledger and a bell for each of its lanes.
-async fn greet(
-    packets: &Packets,
-    incarnation: u64,
-    peer: &Arc<str>,
-) -> Result<(LedgerView, Vec<Bell>)> {
-    let hello = ToResponder::Hello { version: VERSION, to: incarnation, name: peer.to_string() };
+/// What a responder brings: its ledger, a bell for each of its lanes, and proof of its memory.
+struct Welcome {
+    ledger: LedgerView,
+    bells: Vec<Bell>,
+    token: (u64, u64),
+}
+
+async fn greet(hub: &Hub, packets: &Packets, incarnation: u64, peer: &Arc<str>) -> Result<Welcome> {
+    let (name, token) = (peer.to_string(), hub.token.place());
+    let hello = ToResponder::Hello { version: VERSION, to: incarnation, name, token };
     packets.send(&hello, &[]).await?;
     let (welcome, mut fds) = packets.answer().await?;
-    let ToAsker::Welcome { version: VERSION, incarnation: theirs, lanes } = welcome else {
+    let ToAsker::Welcome { version: VERSION, incarnation: theirs, lanes, token } = welcome else {
         return Err(Error::refused("the peer does not welcome as this version does"));
     };
     if theirs != incarnation {
@@ -177,7 +181,7 @@ async fn greet(
         .map_err(|error| Error::refused(format!("the peer's ledger: {error}")))?;
     let bells = bells.into_iter().map(Bell::new).collect::<Result<_, _>>();
     let bells = bells.map_err(|error| Error::refused("the peer's bell").with_source(error))?;
-    Ok((ledger, bells))
+    Ok(Welcome { ledger, bells, token })
 }
 
 /// Makes the lanes, passes them to the peer, and has the shards look after them.

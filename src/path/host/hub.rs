@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvrail_reactors::host::ledger::Ledger;
+use kvrail_reactors::host::process::Token;
 use kvrail_reactors::host::socket::{Listener, own_uid, remove_if_dead};
 use tokio::sync::{Semaphore, broadcast, watch};
 
@@ -32,6 +33,7 @@ pub(crate) struct Hub {
     pub(super) incarnation: u64,
     pub(super) regions: Arc<Regions>,
     pub(super) roll: Roll,
+    pub(super) token: Token,
     pub(super) changes: broadcast::Sender<Change>,
     /// Open sessions hold a receiver; true ends them.
     pub(super) closing: watch::Sender<bool>,
@@ -59,6 +61,7 @@ impl Hub {
             incarnation,
             regions,
             roll: Roll { ledger, slots: Mutex::default() },
+            token: Token::new(),
             changes: broadcast::channel(HOST_CHANGES_MAX).0,
             closing: watch::channel(false).0,
             seats: Arc::new(Semaphore::new(HOST_SESSIONS_MAX)),

@@ -71,8 +71,9 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
     let changes = hub.changes.subscribe();
     let id = hub.next_session();
     let session = async {
-        let offered = greet(hub, &packets, id).await?;
-        let session = Session { hub, packets: &packets, peer: Caller::new(peer), offered };
+        let (token, offered) = greet(hub, &packets, id).await?;
+        let process = open_process(peer, token);
+        let session = Session { hub, packets: &packets, process, offered };
         session.run(changes).await
     };
     let result = tokio::select! {
@@ -84,9 +85,9 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
 }
 
 /// The handshake, up to the lanes.
-async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Arc<Offered>> {
+async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<((u64, u64), Arc<Offered>)> {
     let (hello, _) = packets.answer().await?;
-    let ToResponder::Hello { version: VERSION, to, name } = hello else {
+    let ToResponder::Hello { version: VERSION, to, name, token } = hello else {
         return Err(Error::refused("the peer does not greet as this version does"));
     };
     if to != hub.incarnation {
@@ -94,7 +95,8 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Arc<Offered
     }
     let shards = hub.shards();
     let lanes = shards.len().min(HOST_LANES_MAX);
-    let welcome = ToAsker::Welcome { version: VERSION, incarnation: hub.incarnation, lanes };
+    let (incarnation, own) = (hub.incarnation, hub.token.place());
+    let welcome = ToAsker::Welcome { version: VERSION, incarnation, lanes, token: own };
     let mut fds = vec![hub.roll.ledger.fd()];
     fds.extend(shards[..lanes].iter().map(|shard| shard.doorbell().as_fd()));
     packets.send(&welcome, &fds).await?;
@@ -113,7 +115,7 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Arc<Offered
         tell(shard, Message::Serve { session: id, server }).await;
     }
     packets.send(&ToAsker::Ready, &[]).await?;
-    Ok(offered)
+    Ok((token, offered))
 }
 
 /// No shard answers the session's lanes any more when this returns.
@@ -127,24 +129,10 @@ async fn end_lanes(hub: &Arc<Hub>, session: u64) {
     let _: Result<(), _> = quiet.recv_async().await;
 }
 
-/// The process at the other end, as far as it can be seen.
-struct Caller {
-    process: Result<Arc<Process>, Arc<str>>,
-}
-
-impl Caller {
-    fn new(peer: Credentials) -> Self {
-        Self { process: open_process(peer) }
-    }
-}
-
-/// The peer's process, to read its foreign memory.
-pub(super) fn open_process(peer: Credentials) -> Result<Arc<Process>, Arc<str>> {
+/// The peer's process, to read its foreign memory; why not, if it can't be seen.
+pub(super) fn open_process(peer: Credentials, token: (u64, u64)) -> Result<Arc<Process>, Arc<str>> {
     let pid = peer.pid.ok_or("the peer's process can't be seen from this pid namespace")?;
-    match Process::open(pid) {
-        Ok(process) => Ok(Arc::new(process)),
-        Err(error) => Err(format!("the peer's process can't be watched: {error}").into()),
-    }
+    Process::new(pid, token).map(Arc::new).map_err(|error| error.to_string().into())
 }
 
 /// Checks that a peer's foreign memory can be read.
@@ -166,7 +154,7 @@ pub(super) fn probe(
 struct Session<'a> {
     hub: &'a Arc<Hub>,
     packets: &'a Packets,
-    peer: Caller,
+    process: Result<Arc<Process>, Arc<str>>,
     offered: Arc<Offered>,
 }
 
@@ -256,7 +244,7 @@ impl Session<'_> {
         fds: Vec<OwnedFd>,
     ) -> Result<Means, Arc<str>> {
         match is_foreign {
-            true => probe(&self.peer.process, addr),
+            true => probe(&self.process, addr),
             false => view(len, fds).await,
         }
     }
