@@ -229,6 +229,34 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_and_a_watched_source_both_end_the_wait() {
+        let (doorbell, source) = (Doorbell::with_sources().unwrap(), Doorbell::new().unwrap());
+        doorbell.watch(source.as_fd()).unwrap();
+        let is_over = || {
+            doorbell.wait(Some(Duration::ZERO)).unwrap();
+            let sources = doorbell.ringer.sources.as_ref().unwrap().as_fd().as_raw_fd();
+            let mut poll = libc::pollfd { fd: sources, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one pollfd, and the count says one.
+            unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        };
+        assert!(!is_over());
+        for bell in [&source, &doorbell] {
+            bell.sleep();
+            bell.ring();
+            doorbell.wait(None).unwrap();
+            assert!(is_over(), "as long as it is there");
+            bell.drain();
+            assert!(!is_over());
+        }
+        let plain = Doorbell::new().unwrap();
+        let error = plain.watch(source.as_fd()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        plain.sleep();
+        plain.ring();
+        plain.wait(None).unwrap();
+    }
+
+    #[test]
     fn the_first_of_many_ringers_pays() {
         use std::sync::Arc;
         use std::sync::atomic::AtomicUsize;

@@ -70,23 +70,8 @@ impl FromStr for Driver {
 /// Says once a runtime which driver it has; `why_not` is what kept it from io_uring.
 pub(super) fn announce(driver: Driver, why_not: Option<&Error>) {
     match why_not {
-        Some(error) => tracing::warn!(%driver, why = %Reasons(error), "io_uring is not used"),
+        Some(error) => tracing::warn!(%driver, why = %error, "io_uring is not used"),
         None => tracing::info!(%driver, "the shards run"),
-    }
-}
-
-/// An error with what caused it, in one line.
-struct Reasons<'a>(&'a Error);
-
-impl fmt::Display for Reasons<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = std::error::Error::source(self.0);
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 
