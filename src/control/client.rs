@@ -133,14 +133,21 @@ async fn connect_any(address: &Address, each: Duration) -> Result<TcpStream> {
     for socket in found {
         match timeout(each, connect_one(socket)).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => {
-                failure = Error::lost(format!("cannot connect to {socket}: is it running?"))
-                    .with_source(error);
-            }
+            Ok(Err(error)) => failure = not_connected(socket, error),
             Err(_) => failure = expired(&format!("did not accept a connection at {socket}"), each),
         }
     }
     Err(failure)
+}
+
+fn not_connected(socket: SocketAddr, error: io::Error) -> Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+            "no route leads there: name an address that this host reaches (IPv6 or IPv4)"
+        }
+        _ => "is it running?",
+    };
+    Error::lost(format!("cannot connect to {socket}: {remedy}")).with_source(error)
 }
 
 async fn connect_one(socket: SocketAddr) -> io::Result<TcpStream> {

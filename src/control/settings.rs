@@ -1,6 +1,6 @@
 //! What the control plane is started with, and who it then is to others.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
@@ -126,11 +126,8 @@ impl Identity {
         data_port: u16,
     ) -> Result<Self> {
         let host = published_host(config).await?;
-        let unspecified = |ip: IpAddr| ip.is_unspecified();
-        if host.parse().is_ok_and(unspecified) {
-            return Err(Error::refused(format!(
-                "peers cannot connect to {host}: name an address of this host"
-            )));
+        if let Some(why) = unreachable(&host, |ip| UdpSocket::bind((ip, 0)).is_ok()) {
+            return Err(Error::refused(why));
         }
         let control = Address::new(&host, control_port);
         let name = match config.metadata {
@@ -139,6 +136,24 @@ impl Identity {
         };
         Ok(Self { name, control, data: Address::new(host, data_port) })
     }
+}
+
+/// Why peers can't connect to `host`, if that is certain; `is_ours` tells whether this host has an
+/// address. Others than loopback addresses may be ours by way of a translating router.
+fn unreachable(host: &str, is_ours: impl Fn(IpAddr) -> bool) -> Option<String> {
+    let ip: IpAddr = host.parse().ok()?;
+    if ip.is_unspecified() {
+        return Some(format!("peers cannot connect to {host}: name an address of this host"));
+    }
+    if !ip.is_loopback() || is_ours(ip) {
+        return None;
+    }
+    let loopbacks = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+    let remedy = match loopbacks.into_iter().find(|other| is_ours(*other)) {
+        Some(other) => format!("name the host {other}, or another address that it has"),
+        None => "switch its loopback on (`ip link set lo up`), or name another address".to_owned(),
+    };
+    Some(format!("peers cannot connect to {host}, which this host doesn't have: {remedy}"))
 }
 
 fn checked_name(name: &str) -> Result<String> {
@@ -184,4 +199,30 @@ async fn route_to(url: &str) -> Result<String> {
         Error::lost("no route to the metadata server tells this host's address: set it explicitly")
             .with_peer(url)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_the_named_loopback_is_told_which_one_it_has() {
+        let v6_only = |ip: IpAddr| ip.is_ipv6();
+        let why = unreachable("127.0.0.1", v6_only).unwrap();
+        assert!(why.contains("127.0.0.1") && why.contains("name the host ::1"), "{why}");
+        assert_eq!(unreachable("::1", v6_only), None);
+        let why = unreachable("::1", |_| false).unwrap();
+        assert!(why.contains("ip link set lo up"), "{why}");
+        // Names, and addresses that a router may translate, are for peers to try.
+        for host in ["localhost", "10.1.2.3", "fd00::1"] {
+            assert_eq!(unreachable(host, |_| false), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn the_wildcard_is_no_address_to_connect_to() {
+        for host in ["0.0.0.0", "::"] {
+            assert!(unreachable(host, |_| true).unwrap().contains("name an address"), "{host}");
+        }
+    }
 }

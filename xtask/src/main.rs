@@ -3,20 +3,26 @@
 //!
 //! - `steps`: what `test` does, in which order, and the summary
 //! - `rust`: format, lints, tests, documentation
+//! - `vm`: a command in a guest, `cargo xtask vm`, and the NUMA tests in guests
+//! - `environments`: the engine where something is missing
 //! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
 //! - `compare`: kvrail beside its peers and the machine's limits
+//! - `proof`: tests that run somewhere else, and what they must say
 //! - `shell` `wheels`: running commands, and installing what they need
 
 mod compare;
+mod environments;
 mod example;
 mod fuzz;
 mod mooncake;
+mod proof;
 mod rust;
 mod shell;
 #[path = "../../src/bin/kvrail/size.rs"]
 mod size;
 mod steps;
+mod vm;
 mod wheels;
 mod without_uring;
 
@@ -37,22 +43,24 @@ enum Chore {
     Test(steps::Options),
     /// Measures kvrail, its peers and the machine's limits in turn; writes target/compare.
     Compare(compare::Options),
+    /// Runs a command in a guest that sees this host's files.
+    Vm(vm::Options),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
     WithoutUring(without_uring::Options),
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().chore {
-        Chore::Test(options) => steps::test(&options),
-        Chore::Compare(options) => compare::compare(&options).map(|_| true),
+    let ended = match Arguments::parse().chore {
+        Chore::Test(options) => steps::test(&options).map(|passed| match passed {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        }),
+        Chore::Compare(options) => compare::compare(&options).map(|_| ExitCode::SUCCESS),
+        Chore::Vm(options) => vm::run(options),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("xtask: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    ended.unwrap_or_else(|error| {
+        eprintln!("xtask: {error}");
+        ExitCode::FAILURE
+    })
 }

@@ -53,17 +53,30 @@ impl Shell {
         run(self.command("rustup").args(["component", "add", component]))
     }
 
-    /// Installs Debian packages, or says which command does.
-    pub fn apt(&self, packages: &[&str], why: &str) -> Result<(), String> {
-        let list = packages.join(" ");
-        let root = self.command("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
-        if !root {
-            return Err(format!("{why} needs: sudo apt-get install {list}"));
+    /// Whether we may install, mount and make namespaces.
+    pub fn is_root(&self) -> bool {
+        self.command("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n")
+    }
+
+    /// Renews Debian's lists of packages, once, or says which command does.
+    pub fn apt_update(&self, why: &str) -> Result<(), String> {
+        if !self.is_root() {
+            return Err(format!("{why} needs: sudo apt-get update"));
         }
-        println!("{why} needs {list}: installing");
         if !self.apt_updated.swap(true, Ordering::Relaxed) {
             run(self.command("apt-get").args(["update", "-qq"]))?;
         }
+        Ok(())
+    }
+
+    /// Installs Debian packages, or says which command does.
+    pub fn apt(&self, packages: &[&str], why: &str) -> Result<(), String> {
+        let list = packages.join(" ");
+        if !self.is_root() {
+            return Err(format!("{why} needs: sudo apt-get install {list}"));
+        }
+        println!("{why} needs {list}: installing");
+        self.apt_update(why)?;
         let mut command = self.command("apt-get");
         command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
         run(command.env("DEBIAN_FRONTEND", "noninteractive"))
@@ -94,6 +107,19 @@ pub fn run(command: &mut Command) -> Result<(), String> {
 pub fn succeeds(command: &mut Command) -> bool {
     let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
     quiet.status().is_ok_and(|status| status.success())
+}
+
+/// A program of the PATH, or of the folders for administrators, which not everybody's PATH has.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut files = std::env::split_paths(&path).chain(more).map(|folder| folder.join(program));
+    files.find(|file| file.is_file())
+}
+
+/// One word for the shell, whatever is in it.
+pub fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// The command as a person would type it, its program without the path.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::shell::Shell;
-use crate::{compare, example, fuzz, mooncake, rust, without_uring};
+use crate::{compare, environments, example, fuzz, mooncake, rust, vm, without_uring};
 
 /// What a step answers: a few words for the summary, or what went wrong.
 pub type Outcome = Result<String, String>;
@@ -17,7 +17,7 @@ struct Step {
 }
 
 /// Cheap and likely to fail first; what takes minutes or a download last.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 13] = [
     step("fmt", "the sources are formatted", |shell, _| rust::fmt(shell)),
     step("style", "lengths, headers, unsafe", |shell, _| rust::style(shell)),
     step("no-c", "default features compile no C", |shell, _| rust::no_c(shell)),
@@ -25,6 +25,8 @@ const STEPS: [Step; 11] = [
     step("tests", "unit, integration, examples", |shell, _| rust::tests(shell)),
     step("no-uring", "the same where io_uring is refused", |shell, _| without_uring::suite(shell)),
     step("doc", "doc tests, and docs without a warning", |shell, _| rust::doc(shell)),
+    step("environments", "what a host may lack", |shell, _| environments::all(shell)),
+    step("vm", "NUMA layouts, in guests", |shell, _| vm::cases::all(shell)),
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
     step("example", "prefill and decode, once", |shell, _| example::once(shell)),
     step("compare", "the comparison, one cell", |shell, _| compare::smoke(shell)),
@@ -78,7 +80,7 @@ impl Options {
 pub fn test(options: &Options) -> Result<bool, String> {
     options.check()?;
     if options.list {
-        STEPS.iter().for_each(|step| println!("{:<8} {}", step.name, step.about));
+        STEPS.iter().for_each(|step| println!("{:<12} {}", step.name, step.about));
         return Ok(true);
     }
     let shell = Shell::new()?;
@@ -153,10 +155,10 @@ impl Summary {
         for (name, verdict, took, note) in &self.lines {
             let seconds = took.as_secs_f32();
             let first = note.lines().next().unwrap_or_default();
-            text += &format!("{name:<8} {:<8} {seconds:>7.1} s  {first}\n", verdict.word());
+            text += &format!("{name:<12} {:<8} {seconds:>7.1} s  {first}\n", verdict.word());
         }
         let total: Duration = self.lines.iter().map(|line| line.2).sum();
-        text += &format!("{:<17} {:>7.1} s\n\n", "total", total.as_secs_f32());
+        text += &format!("{:<21} {:>7.1} s\n\n", "total", total.as_secs_f32());
         let [passed, failed, skipped] =
             [Verdict::Passed, Verdict::Failed, Verdict::Skipped].map(|one| self.count(one));
         text + &format!("steps: {passed} passed, {failed} failed, {skipped} skipped\n")
