@@ -257,18 +257,6 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_rings_a_doorbell_from_outside_and_is_nothing_else() {
-        let doorbell = Doorbell::new().unwrap();
-        let bell = Bell::new(doorbell.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        bell.ring();
-        assert!(readable(&doorbell));
-        let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(Bell::new(file.into()).is_err());
-        let (_reader, writer) = io::pipe().unwrap();
-        assert!(Bell::new(writer.into()).is_err());
-    }
-
-    #[test]
     fn the_first_of_many_ringers_pays() {
         use std::sync::Arc;
         use std::sync::atomic::AtomicUsize;
