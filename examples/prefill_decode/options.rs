@@ -1,5 +1,7 @@
 //! What the user chooses; the processes that the example starts are given the same.
 
+use std::time::Duration;
+
 use kvrail::Engine;
 
 use crate::llama::{Failure, Pace, PromptError};
@@ -79,7 +81,9 @@ impl Options {
 
     /// An engine that takes the path which was asked for.
     pub fn engine(&self) -> kvrail::Result<Engine> {
-        Engine::builder().same_host(self.path != Path::Tcp).start()
+        // The prefill computes while a layer moves: it waits for none.
+        let builder = Engine::builder().spin_caller(Duration::ZERO);
+        builder.same_host(self.path != Path::Tcp).start()
     }
 
     /// The question of a request, counted from 0.

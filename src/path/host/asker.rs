@@ -1,7 +1,7 @@
 //! Our session with a peer of this host: which of its memory can be read here, which of ours it
 //! reads, and the lanes by which it is asked. The session itself runs on the control thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -13,6 +13,7 @@ use kvrail_reactors::host::process::Process;
 use kvrail_reactors::host::socket;
 use kvrail_reactors::region;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::hub::{Change, Hub, tell};
 use super::lane::Lane;
@@ -21,12 +22,14 @@ use super::packets::Packets;
 use super::responder::{open_process, probe, view};
 use super::shard::Message;
 use super::sources::{Known, Means, PeerRegion, Readable};
-use crate::limits::{HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
+use crate::limits::{HOST_ANSWER_MS, HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
 use crate::{Error, Result};
 
 /// A peer of this host, connected.
 pub(crate) struct Neighbour {
     pub(crate) lanes: Vec<Arc<Lane>>,
+    /// For each lane the NUMA node on which the peer copies.
+    pub(crate) nodes: Vec<Option<u32>>,
     pub(crate) readable: Readable,
     /// What the peer said to our regions, by their numbers.
     offers: RwLock<HashMap<u64, Offer>>,
@@ -57,6 +60,14 @@ struct Question {
     answered: oneshot::Sender<()>,
 }
 
+/// A question that is put to the peer, until it answers.
+struct Pending {
+    asked: Asked,
+    /// Whoever waits for the answer; nobody after a while.
+    answered: Option<oneshot::Sender<()>>,
+    patience: Instant,
+}
+
 impl Neighbour {
     /// Connects to the process of that incarnation which listens under one of `names`.
     ///
@@ -80,11 +91,12 @@ impl Neighbour {
         }
         let (packets, credentials) = Packets::new(found?)?;
         let welcome = greet(&hub, &packets, incarnation, &peer).await?;
-        let Welcome { ledger, bells, token } = welcome;
+        let Welcome { ledger, bells, nodes, token } = welcome;
         let lanes = bring_lanes(&hub, &packets, bells, &peer).await?;
         let (questions, asked) = mpsc::channel(HOST_CALLS_MAX);
         let neighbour = Arc::new(Self {
             lanes,
+            nodes,
             readable: Readable::new(Arc::new(ledger)),
             offers: RwLock::default(),
             questions,
@@ -96,7 +108,7 @@ impl Neighbour {
             process: open_process(credentials, token),
             neighbour: Arc::downgrade(&neighbour),
             asked,
-            pending: HashMap::new(),
+            pending: BTreeMap::new(),
             next_call: 1,
         };
         tokio::spawn(session.run(hub.changes.subscribe(), hub.closing.subscribe()));
@@ -108,7 +120,8 @@ impl Neighbour {
         self.is_over.load(Ordering::Acquire) || self.lanes.iter().any(|lane| lane.is_lost())
     }
 
-    /// Asks the peer; it is noted here what it says. Returns at once where the session is over.
+    /// Asks the peer; it is noted here what it says. Returns at once where the session is over,
+    /// and after [`HOST_ANSWER_MS`] where the peer says nothing.
     pub(crate) async fn ask(&self, asked: Asked) {
         let (answered, answer) = oneshot::channel();
         if self.questions.send(Question { asked, answered }).await.is_ok() {
@@ -159,6 +172,7 @@ impl Drop for Neighbour {
 struct Welcome {
     ledger: LedgerView,
     bells: Vec<Bell>,
+    nodes: Vec<Option<u32>>,
     token: (u64, u64),
 }
 
@@ -173,7 +187,7 @@ async fn greet(hub: &Hub, packets: &Packets, incarnation: u64, peer: &Arc<str>) 
     if theirs != incarnation {
         return Err(Error::refused("another process listens at the peer's Unix socket"));
     }
-    if !(1..=HOST_LANES_MAX).contains(&lanes) || fds.len() != lanes + 1 {
+    if !(1..=HOST_LANES_MAX).contains(&lanes.len()) || fds.len() != lanes.len() + 1 {
         return Err(Error::refused("the peer welcomes with other descriptors than it says"));
     }
     let bells = fds.split_off(1);
@@ -181,7 +195,7 @@ async fn greet(hub: &Hub, packets: &Packets, incarnation: u64, peer: &Arc<str>) 
         .map_err(|error| Error::refused(format!("the peer's ledger: {error}")))?;
     let bells = bells.into_iter().map(Bell::new).collect::<Result<_, _>>();
     let bells = bells.map_err(|error| Error::refused("the peer's bell").with_source(error))?;
-    Ok(Welcome { ledger, bells, token })
+    Ok(Welcome { ledger, bells, nodes: lanes, token })
 }
 
 /// Makes the lanes, passes them to the peer, and has the shards look after them.
@@ -204,7 +218,8 @@ async fn bring_lanes(
     }
     let mut lanes = Vec::new();
     for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(homes) {
-        let lane = Arc::new(Lane::new(peer.clone(), ring, bell));
+        let lane = Lane::new(peer.clone(), ring, bell, shard.doorbell().clone());
+        let lane = Arc::new(lane);
         tell(shard, Message::Ask(lane.clone())).await;
         lanes.push(lane);
     }
@@ -218,7 +233,7 @@ struct Session {
     /// The session ends when nobody holds the peer.
     neighbour: Weak<Neighbour>,
     asked: mpsc::Receiver<Question>,
-    pending: HashMap<u64, Question>,
+    pending: BTreeMap<u64, Pending>,
     next_call: u64,
 }
 
@@ -242,7 +257,12 @@ impl Session {
 
     async fn talk(&mut self, mut changes: broadcast::Receiver<Change>) -> Result<()> {
         loop {
+            let waiting = self.pending.values().find(|pending| pending.answered.is_some());
+            let patience = waiting.map(|pending| pending.patience);
             tokio::select! {
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
+                    self.give_up();
+                }
                 message = self.packets.receive() => match message? {
                     Some((message, fds)) => self.hear(message, fds).await?,
                     None => return Err(Error::lost("the peer is gone")),
@@ -262,6 +282,9 @@ impl Session {
 
     async fn put(&mut self, question: Question) -> Result<()> {
         let Some(neighbour) = self.neighbour.upgrade() else { return Ok(()) };
+        if self.pending.len() >= HOST_CALLS_MAX {
+            return Err(Error::lost("the peer answers nothing"));
+        }
         let call = self.next_call;
         self.next_call += 1;
         match &question.asked {
@@ -286,8 +309,18 @@ impl Session {
                 self.packets.send(&offer, fd.as_slice()).await?;
             }
         }
-        self.pending.insert(call, question);
+        let Question { asked, answered } = question;
+        let patience = Instant::now() + Duration::from_millis(HOST_ANSWER_MS);
+        self.pending.insert(call, Pending { asked, answered: Some(answered), patience });
         Ok(())
+    }
+
+    /// Nobody waits any more for what the peer should have answered by now; it may still answer.
+    fn give_up(&mut self) {
+        let now = Instant::now();
+        for pending in self.pending.values_mut().filter(|pending| pending.patience <= now) {
+            pending.answered = None;
+        }
     }
 
     async fn withdraw(&mut self, id: u64) -> Result<()> {
@@ -352,9 +385,9 @@ impl Session {
     }
 }
 
-fn answered(question: Question) {
+fn answered(question: Pending) {
     // Whoever asked may not wait any more.
-    let _ = question.answered.send(());
+    let _ = question.answered.map(|answered| answered.send(()));
 }
 
 fn unasked() -> Error {

@@ -41,6 +41,7 @@ pub(crate) struct Hub {
     folder: Option<PathBuf>,
     listeners: Mutex<Vec<(String, Listener)>>,
     shards: OnceLock<Vec<PumpAddress<Message>>>,
+    nodes: OnceLock<Vec<Option<u32>>>,
     next_session: AtomicU64,
 }
 
@@ -68,6 +69,7 @@ impl Hub {
             folder,
             listeners: Mutex::new(listeners),
             shards: OnceLock::new(),
+            nodes: OnceLock::new(),
             next_session: AtomicU64::new(1),
         })
     }
@@ -95,10 +97,15 @@ impl Hub {
         candidates
     }
 
-    /// The shards' actors run.
-    pub(crate) fn start(&self, shards: Vec<PumpAddress<Message>>) {
-        // Nobody else sets it.
-        let _ = self.shards.set(shards);
+    /// The shards' actors run, on these NUMA nodes.
+    pub(crate) fn start(&self, shards: Vec<PumpAddress<Message>>, nodes: Vec<Option<u32>>) {
+        // Nobody else sets them.
+        let _ = (self.nodes.set(nodes), self.shards.set(shards));
+    }
+
+    /// The NUMA node of each shard.
+    pub(super) fn nodes(&self) -> &[Option<u32>] {
+        self.nodes.get().map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn shards(&self) -> &[PumpAddress<Message>] {

@@ -45,7 +45,8 @@ pub(crate) enum ToAsker {
     Welcome {
         version: u32,
         incarnation: u64,
-        lanes: usize,
+        /// For each lane the NUMA node of the shard that will answer it.
+        lanes: Vec<Option<u32>>,
         /// As in `Hello`, of the responder.
         token: (u64, u64),
     },

@@ -95,8 +95,9 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<((u64, u64)
     }
     let shards = hub.shards();
     let lanes = shards.len().min(HOST_LANES_MAX);
+    let nodes = hub.nodes()[..lanes].to_vec();
     let (incarnation, own) = (hub.incarnation, hub.token.place());
-    let welcome = ToAsker::Welcome { version: VERSION, incarnation, lanes, token: own };
+    let welcome = ToAsker::Welcome { version: VERSION, incarnation, lanes: nodes, token: own };
     let mut fds = vec![hub.roll.ledger.fd()];
     fds.extend(shards[..lanes].iter().map(|shard| shard.doorbell().as_fd()));
     packets.send(&welcome, &fds).await?;

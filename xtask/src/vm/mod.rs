@@ -41,7 +41,8 @@ const TOOLS: [(&str, &str); 9] = [
 #[derive(Args)]
 pub struct Options {
     /// Soft-RoCE NICs on one switch: n0.. at 10.9.0.1.., as RDMA devices rxe0..
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u8).range(..=16))]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = value_parser!(u8).range(..=16))]
     nics: u8,
     /// NUMA nodes as MIB:CPUS, such as 512:0-1,512:2-3; `256:` has no CPU, `0:4-5` no memory.
     #[arg(long, value_name = "SPEC", conflicts_with_all = ["smp", "mem"])]
