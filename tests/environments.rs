@@ -12,19 +12,35 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use kvrail::runtime::{Driver, Runtime};
-use kvrail::{Access, Batch, Engine, Error, ErrorKind, Location, Peer, Region};
+use kvrail::{
+    Access, Batch, Candidate, Engine, Error, ErrorKind, Eternal, Location, Means, PathKind, Peer,
+    Region, Verdict,
+};
 use serde_json::Value;
 
 const LEN: usize = 8 << 20;
+/// Of the memory that the first process registers, rather than allocates.
+const FOREIGN_LEN: usize = 1 << 20;
 /// The counter that both processes step.
 const COUNTER: u64 = 7;
-/// Tells the other process under which host to start.
+/// Tells the other process under which host to start, and by which path to be reached.
 const HOST: &str = "KVRAIL_ENVIRONMENT_HOST";
+const SAME_HOST: &str = "KVRAIL_ENVIRONMENT_SAME_HOST";
+
+/// How two processes are to reach each other.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    host: &'a str,
+    same_host: bool,
+    peers_may_trace: bool,
+}
 
 #[test]
 #[ignore = "cargo xtask test --only environments"]
 fn nothing_missing() {
     assert_eq!(exchange("127.0.0.1"), Driver::Uring);
+    let way = Way { host: "127.0.0.1", same_host: true, peers_may_trace: false };
+    assert_eq!(transfers(way).1.verdict, Verdict::Chosen);
     assert_eq!(verdict("io_uring"), "ok");
     assert_eq!(verdict("loopback"), "ok");
 }
@@ -91,21 +107,30 @@ fn on_one_cpu() {
 #[test]
 #[ignore = "cargo xtask test --only environments"]
 fn ptrace_scope_1() {
-    with_ptrace_scope("1");
+    // A parent may trace its children unasked; here the child is to read the parent.
+    let refused = foreign_memory_at_scope("1", false);
+    assert_eq!(refused.verdict, Verdict::Unusable);
+    assert!(refused.why.contains("peers_may_trace"), "{}", refused.why);
+    assert_eq!(foreign_memory_at_scope("1", true).verdict, Verdict::Chosen);
+    exchange("127.0.0.1");
 }
 
 #[test]
 #[ignore = "cargo xtask test --only environments"]
 fn ptrace_scope_2() {
-    with_ptrace_scope("2");
+    let refused = foreign_memory_at_scope("2", true);
+    assert_eq!(refused.verdict, Verdict::Unusable);
+    assert!(refused.why.contains("Engine::allocate"), "{}", refused.why);
+    exchange("127.0.0.1");
 }
 
-fn with_ptrace_scope(scope: &str) {
+/// By what memory that was registered travels to a process that may not trace us unasked.
+fn foreign_memory_at_scope(scope: &str, peers_may_trace: bool) -> Candidate {
     is_nobody();
     let found = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap();
     assert_eq!(found.trim(), scope);
-    exchange("127.0.0.1");
     assert_eq!(verdict("foreign_memory"), "warn");
+    transfers(Way { host: "127.0.0.1", same_host: true, peers_may_trace }).1
 }
 
 #[test]
@@ -162,60 +187,104 @@ fn ipv6_only() {
     );
 }
 
-/// What the other process does; started by [`exchange`], which names the host.
+/// What the other process does; started by [`transfers`], which names the way.
 #[test]
 #[ignore = "started by the others"]
 fn the_other_process() {
     let host = std::env::var(HOST).expect("another test starts this one");
-    let engine = Engine::builder().host(host).start().unwrap();
+    let same_host = std::env::var(SAME_HOST).unwrap() == "true";
+    let way = Way { host: &host, same_host, peers_may_trace: false };
+    let engine = way.engine();
     let counter = engine.counter(COUNTER).unwrap();
-    let region = region(&engine, Access::READ_WRITE);
-    fill(&region, &pattern(1));
+    let region = region(&engine, LEN + FOREIGN_LEN);
+    fill(&region, &pattern(1, LEN));
     println!("\nsegment {}", engine.name());
     run(async {
         let sender = engine.notification().await;
         counter.reached(1).await;
-        assert_eq!(contents(&region), pattern(2), "what the first process wrote");
+        let expected = [pattern(2, LEN), pattern(4, FOREIGN_LEN)].concat();
+        assert!(contents(&region) == expected, "not what the first process wrote");
         let peer = engine.open(std::str::from_utf8(&sender.bytes).unwrap()).await.unwrap();
-        fill(&region, &pattern(3));
-        write(&engine, &region, &peer, "back").await.unwrap();
+        way.is_taken_to(&peer);
+        fill(&region, &pattern(3, LEN));
+        write(&engine, &[(&region, LEN)], &peer, "back").await.unwrap();
         // Stays until the first process has looked and says so.
         counter.reached(2).await;
     });
 }
 
-/// Reads and writes 8 MiB between two processes, both ways, with messages and counter steps;
+/// Bytes, messages and counter steps between two processes, by shared memory and over TCP;
 /// answers on what this engine's shards wait.
 fn exchange(host: &str) -> Driver {
-    let mut other = Other::start(host);
-    let engine = Engine::builder().host(host).start().unwrap();
+    let both =
+        [true, false].map(|same_host| transfers(Way { host, same_host, peers_may_trace: false }).0);
+    assert_eq!(both[0], both[1]);
+    both[0]
+}
+
+/// Reads and writes 8 MiB between two processes, both ways, with messages and counter steps; what
+/// becomes of foreign memory's own path to the other process is answered too.
+fn transfers(way: Way) -> (Driver, Candidate) {
+    let mut other = Other::start(way);
+    let engine = way.engine();
     let counter = engine.counter(COUNTER).unwrap();
-    let region = region(&engine, Access::READ_WRITE);
+    let region = region(&engine, LEN);
+    let foreign = engine.register(Eternal::new(FOREIGN_LEN).foreign(), Access::LOCAL).unwrap();
+    fill(&foreign, &pattern(4, FOREIGN_LEN));
+    let mut candidates = Vec::new();
     run(async {
         let peer = engine.open(&other.segment).await.unwrap();
+        way.is_taken_to(&peer);
+        candidates = engine.explain(&peer, &foreign).await.write;
         let mut batch = Batch::new(&peer);
         batch.read(region.lease(0..LEN).unwrap(), peer.buffers()[0].addr);
         drop(engine.transfer(batch).await.unwrap());
-        assert_eq!(contents(&region), pattern(1), "what the other process had");
-        fill(&region, &pattern(2));
-        write(&engine, &region, &peer, engine.name()).await.unwrap();
+        assert!(contents(&region) == pattern(1, LEN), "not what the other process had");
+        fill(&region, &pattern(2, LEN));
+        let sources = [(&region, LEN), (&foreign, FOREIGN_LEN)];
+        write(&engine, &sources, &peer, engine.name()).await.unwrap();
         let message = engine.notification().await;
         assert_eq!((&message.bytes[..], &*message.from), (&b"back"[..], &*other.segment));
         counter.reached(1).await;
-        assert_eq!(contents(&region), pattern(3), "what the other process wrote");
+        assert!(contents(&region) == pattern(3, LEN), "not what the other process wrote");
         let mut last = Batch::new(&peer);
         last.count(COUNTER, 1);
-        engine.transfer(last).await.unwrap();
+        // The process may be gone before it has answered.
+        let _ = engine.transfer(last).await;
     });
     assert!(other.child.wait().unwrap().success(), "the other process");
-    engine.runtime().driver()
+    let of_foreign = candidates.into_iter().find(|one| one.means == Means::ProcessVm);
+    (engine.runtime().driver(), of_foreign.unwrap())
 }
 
-async fn write(engine: &Engine, from: &Region, peer: &Peer, says: &str) -> Result<(), Error> {
+/// Writes regions one behind the other into the peer's first range.
+async fn write(
+    engine: &Engine,
+    from: &[(&Region, usize)],
+    peer: &Peer,
+    says: &str,
+) -> Result<(), Error> {
     let mut batch = Batch::new(peer);
-    batch.write(&from.share(0..LEN)?, peer.buffers()[0].addr).notify(says).count(COUNTER, 1);
+    let mut to = peer.buffers()[0].addr;
+    for (region, len) in from {
+        batch.write(&region.share(0..*len)?, to);
+        to += *len as u64;
+    }
+    batch.notify(says).count(COUNTER, 1);
     engine.transfer(batch).await.map_err(|failed| failed.error().clone())?;
     Ok(())
+}
+
+impl Way<'_> {
+    fn engine(&self) -> Engine {
+        let builder = Engine::builder().host(self.host).same_host(self.same_host);
+        builder.peers_may_trace(self.peers_may_trace).start().unwrap()
+    }
+
+    fn is_taken_to(&self, peer: &Peer) {
+        let expected = if self.same_host { PathKind::Host } else { PathKind::Tcp };
+        assert_eq!(peer.path(), expected);
+    }
 }
 
 /// Another process of this test binary, ended with the test.
@@ -227,9 +296,12 @@ struct Other {
 }
 
 impl Other {
-    fn start(host: &str) -> Self {
+    fn start(way: Way) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--ignored", "--exact", "the_other_process", "--nocapture"]).env(HOST, host);
+        command
+            .args(["--ignored", "--exact", "the_other_process", "--nocapture"])
+            .env(HOST, way.host);
+        command.env(SAME_HOST, way.same_host.to_string());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -290,23 +362,23 @@ fn status(name: &str) -> String {
     line.unwrap_or_else(|| panic!("{name} is in {text}")).to_owned()
 }
 
-fn region(engine: &Engine, access: Access) -> Region {
-    engine.allocate(LEN, Location::Cpu(None), access).unwrap()
+fn region(engine: &Engine, len: usize) -> Region {
+    engine.allocate(len, Location::Cpu(None), Access::READ_WRITE).unwrap()
 }
 
 fn fill(region: &Region, bytes: &[u8]) {
-    region.lease(0..LEN).unwrap().copy_in(0, bytes).unwrap();
+    region.lease(0..bytes.len()).unwrap().copy_in(0, bytes).unwrap();
 }
 
 fn contents(region: &Region) -> Vec<u8> {
-    let mut bytes = vec![0; LEN];
-    region.share(0..LEN).unwrap().copy_out(0, &mut bytes).unwrap();
+    let mut bytes = vec![0; region.len()];
+    region.share(0..region.len()).unwrap().copy_out(0, &mut bytes).unwrap();
     bytes
 }
 
 /// Bytes that differ from place to place and from seed to seed.
-fn pattern(seed: u64) -> Vec<u8> {
-    let words = (1..=LEN as u64 / 8).map(|at| (at * 8 + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let words = (1..=len as u64 / 8).map(|at| (at * 8 + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     words.flat_map(u64::to_le_bytes).collect()
 }
 
