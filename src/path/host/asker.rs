@@ -9,7 +9,6 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::lane;
 use kvrail_reactors::host::ledger::LedgerView;
-use kvrail_reactors::host::process::Process;
 use kvrail_reactors::host::socket;
 use kvrail_reactors::region;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -19,9 +18,9 @@ use super::hub::{Change, Hub, tell};
 use super::lane::Lane;
 use super::message::{ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
-use super::responder::{open_process, probe, view};
+use super::readable::{Visible, means, open_process};
 use super::shard::Message;
-use super::sources::{Known, Means, PeerRegion, Readable};
+use super::sources::{Known, PeerRegion, Readable};
 use crate::limits::{HOST_ANSWER_MS, HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
 use crate::{Error, Result};
 
@@ -229,7 +228,7 @@ async fn bring_lanes(
 /// The control thread's side of a neighbour.
 struct Session {
     packets: Packets,
-    process: Result<Arc<Process>, Arc<str>>,
+    process: Visible,
     /// The session ends when nobody holds the peer.
     neighbour: Weak<Neighbour>,
     asked: mpsc::Receiver<Question>,
@@ -335,7 +334,7 @@ impl Session {
         match message {
             ToAsker::Mapped { call, id, slot, addr, len, is_foreign } => {
                 let Some(question) = self.pending.remove(&call) else { return Err(unasked()) };
-                let known = match self.means(is_foreign, addr, len, fds).await {
+                let known = match means(&self.process, is_foreign, addr, len, fds).await {
                     Ok(means) => {
                         Known::Readable { region: PeerRegion { id, addr, len, means }, slot }
                     }
@@ -369,19 +368,6 @@ impl Session {
             ToAsker::Welcome { .. } | ToAsker::Ready => return Err(unasked()),
         }
         Ok(())
-    }
-
-    async fn means(
-        &self,
-        is_foreign: bool,
-        addr: u64,
-        len: u64,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Means, Arc<str>> {
-        match is_foreign {
-            true => probe(&self.process, addr),
-            false => view(len, fds).await,
-        }
     }
 }
 
