@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
-use crate::limits::{PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
+use crate::limits::{IDLE_BUDGET, PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
 use crate::runtime::{Driver, Idle, Runtime, Shards};
 use crate::{Error, Result};
 
@@ -68,6 +68,7 @@ pub struct EngineBuilder {
     pub(crate) tcp_v1: bool,
     pub(crate) tcp: TcpLimits,
     pub(crate) same_host: SameHost,
+    caller_spin: Option<Duration>,
 }
 
 /// How engines of one host meet.
@@ -98,6 +99,7 @@ impl Default for EngineBuilder {
             tcp_v1: false,
             tcp: TcpLimits::default(),
             same_host: SameHost::default(),
+            caller_spin: None,
         }
     }
 }
@@ -177,6 +179,21 @@ impl EngineBuilder {
     pub fn same_host(mut self, on: bool) -> Self {
         self.same_host.is_on = on;
         self
+    }
+
+    /// How long the first poll of a transfer to a peer of this host looks for its end before it
+    /// leaves the thread: small ones end within microseconds, and being woken costs many times
+    /// that. By default as long as a shard polls when it is idle ([`crate::limits::IDLE_BUDGET`]),
+    /// not at all with [`Idle::Event`]. Zero suits a caller that has something to compute while
+    /// bytes move.
+    pub fn spin_caller(mut self, at_most: Duration) -> Self {
+        self.caller_spin = Some(at_most);
+        self
+    }
+
+    pub(crate) fn caller_spin(&self) -> Duration {
+        let idle = if self.idle == Idle::Event { Duration::ZERO } else { IDLE_BUDGET };
+        self.caller_spin.unwrap_or(idle)
     }
 
     /// A folder for a Unix socket at which processes of this host find the engine, for containers

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use kvrail_reactors::region;
 
@@ -19,7 +20,7 @@ use crate::path::served::Service;
 use crate::path::{self, Carriers, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind};
 use crate::request::Batch;
-use crate::runtime::{Driver, Idle, PumpAddress, Runtime, SendError, ShardPlacement};
+use crate::runtime::{Driver, PumpAddress, Runtime, SendError};
 use crate::transfer::{Prepared, Transfer};
 use crate::{Error, ErrorKind, Foreign, NumaPolicy, Result};
 
@@ -38,8 +39,9 @@ pub(crate) struct Inner {
     /// Where the next batch starts among the shards.
     cursor: AtomicUsize,
     own: Peer,
-    /// Whether callers may look for a transfer's end themselves.
-    watches: bool,
+    /// How long callers look for a transfer's end themselves.
+    caller_spin: Duration,
+    nodes: Vec<Option<u32>>,
 }
 
 impl Engine {
@@ -84,9 +86,10 @@ impl Engine {
         links: Links,
         config: &EngineBuilder,
     ) -> Result<Self> {
+        let nodes: Vec<_> = runtime.placement().iter().map(|shard| shard.node).collect();
         host.start(carriers.tcp);
         if let Some(hub) = &host.hub {
-            hub.start(carriers.hosts);
+            hub.start(carriers.hosts, nodes.clone());
             path::host::serve(hub, |accepting| control.detach(accepting));
         }
         let own = Route { key: 0, name: control.name().into(), kind: RouteKind::Local };
@@ -99,7 +102,8 @@ impl Engine {
             links,
             cursor: AtomicUsize::new(0),
             own,
-            watches: config.idle != Idle::Event,
+            caller_spin: config.caller_spin(),
+            nodes,
         };
         let engine = Self { inner: Arc::new(inner) };
         futures_lite::future::block_on(engine.publish())?;
@@ -333,8 +337,9 @@ impl Inner {
         self.host.shards()
     }
 
-    pub(crate) fn placement(&self) -> &[ShardPlacement] {
-        self.runtime.placement()
+    /// The node of each shard.
+    pub(crate) fn nodes(&self) -> &[Option<u32>] {
+        &self.nodes
     }
 
     pub(crate) fn copies(&self) -> &[PumpAddress<Copies>] {
@@ -357,8 +362,8 @@ impl Inner {
         self.control.name()
     }
 
-    pub(crate) fn watches(&self) -> bool {
-        self.watches
+    pub(crate) fn caller_spin(&self) -> Duration {
+        self.caller_spin
     }
 
     pub(crate) fn now_ns(&self) -> u64 {

@@ -69,16 +69,18 @@ pub enum Verdict {
     Unusable,
 }
 
-impl Means {
-    fn word(self) -> &'static str {
-        match self {
+impl fmt::Display for Means {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
             Self::Copy => "copy",
             Self::Mapped => "mapped memory",
             Self::ProcessVm => "process_vm_readv",
             Self::Socket => "socket",
-        }
+        })
     }
+}
 
+impl Means {
     /// What share of a plain copy's speed it reaches, for large copies on loopback
     /// (`cargo xtask compare`): the kernel pins pages one by one, and a socket copies twice.
     fn share(self) -> f64 {
@@ -121,7 +123,7 @@ impl fmt::Display for Explanation {
                     None => "-".to_owned(),
                 };
                 let Candidate { path, means, estimated_gb_per_s: estimated, why, .. } = row;
-                let (path, means) = (path.label(), means.word());
+                let path = path.label();
                 writeln!(
                     f,
                     "{mark} {path:<6} {means:<17} {estimated:>5.1} GB/s estimated {observed:>5} \

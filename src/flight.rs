@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::limits::{HOST_WATCH_MAX_NS, HOST_WATCH_NS, HOST_WATCH_NS_PER_KIB};
 use crate::memory::Visit;
 use crate::path::host::{self, Lane};
 use crate::transfer::Plan;
@@ -103,8 +102,8 @@ pub(crate) struct Flight {
     pub(crate) deadline_ns: Option<u64>,
     abandoned: AtomicBool,
     shared: Mutex<Shared>,
-    /// Where its caller may look for the end itself.
-    watch: OnceLock<Vec<Arc<Lane>>>,
+    /// The lanes that its end comes by, if any.
+    lanes: OnceLock<Vec<Arc<Lane>>>,
     /// Regions of this process that the flight reaches without a lease.
     _visits: Vec<Visit>,
 }
@@ -126,8 +125,8 @@ impl Flight {
         let life = Life::new(parts, announce.is_some());
         let shared = Mutex::new(Shared { life, announce, waker: None });
         let abandoned = AtomicBool::new(false);
-        let watch = OnceLock::new();
-        Arc::new(Self { plan, deadline_ns, abandoned, shared, watch, _visits: visits })
+        let lanes = OnceLock::new();
+        Arc::new(Self { plan, deadline_ns, abandoned, shared, lanes, _visits: visits })
     }
 
     /// More parts go out while at least one is.
@@ -138,18 +137,25 @@ impl Flight {
     /// The lanes that its end comes by.
     pub(crate) fn comes_by(&self, lanes: Vec<Arc<Lane>>) {
         // It is posted once.
-        let _ = self.watch.set(lanes);
+        let _ = self.lanes.set(lanes);
     }
 
-    /// Looks for the end on the caller's thread, where that costs less than being woken and takes
-    /// no longer than its bytes account for.
-    pub(crate) fn watch(&self) {
-        let Some(lanes) = self.watch.get().filter(|_| !self.is_done()) else { return };
-        let bytes = self.plan.bytes() as u64;
-        let budget_ns = HOST_WATCH_NS + bytes / 1024 * HOST_WATCH_NS_PER_KIB;
-        let budget = Duration::from_nanos(budget_ns.min(HOST_WATCH_MAX_NS));
+    fn lanes(&self) -> &[Arc<Lane>] {
+        self.lanes.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Looks for the end on the caller's thread for a while, which spares two wakes; then leaves it
+    /// to the shards.
+    pub(crate) fn watch(&self, spin: Duration) {
+        let lanes = self.lanes();
+        if lanes.is_empty() || self.is_done() {
+            return;
+        }
+        if spin.is_zero() {
+            return lanes.iter().for_each(|lane| lane.entrust());
+        }
         let since = quanta::Instant::now();
-        host::watch(lanes, || self.is_done() || since.elapsed() > budget);
+        host::watch(lanes, || self.is_done() || since.elapsed() > spin);
     }
 
     fn is_done(&self) -> bool {
@@ -159,6 +165,8 @@ impl Flight {
     /// Nobody waits any more: what wasn't posted yet needn't be.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
+        // Whoever looks after it learns that nobody waits.
+        self.lanes().iter().for_each(|lane| lane.entrust());
     }
 
     /// Why nothing more of this flight should be posted, if so.

@@ -305,16 +305,6 @@ pub const HOST_ANSWER_MS: u64 = 2_000;
 /// Questions to a peer of this host that wait for its answer.
 pub const HOST_CALLS_MAX: usize = 1024;
 
-/// How long a caller looks for a host transfer's end itself before it lets its thread go: about
-/// what two wakes cost (its shard's, then its own), 57 us each where a shard parks.
-pub const HOST_WATCH_NS: u64 = 100_000;
-
-/// The same for each byte: twice what a copy takes at 5 GB/s, which is slow for memory.
-pub const HOST_WATCH_NS_PER_KIB: u64 = 400;
-
-/// And at most: a caller that lives on an executor keeps its other tasks waiting.
-pub const HOST_WATCH_MAX_NS: u64 = 1_000_000;
-
 /// Changes of regions that a session may not have told its peer yet; one that falls further
 /// behind ends, and the peer connects anew.
 pub const HOST_CHANGES_MAX: usize = 1024;

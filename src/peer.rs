@@ -49,6 +49,15 @@ impl Peer {
         }
     }
 
+    /// The NUMA node, at the peer, of the range that holds this address; none where its descriptor
+    /// doesn't bind it to one.
+    pub(crate) fn node_of(&self, addr: u64) -> Option<u32> {
+        let holds = |buffer: &&RemoteBuffer| {
+            addr.checked_sub(buffer.addr).is_some_and(|offset| offset < buffer.len)
+        };
+        self.buffers().iter().find(holds)?.name.strip_prefix("cpu:")?.parse().ok()
+    }
+
     /// The ranges that it had published when it was opened.
     pub fn buffers(&self) -> &[RemoteBuffer] {
         &self.inner.buffers

@@ -159,7 +159,7 @@ impl Inner {
     ) {
         let home = |group: &Range<usize>| route::home(jobs[group.clone()].iter().map(Job::target));
         let homes: Vec<_> = groups.iter().map(home).collect();
-        let shards = route::near(self.placement(), &homes, self.next_shard());
+        let shards = route::near(self.nodes(), &homes, self.next_shard());
         // From the back, so that each group is split off the end.
         for (group, shard) in groups.iter().zip(shards).rev() {
             let copies = Copies::new(flight.clone(), path, jobs.split_off(group.start));

@@ -1,18 +1,16 @@
 //! Pure: which shard works for which piece of memory. A copy runs where its destination is: a store
 //! that misses the caches is the dearer half, and the destination is read next.
 
-use crate::runtime::ShardPlacement;
-
-/// The shard for each group of work, given the node of each group's destination: the shards of
-/// that node in turn, all shards in turn where it is unknown or has none. `first` says where the
-/// turn begins, and should differ from call to call.
+/// The shard for each group of work, given the nodes of the shards and of each group's destination:
+/// the shards of that node in turn, all shards in turn where it is unknown or has none. `first`
+/// says where the turn begins, and should differ from call to call.
 pub(crate) fn near(
-    placements: &[ShardPlacement],
+    nodes: &[Option<u32>],
     destinations: &[Option<u32>],
     first: usize,
 ) -> Vec<usize> {
     let shard_of = |(position, node): (usize, &Option<u32>)| {
-        let on_node = on(placements, *node);
+        let on_node = on(nodes, *node);
         // Groups for the same node go to different shards, whatever lies between them.
         let turn = destinations[..position].iter().filter(|earlier| *earlier == node).count();
         on_node[first.wrapping_add(turn) % on_node.len()]
@@ -20,9 +18,9 @@ pub(crate) fn near(
     destinations.iter().enumerate().map(shard_of).collect()
 }
 
-fn on(placements: &[ShardPlacement], node: Option<u32>) -> Vec<usize> {
-    let all = 0..placements.len();
-    let is_there = |shard: &usize| node.is_some() && placements[*shard].node == node;
+fn on(nodes: &[Option<u32>], node: Option<u32>) -> Vec<usize> {
+    let all = 0..nodes.len();
+    let is_there = |shard: &usize| node.is_some() && nodes[*shard] == node;
     let there: Vec<_> = all.clone().filter(is_there).collect();
     if there.is_empty() { all.collect() } else { there }
 }
@@ -45,13 +43,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn placements(nodes: &[Option<u32>]) -> Vec<ShardPlacement> {
-        nodes.iter().map(|&node| ShardPlacement { cpus: Default::default(), node }).collect()
-    }
-
     #[test]
     fn work_goes_to_the_shards_of_its_node_in_turn() {
-        let shards = placements(&[Some(0), Some(1), Some(0), Some(1), None]);
+        let shards = [Some(0), Some(1), Some(0), Some(1), None];
         assert_eq!(near(&shards, &[Some(1); 3], 0), [1, 3, 1]);
         assert_eq!(near(&shards, &[Some(1); 3], 1), [3, 1, 3]);
         assert_eq!(near(&shards, &[Some(0), Some(1), Some(0), Some(1)], 0), [0, 1, 2, 3]);
@@ -59,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_node_without_shards_and_no_node_take_all_shards() {
-        let shards = placements(&[Some(0), None, Some(0)]);
+        let shards = [Some(0), None, Some(0)];
         assert_eq!(near(&shards, &[Some(7); 4], 2), [2, 0, 1, 2]);
         assert_eq!(near(&shards, &[None; 3], 0), [0, 1, 2]);
     }
@@ -79,7 +73,7 @@ mod tests {
             destinations in prop::collection::vec(prop::option::of(0..4u32), 0..40),
             first: usize,
         ) {
-            let shards = near(&placements(&nodes), &destinations, first);
+            let shards = near(&nodes, &destinations, first);
             prop_assert_eq!(shards.len(), destinations.len());
             for node in destinations.iter().filter(|node| nodes.contains(node) && node.is_some()) {
                 let of_node = |at: &usize| nodes[*at] == *node;

@@ -266,7 +266,10 @@ impl From<Failed> for Error {
 #[must_use = "a transfer that is dropped at once is abandoned"]
 pub struct Transfer {
     state: State,
-    is_watched: bool,
+    /// It was polled before.
+    is_seen: bool,
+    /// How long its first poll looks for its end.
+    spin: Duration,
     path: PathKind,
     started: quanta::Instant,
     returns_leases: bool,
@@ -294,7 +297,14 @@ impl Transfer {
                 }
             }
         };
-        Self { state, is_watched: false, path, started, returns_leases: true }
+        Self {
+            state,
+            is_seen: false,
+            spin: engine.caller_spin(),
+            path,
+            started,
+            returns_leases: true,
+        }
     }
 
     /// Posts a prepared batch.
@@ -306,7 +316,14 @@ impl Transfer {
             Ok(flight) => State::Flying(flight),
             Err(error) => State::Refused(error, Vec::new(), prepared.plan.requests()),
         };
-        Self { state, is_watched: false, path, started, returns_leases: false }
+        Self {
+            state,
+            is_seen: false,
+            spin: engine.caller_spin(),
+            path,
+            started,
+            returns_leases: false,
+        }
     }
 }
 
@@ -324,11 +341,11 @@ impl Future for Transfer {
     type Output = Result<Outcome, Failed>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Flying(flight) = &self.state
-            && !self.is_watched
+        let Self { state, is_seen, spin, .. } = &mut *self;
+        if let State::Flying(flight) = state
+            && !std::mem::replace(is_seen, true)
         {
-            flight.watch();
-            self.is_watched = true;
+            flight.watch(*spin);
         }
         let (landing, leases) = match std::mem::replace(&mut self.state, State::Done) {
             State::Done => panic!("a transfer was polled after its end"),

@@ -37,7 +37,7 @@ pub fn run(
     orders: &flume::Receiver<Order>,
     report: &dyn Fn(Report) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let engine = Engine::builder().start()?;
+    let engine = options.engine()?;
     let Ok(Order::Open(prefill)) = orders.recv() else {
         return Err("the first order is to open the prefill engine".into());
     };

@@ -36,6 +36,11 @@ impl Store {
         Ok(Self { shape, ship, region, pool })
     }
 
+    /// The memory that all blocks are in.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
     /// Blocks for this many tokens, to be computed here.
     pub fn own(&self, tokens: usize) -> Result<PagedCache, Failure> {
         let mut cache = self.cache(tokens)?;

@@ -40,6 +40,8 @@ pub enum Report {
 pub struct Shipped {
     /// Label of the path that was used.
     pub path: String,
+    /// Why that one, in words.
+    pub why: String,
     pub bytes: usize,
     /// Time in which at least one transfer was under way.
     pub transfer: Duration,

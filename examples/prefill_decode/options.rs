@@ -1,5 +1,9 @@
 //! What the user chooses; the processes that the example starts are given the same.
 
+use std::time::Duration;
+
+use kvrail::Engine;
+
 use crate::llama::{Failure, Pace, PromptError};
 use crate::messages::Ask;
 use crate::weights::Model;
@@ -73,6 +77,13 @@ pub enum Ship {
 impl Options {
     pub fn pace(&self) -> Pace {
         Pace { chunk_tokens: self.chunk_tokens, threads: self.threads }
+    }
+
+    /// An engine that takes the path which was asked for.
+    pub fn engine(&self) -> kvrail::Result<Engine> {
+        // The prefill computes while a layer moves: it waits for none.
+        let builder = Engine::builder().spin_caller(Duration::ZERO);
+        builder.same_host(self.path != Path::Tcp).start()
     }
 
     /// The question of a request, counted from 0.

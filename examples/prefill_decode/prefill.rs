@@ -29,7 +29,7 @@ pub fn run(
     orders: &flume::Receiver<Order>,
     report: &dyn Fn(Report) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let engine = Engine::builder().start()?;
+    let engine = options.engine()?;
     let mut prefill = Prefill::new(model, options, &engine)?;
     report(Report::Ready(engine.name().to_owned()))?;
     while let Some(request) = next_request(&engine, orders) {
@@ -59,6 +59,7 @@ impl<'a> Prefill<'a> {
         let mut cache = self.store.own(request.tokens.len())?;
         let shape = *self.model.shape();
         let Options { ship, flip_bit, .. } = *self.options;
+        let why = self.why(&peer)?;
         let mut shipment = Shipment::new((&self.engine, &peer), &request, shape, ship, flip_bit);
 
         let pace = self.options.pace();
@@ -71,7 +72,7 @@ impl<'a> Prefill<'a> {
         let first = FirstToken { token: likeliest(&logits), position: request.tokens.len() };
         let told = self.engine.notify(&peer, serde_json::to_vec(&first)?);
         wait("a sign that the first token was taken", told)??;
-        shipment.arrive(computed)
+        Ok(Shipped { why, ..shipment.arrive(computed)? })
     }
 
     /// What came over the network has to make sense before memory is written by it.
@@ -89,6 +90,14 @@ impl<'a> Prefill<'a> {
             .into());
         }
         Ok(())
+    }
+
+    /// Which path the cache takes, and why.
+    fn why(&self, peer: &Peer) -> Result<String, Failure> {
+        let asked = self.engine.explain(peer, self.store.region());
+        let explanation = wait("a word on the path", asked)?;
+        let path = explanation.write_path().ok_or("no path leads to the decode engine")?;
+        Ok(format!("{} by {}: {}", path.path.label(), path.means, path.why))
     }
 
     /// The peer of this name; opened anew only when another asks.

@@ -105,7 +105,7 @@ impl<'a> Shipment<'a> {
         let spans = self.flights.into_iter().map(Flight::land).collect::<Result<Vec<_>, _>>()?;
         let (transfer, hidden) = measure(&spans, computed);
         let path = self.peer.path().label().to_owned();
-        Ok(Shipped { path, bytes: self.bytes, transfer, hidden })
+        Ok(Shipped { path, why: String::new(), bytes: self.bytes, transfer, hidden })
     }
 }
 

@@ -44,7 +44,13 @@ fn assert_equal(options: &Options) {
     let (verdict, out) = split(options).unwrap();
     assert!(verdict, "{options:?}\n{out}");
     assert!(out.ends_with("\nlogit hashes equal: yes\n"), "{out}");
-    let path = if options.path == Path::Local { "local" } else { "tcp" };
+    let path = match options.path {
+        Path::Local => "local",
+        // Both roles are on this host.
+        Path::Auto => "host",
+        Path::Tcp => "tcp",
+    };
+    assert!(out.contains(&format!("\npath: {path} by ")), "{out}");
     let rows = out.lines().filter(|line| line.contains(&format!(" {path} ")));
     assert_eq!(rows.count(), usize::from(options.requests), "{out}");
     let bytes = Shape::TINY.blocks(options.question(0).len()) * Shape::TINY.block_bytes();
@@ -53,7 +59,7 @@ fn assert_equal(options: &Options) {
 
 #[test]
 fn every_way_to_ship_gives_the_logits_of_a_single_process() {
-    for path in [Path::Tcp, Path::Local] {
+    for path in [Path::Auto, Path::Tcp, Path::Local] {
         for ship in [Ship::Layer, Ship::Block] {
             for chunk_tokens in [512, 10, 1] {
                 let tiny = Options::tiny(PROMPT, 9);

@@ -31,7 +31,9 @@ pub fn table(rows: &[Row]) -> String {
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{table}\n{LEGEND}")
+    let mut paths: Vec<_> = rows.iter().map(|row| row.shipped.why.as_str()).collect();
+    paths.dedup();
+    format!("{table}\npath: {}\n{LEGEND}", paths.join("; "))
 }
 
 fn cells(index: usize, row: &Row) -> [String; 9] {

@@ -1,5 +1,6 @@
 //! What the control plane is started with, and who it then is to others.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
@@ -126,7 +127,7 @@ impl Identity {
         data_port: u16,
     ) -> Result<Self> {
         let host = published_host(config).await?;
-        if let Some(why) = unreachable(&host, |ip| UdpSocket::bind((ip, 0)).is_ok()) {
+        if let Some(why) = unreachable(&host, is_ours) {
             return Err(Error::refused(why));
         }
         let control = Address::new(&host, control_port);
@@ -136,6 +137,19 @@ impl Identity {
         };
         Ok(Self { name, control, data: Address::new(host, data_port) })
     }
+}
+
+/// `errno(3)`: the kernel has no such address family.
+const EAFNOSUPPORT: i32 = 97;
+
+/// Whether this host has the address; only the system's word that it hasn't counts, not a lack of
+/// descriptors to ask with.
+fn is_ours(ip: IpAddr) -> bool {
+    let bound = UdpSocket::bind((ip, 0));
+    !bound.is_err_and(|error| {
+        error.kind() == io::ErrorKind::AddrNotAvailable
+            || error.raw_os_error() == Some(EAFNOSUPPORT)
+    })
 }
 
 /// Why peers can't connect to `host`, if that is certain; `is_ours` tells whether this host has an

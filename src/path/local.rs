@@ -49,9 +49,11 @@ impl Copies {
     /// Does them all here and now.
     pub(crate) fn run(self) {
         let mut tally = Tally::new(self.path, &self.jobs);
-        for job in self.jobs {
-            let bytes = job.work.bytes();
-            tally.add(job.request, bytes, &job.work.run());
+        let expected: Vec<_> =
+            self.jobs.iter().map(|job| (job.request, job.work.bytes())).collect();
+        let works = self.jobs.into_iter().map(|job| job.work).collect();
+        for ((request, bytes), done) in expected.into_iter().zip(CopyWork::run_all(works)) {
+            tally.add(request, bytes, &done);
         }
         self.portion.back(tally.end());
     }

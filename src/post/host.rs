@@ -1,6 +1,7 @@
 //! Posting to a peer of this host: what it can read it is asked to copy, what we can read we copy,
 //! and the rest goes by TCP.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvrail_reactors::copy::CopyWork;
@@ -17,7 +18,7 @@ use crate::path::local::{Copies, Job};
 use crate::path::tcp::Event;
 use crate::plan::{PlannedSlice, share_out};
 use crate::transfer::Plan;
-use crate::{Error, ErrorKind, PathKind};
+use crate::{Error, ErrorKind, PathKind, route};
 
 /// A plan's slices by the way they go.
 #[derive(Default)]
@@ -67,6 +68,8 @@ impl Inner {
             // Without the engine the gate fails the flight as Closed.
             if let Some(engine) = engine.upgrade() {
                 engine.post_sorted(&neighbour, gate);
+                // The caller has looked for the end in vain already.
+                neighbour.lanes.iter().for_each(|lane| lane.entrust());
             }
         });
     }
@@ -102,22 +105,19 @@ impl Inner {
         }
         let plan = &flight.plan;
         let groups = share_out(slices, neighbour.lanes.len(), COPY_GROUP_BYTES);
-        let first = neighbour.next_lane();
-        let lane = |position: usize| {
-            let lanes = &neighbour.lanes;
-            lanes[(first + position) % lanes.len()].clone()
-        };
-        if self.watches() {
-            flight.comes_by((0..groups.len()).map(lane).collect());
-        }
+        // The peer's shard copies near the destination, whose node its descriptor tells.
+        let home = |group: &Range<usize>| plan.peer.node_of(slices[group.start].addr);
+        let homes: Vec<_> = groups.iter().map(home).collect();
+        let lanes = route::near(&neighbour.nodes, &homes, neighbour.next_lane());
+        let lanes: Vec<_> = lanes.into_iter().map(|lane| neighbour.lanes[lane].clone()).collect();
+        flight.comes_by(lanes.clone());
         let ask = |(slice, source): (&PlannedSlice, &u64)| {
             let near = plan.memory(slice);
             let offset = near.addr() - near.region().addr();
             let (addr, len) = (slice.addr, slice.len as u64);
             Ask { request: slice.request, source: *source, offset, addr, len }
         };
-        for (position, group) in groups.into_iter().enumerate() {
-            let lane = lane(position);
+        for (group, lane) in groups.into_iter().zip(lanes) {
             let asks: Vec<Ask> =
                 slices[group.clone()].iter().zip(&sources[group]).map(ask).collect();
             flight.more_parts(asks.len().div_ceil(HOST_PART_COPIES));

@@ -1,61 +1,107 @@
 //! Memory of another process that isn't ours to map: read by `process_vm_readv`, where the kernel
 //! permits it (same user, and what Yama's ptrace scope leaves).
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::Pid;
 
 use crate::region::Slice;
+
+/// Ranges that one call reads: past some dozens a longer list gains nothing at 4 KiB a piece, and
+/// the kernel takes 1,024 (`UIO_MAXIOV`).
+pub const READ_MAX_PARTS: usize = 64;
+
+/// A word in this process's memory that proves to a reader whose memory it has read: it is read
+/// along in every call, so that another process which was given the same number isn't mistaken
+/// for this one.
+#[derive(Debug)]
+pub struct Token(Box<u64>);
+
+impl Token {
+    /// A word that nobody guesses.
+    pub fn new() -> Self {
+        // Its keys are random, and differ from process to process.
+        Self(Box::new(RandomState::new().hash_one(std::process::id())))
+    }
+
+    /// Where it is in this process, and what it is.
+    pub fn place(&self) -> (u64, u64) {
+        ((&raw const *self.0) as u64, *self.0)
+    }
+}
+
+impl Default for Token {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// Another process of this host.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
-    /// Tells its death, so that a number that the kernel gave to the next process isn't mistaken
-    /// for it.
-    pidfd: OwnedFd,
+    /// Where its [`Token`] is, and what it is.
+    token: (u64, u64),
 }
 
 impl Process {
-    /// The process called `pid` now.
+    /// The process called `pid` in which this token is.
     ///
     /// # Errors
-    /// What `pidfd_open(2)` gives: ESRCH where there is none, ENOSYS before Linux 5.3.
-    pub fn open(pid: i32) -> io::Result<Self> {
+    /// InvalidInput for a number that no process has.
+    pub fn new(pid: i32, token: (u64, u64)) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? })
+        Ok(Self { pid, token })
     }
 
-    /// Whether it has not ended.
-    pub fn is_alive(&self) -> bool {
-        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        matches!(poll(&mut ended, Some(&rustix::time::Timespec::default())), Ok(0))
-    }
-
-    /// Whether its memory at `addr` can be read at all.
+    /// Whether its memory at `addr` can be read.
     ///
     /// # Errors
     /// As [`ProcessSlice::copy_to`].
     pub fn probe(&self, addr: u64) -> io::Result<()> {
         let mut byte = 0u8;
+        let local = iovec((&raw mut byte) as u64, 1);
         // SAFETY: the local range is the one byte of `byte`.
-        unsafe { self.read(addr, &raw mut byte, 1) }.map(drop)
+        unsafe { self.read(&mut vec![local], &mut vec![iovec(addr, 1)]) }
     }
 
+    /// Reads all of the remote ranges into the local ones, which are as long, or fails; some bytes
+    /// may have been stored then.
+    ///
     /// # Safety
-    /// `target` must have `len` bytes to write into.
-    unsafe fn read(&self, addr: u64, target: *mut u8, len: usize) -> io::Result<usize> {
-        let local = libc::iovec { iov_base: target.cast(), iov_len: len };
-        let remote = libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len };
+    /// The local ranges must be memory to write into.
+    unsafe fn read(
+        &self,
+        local: &mut Vec<libc::iovec>,
+        remote: &mut Vec<libc::iovec>,
+    ) -> io::Result<()> {
+        let wanted: usize = local.iter().map(|part| part.iov_len).sum();
+        let mut token = 0u64;
+        let (addr, expected) = self.token;
+        // Last, so that it is read behind all the rest.
+        local.push(iovec((&raw mut token) as u64, size_of::<u64>()));
+        remote.push(iovec(addr, size_of::<u64>()));
         let pid = self.pid.as_raw_nonzero().get();
-        // SAFETY: the caller vouches for the local range; the remote one is an address for the
-        // kernel to check in the other process.
-        let read = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
-        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+        let (locals, remotes) = (local.len() as libc::c_ulong, remote.len() as libc::c_ulong);
+        // SAFETY: the caller vouches for the local ranges, and the last is `token`; the remote ones
+        // are addresses for the kernel to check in the other process.
+        let read = unsafe {
+            libc::process_vm_readv(pid, local.as_ptr(), locals, remote.as_ptr(), remotes, 0)
+        };
+        let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+        match read == wanted + size_of::<u64>() {
+            true if token == expected => Ok(()),
+            // The number is another process's by now.
+            true => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            false => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        }
     }
+}
+
+fn iovec(addr: u64, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: addr as *mut libc::c_void, iov_len: len }
 }
 
 /// Lets any process of this user read our memory at ptrace scope 1 (`PR_SET_PTRACER_ANY`).
@@ -102,16 +148,37 @@ impl ProcessSlice {
         self.len = self.len.min(len);
     }
 
-    /// Copies the first `min(len)` bytes onto those of `target`; returns how many, which is fewer
-    /// where the other process's memory ends.
+    /// Whether it is of the same process as `other`.
+    pub fn is_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.process, &other.process)
+    }
+
+    /// Copies the first `min(len)` bytes onto those of `target`; returns how many.
     ///
     /// # Errors
-    /// What `process_vm_readv(2)` gives: EPERM where it isn't permitted, ESRCH behind its death,
-    /// EFAULT where it has no such memory.
+    /// What `process_vm_readv(2)` gives: EPERM where it isn't permitted, ESRCH behind the process's
+    /// death, EFAULT where it has no such memory. Some bytes may have been stored.
     pub fn copy_to(&self, target: &Slice) -> io::Result<usize> {
-        let len = self.len.min(target.len());
-        // SAFETY: the target's bytes lie inside its region, which the slice keeps mapped.
-        unsafe { self.process.read(self.addr, target.ptr(), len) }
+        Self::copy_all(std::iter::once((self, target)))
+    }
+
+    /// The same for several ranges of one process with one call, at most [`READ_MAX_PARTS`].
+    ///
+    /// # Errors
+    /// As [`ProcessSlice::copy_to`].
+    pub fn copy_all<'a>(pairs: impl Iterator<Item = (&'a Self, &'a Slice)>) -> io::Result<usize> {
+        let (mut local, mut remote) = (Vec::new(), Vec::new());
+        let (mut process, mut bytes) = (None, 0);
+        for (source, target) in pairs {
+            let len = source.len.min(target.len());
+            local.push(iovec(target.ptr() as u64, len));
+            remote.push(iovec(source.addr, len));
+            process = Some(&source.process);
+            bytes += len;
+        }
+        let Some(process) = process else { return Ok(0) };
+        // SAFETY: each target's bytes lie inside its region, which the slice keeps mapped.
+        unsafe { process.read(&mut local, &mut remote) }.map(|()| bytes)
     }
 }
 
@@ -126,31 +193,56 @@ mod tests {
         Slice::new(Arc::new(Region::allocate(len, None).unwrap()), 0, len).unwrap()
     }
 
+    fn ourselves(token: &Token) -> Arc<Process> {
+        Arc::new(Process::new(std::process::id() as i32, token.place()).unwrap())
+    }
+
     #[test]
     fn a_process_reads_itself_and_faults_are_errors() {
-        let ourselves = Arc::new(Process::open(std::process::id() as i32).unwrap());
+        let token = Token::new();
         let memory = Region::foreign(Eternal::new(100).foreign());
         let addr = memory.addr();
         Slice::new(Arc::new(memory), 0, 100).unwrap().write(50, b"foreign").unwrap();
         let target = target(7);
-        let mut source = ProcessSlice::new(ourselves.clone(), addr, 100);
+        let mut source = ProcessSlice::new(ourselves(&token), addr, 100);
         source.advance(50);
         assert_eq!(source.copy_to(&target).unwrap(), 7);
         let mut out = [0; 7];
         target.read(0, &mut out).unwrap();
         assert_eq!(&out, b"foreign");
-        let nowhere = ProcessSlice::new(ourselves, 8, 4);
+        let nowhere = ProcessSlice::new(ourselves(&token), 8, 4);
         assert_eq!(nowhere.copy_to(&target).unwrap_err().raw_os_error(), Some(libc::EFAULT));
     }
 
     #[test]
-    fn the_death_of_a_process_is_seen() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = Process::open(child.id() as i32).unwrap();
-        assert!(process.is_alive());
-        child.kill().unwrap();
+    fn many_ranges_are_read_by_one_call() {
+        let token = Token::new();
+        let memory = Region::foreign(Eternal::new(100).foreign());
+        let addr = memory.addr();
+        Slice::new(Arc::new(memory), 0, 100).unwrap().write(0, &[7; 100]).unwrap();
+        let process = ourselves(&token);
+        let all = target(100);
+        let sources: Vec<_> =
+            (0..10).map(|k| ProcessSlice::new(process.clone(), addr + 10 * k, 10)).collect();
+        let targets: Vec<_> = (0..10).map(|k| all.part(10 * k, 10).unwrap()).collect();
+        assert_eq!(ProcessSlice::copy_all(sources.iter().zip(&targets)).unwrap(), 100);
+        let mut out = [0; 100];
+        all.read(0, &mut out).unwrap();
+        assert_eq!(out, [7; 100]);
+    }
+
+    #[test]
+    fn another_process_of_the_same_number_is_not_mistaken_for_it() {
+        let (token, target) = (Token::new(), target(8));
+        let memory = Region::foreign(Eternal::new(8).foreign());
+        let (addr, word) = token.place();
+        let stranger = Process::new(std::process::id() as i32, (addr, word ^ 1)).unwrap();
+        let source = ProcessSlice::new(Arc::new(stranger), memory.addr(), 8);
+        assert_eq!(source.copy_to(&target).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        let mut child = Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        assert!(!process.is_alive());
-        assert!(Process::open(0).is_err());
+        let dead = Process::new(child.id() as i32, token.place()).unwrap();
+        assert_eq!(dead.probe(memory.addr()).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert!(Process::new(0, (0, 0)).is_err());
     }
 }

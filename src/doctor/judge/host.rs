@@ -46,7 +46,8 @@ pub(super) fn foreign_memory(facts: &Facts) -> Finding {
         }
         Some(1) => (
             "whom its owner names (PR_SET_PTRACER)",
-            "set the sysctl kernel.yama.ptrace_scope to 0, or `--cap-add SYS_PTRACE`",
+            "start engines with `peers_may_trace(true)`, or set the sysctl \
+             kernel.yama.ptrace_scope to 0",
         ),
         Some(2) => (
             "processes with CAP_SYS_PTRACE",

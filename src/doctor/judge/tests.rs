@@ -197,7 +197,7 @@ fn memfds_are_needed_and_their_last_seal_is_not() {
 fn ptrace_scopes_mean_what_yama_says() {
     for (scope, may_ptrace, verdict, words, remedy) in [
         (Some(0), false, Verdict::Ok, "processes of one user", ""),
-        (Some(1), false, Verdict::Warn, "PR_SET_PTRACER", "ptrace_scope to 0"),
+        (Some(1), false, Verdict::Warn, "PR_SET_PTRACER", "peers_may_trace(true)"),
         (Some(2), false, Verdict::Warn, "CAP_SYS_PTRACE", "ptrace_scope to 0 or 1"),
         (Some(2), true, Verdict::Ok, "CAP_SYS_PTRACE", ""),
         (Some(3), true, Verdict::Warn, "nobody", "next boot"),

@@ -1,7 +1,7 @@
 //! Our session with a peer of this host: which of its memory can be read here, which of ours it
 //! reads, and the lanes by which it is asked. The session itself runs on the control thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
@@ -9,24 +9,26 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::lane;
 use kvrail_reactors::host::ledger::LedgerView;
-use kvrail_reactors::host::process::Process;
 use kvrail_reactors::host::socket;
 use kvrail_reactors::region;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::hub::{Change, Hub, tell};
 use super::lane::Lane;
 use super::message::{ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
-use super::responder::{open_process, probe, view};
+use super::readable::{Visible, means, open_process};
 use super::shard::Message;
-use super::sources::{Known, Means, PeerRegion, Readable};
-use crate::limits::{HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
+use super::sources::{Known, PeerRegion, Readable};
+use crate::limits::{HOST_ANSWER_MS, HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
 use crate::{Error, Result};
 
 /// A peer of this host, connected.
 pub(crate) struct Neighbour {
     pub(crate) lanes: Vec<Arc<Lane>>,
+    /// For each lane the NUMA node on which the peer copies.
+    pub(crate) nodes: Vec<Option<u32>>,
     pub(crate) readable: Readable,
     /// What the peer said to our regions, by their numbers.
     offers: RwLock<HashMap<u64, Offer>>,
@@ -57,6 +59,14 @@ struct Question {
     answered: oneshot::Sender<()>,
 }
 
+/// A question that is put to the peer, until it answers.
+struct Pending {
+    asked: Asked,
+    /// Whoever waits for the answer; nobody after a while.
+    answered: Option<oneshot::Sender<()>>,
+    patience: Instant,
+}
+
 impl Neighbour {
     /// Connects to the process of that incarnation which listens under one of `names`.
     ///
@@ -79,11 +89,13 @@ impl Neighbour {
             }
         }
         let (packets, credentials) = Packets::new(found?)?;
-        let (ledger, bells) = greet(&packets, incarnation, &peer).await?;
+        let welcome = greet(&hub, &packets, incarnation, &peer).await?;
+        let Welcome { ledger, bells, nodes, token } = welcome;
         let lanes = bring_lanes(&hub, &packets, bells, &peer).await?;
         let (questions, asked) = mpsc::channel(HOST_CALLS_MAX);
         let neighbour = Arc::new(Self {
             lanes,
+            nodes,
             readable: Readable::new(Arc::new(ledger)),
             offers: RwLock::default(),
             questions,
@@ -92,10 +104,10 @@ impl Neighbour {
         });
         let session = Session {
             packets,
-            process: open_process(credentials),
+            process: open_process(credentials, token),
             neighbour: Arc::downgrade(&neighbour),
             asked,
-            pending: HashMap::new(),
+            pending: BTreeMap::new(),
             next_call: 1,
         };
         tokio::spawn(session.run(hub.changes.subscribe(), hub.closing.subscribe()));
@@ -107,7 +119,8 @@ impl Neighbour {
         self.is_over.load(Ordering::Acquire) || self.lanes.iter().any(|lane| lane.is_lost())
     }
 
-    /// Asks the peer; it is noted here what it says. Returns at once where the session is over.
+    /// Asks the peer; it is noted here what it says. Returns at once where the session is over,
+    /// and after [`HOST_ANSWER_MS`] where the peer says nothing.
     pub(crate) async fn ask(&self, asked: Asked) {
         let (answered, answer) = oneshot::channel();
         if self.questions.send(Question { asked, answered }).await.is_ok() {
@@ -154,22 +167,26 @@ impl Drop for Neighbour {
     }
 }
 
-/// Greets the responder; its ledger and a bell for each of its lanes.
-async fn greet(
-    packets: &Packets,
-    incarnation: u64,
-    peer: &Arc<str>,
-) -> Result<(LedgerView, Vec<Bell>)> {
-    let hello = ToResponder::Hello { version: VERSION, to: incarnation, name: peer.to_string() };
+/// What a responder brings: its ledger, a bell for each of its lanes, and proof of its memory.
+struct Welcome {
+    ledger: LedgerView,
+    bells: Vec<Bell>,
+    nodes: Vec<Option<u32>>,
+    token: (u64, u64),
+}
+
+async fn greet(hub: &Hub, packets: &Packets, incarnation: u64, peer: &Arc<str>) -> Result<Welcome> {
+    let (name, token) = (peer.to_string(), hub.token.place());
+    let hello = ToResponder::Hello { version: VERSION, to: incarnation, name, token };
     packets.send(&hello, &[]).await?;
     let (welcome, mut fds) = packets.answer().await?;
-    let ToAsker::Welcome { version: VERSION, incarnation: theirs, lanes } = welcome else {
+    let ToAsker::Welcome { version: VERSION, incarnation: theirs, lanes, token } = welcome else {
         return Err(Error::refused("the peer does not welcome as this version does"));
     };
     if theirs != incarnation {
         return Err(Error::refused("another process listens at the peer's Unix socket"));
     }
-    if !(1..=HOST_LANES_MAX).contains(&lanes) || fds.len() != lanes + 1 {
+    if !(1..=HOST_LANES_MAX).contains(&lanes.len()) || fds.len() != lanes.len() + 1 {
         return Err(Error::refused("the peer welcomes with other descriptors than it says"));
     }
     let bells = fds.split_off(1);
@@ -177,7 +194,7 @@ async fn greet(
         .map_err(|error| Error::refused(format!("the peer's ledger: {error}")))?;
     let bells = bells.into_iter().map(Bell::new).collect::<Result<_, _>>();
     let bells = bells.map_err(|error| Error::refused("the peer's bell").with_source(error))?;
-    Ok((ledger, bells))
+    Ok(Welcome { ledger, bells, nodes: lanes, token })
 }
 
 /// Makes the lanes, passes them to the peer, and has the shards look after them.
@@ -200,7 +217,8 @@ async fn bring_lanes(
     }
     let mut lanes = Vec::new();
     for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(homes) {
-        let lane = Arc::new(Lane::new(peer.clone(), ring, bell));
+        let lane = Lane::new(peer.clone(), ring, bell, shard.doorbell().clone());
+        let lane = Arc::new(lane);
         tell(shard, Message::Ask(lane.clone())).await;
         lanes.push(lane);
     }
@@ -210,11 +228,11 @@ async fn bring_lanes(
 /// The control thread's side of a neighbour.
 struct Session {
     packets: Packets,
-    process: Result<Arc<Process>, Arc<str>>,
+    process: Visible,
     /// The session ends when nobody holds the peer.
     neighbour: Weak<Neighbour>,
     asked: mpsc::Receiver<Question>,
-    pending: HashMap<u64, Question>,
+    pending: BTreeMap<u64, Pending>,
     next_call: u64,
 }
 
@@ -238,7 +256,12 @@ impl Session {
 
     async fn talk(&mut self, mut changes: broadcast::Receiver<Change>) -> Result<()> {
         loop {
+            let waiting = self.pending.values().find(|pending| pending.answered.is_some());
+            let patience = waiting.map(|pending| pending.patience);
             tokio::select! {
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
+                    self.give_up();
+                }
                 message = self.packets.receive() => match message? {
                     Some((message, fds)) => self.hear(message, fds).await?,
                     None => return Err(Error::lost("the peer is gone")),
@@ -258,6 +281,9 @@ impl Session {
 
     async fn put(&mut self, question: Question) -> Result<()> {
         let Some(neighbour) = self.neighbour.upgrade() else { return Ok(()) };
+        if self.pending.len() >= HOST_CALLS_MAX {
+            return Err(Error::lost("the peer answers nothing"));
+        }
         let call = self.next_call;
         self.next_call += 1;
         match &question.asked {
@@ -282,8 +308,18 @@ impl Session {
                 self.packets.send(&offer, fd.as_slice()).await?;
             }
         }
-        self.pending.insert(call, question);
+        let Question { asked, answered } = question;
+        let patience = Instant::now() + Duration::from_millis(HOST_ANSWER_MS);
+        self.pending.insert(call, Pending { asked, answered: Some(answered), patience });
         Ok(())
+    }
+
+    /// Nobody waits any more for what the peer should have answered by now; it may still answer.
+    fn give_up(&mut self) {
+        let now = Instant::now();
+        for pending in self.pending.values_mut().filter(|pending| pending.patience <= now) {
+            pending.answered = None;
+        }
     }
 
     async fn withdraw(&mut self, id: u64) -> Result<()> {
@@ -298,7 +334,7 @@ impl Session {
         match message {
             ToAsker::Mapped { call, id, slot, addr, len, is_foreign } => {
                 let Some(question) = self.pending.remove(&call) else { return Err(unasked()) };
-                let known = match self.means(is_foreign, addr, len, fds).await {
+                let known = match means(&self.process, is_foreign, addr, len, fds).await {
                     Ok(means) => {
                         Known::Readable { region: PeerRegion { id, addr, len, means }, slot }
                     }
@@ -333,24 +369,11 @@ impl Session {
         }
         Ok(())
     }
-
-    async fn means(
-        &self,
-        is_foreign: bool,
-        addr: u64,
-        len: u64,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Means, Arc<str>> {
-        match is_foreign {
-            true => probe(&self.process, addr),
-            false => view(len, fds).await,
-        }
-    }
 }
 
-fn answered(question: Question) {
+fn answered(question: Pending) {
     // Whoever asked may not wait any more.
-    let _ = question.answered.send(());
+    let _ = question.answered.map(|answered| answered.send(()));
 }
 
 fn unasked() -> Error {

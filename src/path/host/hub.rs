@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvrail_reactors::host::ledger::Ledger;
+use kvrail_reactors::host::process::Token;
 use kvrail_reactors::host::socket::{Listener, own_uid, remove_if_dead};
 use tokio::sync::{Semaphore, broadcast, watch};
 
@@ -32,6 +33,7 @@ pub(crate) struct Hub {
     pub(super) incarnation: u64,
     pub(super) regions: Arc<Regions>,
     pub(super) roll: Roll,
+    pub(super) token: Token,
     pub(super) changes: broadcast::Sender<Change>,
     /// Open sessions hold a receiver; true ends them.
     pub(super) closing: watch::Sender<bool>,
@@ -39,6 +41,7 @@ pub(crate) struct Hub {
     folder: Option<PathBuf>,
     listeners: Mutex<Vec<(String, Listener)>>,
     shards: OnceLock<Vec<PumpAddress<Message>>>,
+    nodes: OnceLock<Vec<Option<u32>>>,
     next_session: AtomicU64,
 }
 
@@ -59,12 +62,14 @@ impl Hub {
             incarnation,
             regions,
             roll: Roll { ledger, slots: Mutex::default() },
+            token: Token::new(),
             changes: broadcast::channel(HOST_CHANGES_MAX).0,
             closing: watch::channel(false).0,
             seats: Arc::new(Semaphore::new(HOST_SESSIONS_MAX)),
             folder,
             listeners: Mutex::new(listeners),
             shards: OnceLock::new(),
+            nodes: OnceLock::new(),
             next_session: AtomicU64::new(1),
         })
     }
@@ -92,10 +97,15 @@ impl Hub {
         candidates
     }
 
-    /// The shards' actors run.
-    pub(crate) fn start(&self, shards: Vec<PumpAddress<Message>>) {
-        // Nobody else sets it.
-        let _ = self.shards.set(shards);
+    /// The shards' actors run, on these NUMA nodes.
+    pub(crate) fn start(&self, shards: Vec<PumpAddress<Message>>, nodes: Vec<Option<u32>>) {
+        // Nobody else sets them.
+        let _ = (self.nodes.set(nodes), self.shards.set(shards));
+    }
+
+    /// The NUMA node of each shard.
+    pub(super) fn nodes(&self) -> &[Option<u32>] {
+        self.nodes.get().map_or(&[], Vec::as_slice)
     }
 
     pub(crate) fn shards(&self) -> &[PumpAddress<Message>] {

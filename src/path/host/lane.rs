@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvrail_reactors::doorbell::Bell;
+use kvrail_reactors::doorbell::{Bell, Doorbell};
 use kvrail_reactors::host::lane::{Corrupt, REQUEST_WORDS, Requester};
 use kvrail_reactors::ticket::{Table, Ticket};
 
@@ -33,6 +33,8 @@ pub(crate) struct Lane {
     peer: Arc<str>,
     state: Mutex<State>,
     bell: Bell,
+    /// Of the shard that looks after it.
+    home: Arc<Doorbell>,
     /// Parts that are out, for a look without the lock.
     parts_out: AtomicUsize,
     /// Callers that look for replies themselves.
@@ -67,7 +69,7 @@ type Returned = (Portion, Vec<(usize, Error)>);
 type Ended = Vec<Returned>;
 
 impl Lane {
-    pub(crate) fn new(peer: Arc<str>, ring: Requester, bell: Bell) -> Self {
+    pub(crate) fn new(peer: Arc<str>, ring: Requester, bell: Bell, home: Arc<Doorbell>) -> Self {
         let state = State {
             ring,
             parts: Table::default(),
@@ -77,7 +79,7 @@ impl Lane {
             lost: None,
         };
         let (parts_out, watchers) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { peer, state: Mutex::new(state), bell, parts_out, watchers }
+        Self { peer, state: Mutex::new(state), bell, home, parts_out, watchers }
     }
 
     /// Asks for the copies of a part, of which there is at least one.
@@ -173,6 +175,13 @@ impl Lane {
         is_quiet
     }
 
+    /// Nobody else looks after what is out: the shard must, and mind its clocks.
+    pub(crate) fn entrust(&self) {
+        if !self.is_idle() {
+            self.home.ring();
+        }
+    }
+
     /// Whether nothing is out.
     pub(crate) fn is_idle(&self) -> bool {
         self.parts_out.load(Ordering::Relaxed) == 0
@@ -231,6 +240,7 @@ pub(crate) fn watch(lanes: &[Arc<Lane>], is_over: impl Fn() -> bool) {
     for lane in lanes {
         lane.watchers.fetch_sub(1, Ordering::SeqCst);
         while !lane.arm() {}
+        lane.entrust();
     }
 }
 

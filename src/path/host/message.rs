@@ -25,6 +25,8 @@ pub(crate) enum ToResponder {
         /// The incarnation that is meant: another process may have got the name.
         to: u64,
         name: String,
+        /// Where a word is in the asker's memory, and which: proof of what is read from there.
+        token: (u64, u64),
     },
     /// As many lanes as were welcomed.
     Lanes,
@@ -43,7 +45,10 @@ pub(crate) enum ToAsker {
     Welcome {
         version: u32,
         incarnation: u64,
-        lanes: usize,
+        /// For each lane the NUMA node of the shard that will answer it.
+        lanes: Vec<Option<u32>>,
+        /// As in `Hello`, of the responder.
+        token: (u64, u64),
     },
     Ready,
     /// The region; its memfd comes along, unless it is foreign memory.

@@ -7,7 +7,7 @@
 //! Behind a read stands a look at the owner's ledger: what was taken back meanwhile is no answer.
 //!
 //! - `hub` `responder` `asker` `message` `packets`: sessions, on the control thread
-//! - `sources`: memory of the peer's that is readable here
+//! - `sources` `readable`: memory of the peer's that is readable here, and how it becomes so
 //! - `entry` `lane` `server` `shard`: requests by lanes, on the shards
 
 mod asker;
@@ -16,6 +16,7 @@ mod hub;
 mod lane;
 mod message;
 mod packets;
+mod readable;
 mod responder;
 mod server;
 mod shard;

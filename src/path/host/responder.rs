@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::lane;
-use kvrail_reactors::host::process::Process;
-use kvrail_reactors::host::socket::{Credentials, Listener};
-use kvrail_reactors::host::view::View;
+use kvrail_reactors::host::socket::Listener;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::broadcast;
@@ -17,9 +15,10 @@ use tokio::sync::broadcast;
 use super::hub::{Change, Hub, tell};
 use super::message::{ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
+use super::readable::{Visible, means, open_process};
 use super::server::LaneServer;
 use super::shard::Message;
-use super::sources::{Means, Offered, PeerRegion};
+use super::sources::{Offered, PeerRegion};
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, HOST_LANES_MAX};
 use crate::memory::{Operation, Region};
 use crate::{Error, Result};
@@ -71,8 +70,9 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
     let changes = hub.changes.subscribe();
     let id = hub.next_session();
     let session = async {
-        let offered = greet(hub, &packets, id).await?;
-        let session = Session { hub, packets: &packets, peer: Caller::new(peer), offered };
+        let (token, offered) = greet(hub, &packets, id).await?;
+        let process = open_process(peer, token);
+        let session = Session { hub, packets: &packets, process, offered };
         session.run(changes).await
     };
     let result = tokio::select! {
@@ -84,9 +84,9 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
 }
 
 /// The handshake, up to the lanes.
-async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Arc<Offered>> {
+async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<((u64, u64), Arc<Offered>)> {
     let (hello, _) = packets.answer().await?;
-    let ToResponder::Hello { version: VERSION, to, name } = hello else {
+    let ToResponder::Hello { version: VERSION, to, name, token } = hello else {
         return Err(Error::refused("the peer does not greet as this version does"));
     };
     if to != hub.incarnation {
@@ -94,7 +94,9 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Arc<Offered
     }
     let shards = hub.shards();
     let lanes = shards.len().min(HOST_LANES_MAX);
-    let welcome = ToAsker::Welcome { version: VERSION, incarnation: hub.incarnation, lanes };
+    let nodes = hub.nodes()[..lanes].to_vec();
+    let (incarnation, own) = (hub.incarnation, hub.token.place());
+    let welcome = ToAsker::Welcome { version: VERSION, incarnation, lanes: nodes, token: own };
     let mut fds = vec![hub.roll.ledger.fd()];
     fds.extend(shards[..lanes].iter().map(|shard| shard.doorbell().as_fd()));
     packets.send(&welcome, &fds).await?;
@@ -113,7 +115,7 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Arc<Offered
         tell(shard, Message::Serve { session: id, server }).await;
     }
     packets.send(&ToAsker::Ready, &[]).await?;
-    Ok(offered)
+    Ok((token, offered))
 }
 
 /// No shard answers the session's lanes any more when this returns.
@@ -127,46 +129,10 @@ async fn end_lanes(hub: &Arc<Hub>, session: u64) {
     let _: Result<(), _> = quiet.recv_async().await;
 }
 
-/// The process at the other end, as far as it can be seen.
-struct Caller {
-    process: Result<Arc<Process>, Arc<str>>,
-}
-
-impl Caller {
-    fn new(peer: Credentials) -> Self {
-        Self { process: open_process(peer) }
-    }
-}
-
-/// The peer's process, to read its foreign memory.
-pub(super) fn open_process(peer: Credentials) -> Result<Arc<Process>, Arc<str>> {
-    let pid = peer.pid.ok_or("the peer's process can't be seen from this pid namespace")?;
-    match Process::open(pid) {
-        Ok(process) => Ok(Arc::new(process)),
-        Err(error) => Err(format!("the peer's process can't be watched: {error}").into()),
-    }
-}
-
-/// Checks that a peer's foreign memory can be read.
-pub(super) fn probe(
-    process: &Result<Arc<Process>, Arc<str>>,
-    addr: u64,
-) -> Result<Means, Arc<str>> {
-    let process = process.clone()?;
-    match process.probe(addr) {
-        Ok(()) => Ok(Means::Process(process)),
-        Err(error) => Err(format!(
-            "process_vm_readv of the peer's foreign memory: {error}; at ptrace scope 1 start it \
-             with EngineBuilder::peers_may_trace(true), or use Engine::allocate"
-        )
-        .into()),
-    }
-}
-
 struct Session<'a> {
     hub: &'a Arc<Hub>,
     packets: &'a Packets,
-    peer: Caller,
+    process: Visible,
     offered: Arc<Offered>,
 }
 
@@ -195,7 +161,7 @@ impl Session<'_> {
         match message {
             ToResponder::Map { call, addr, len } => self.map(call, addr, len).await,
             ToResponder::Offer { call, id, addr, len, is_foreign } => {
-                let region = self.view(is_foreign, addr, len, fds).await;
+                let region = means(&self.process, is_foreign, addr, len, fds).await;
                 let taken = region.and_then(|means| {
                     let region = PeerRegion { id, addr, len, means };
                     self.offered.insert(region).map_err(|error| error.to_string().into())
@@ -246,30 +212,5 @@ impl Session<'_> {
         let slot = self.hub.roll.slot(region.memory().id());
         let slot = slot.ok_or_else(|| Error::closed("the region was unregistered"))?;
         Ok((region.clone(), slot))
-    }
-
-    async fn view(
-        &self,
-        is_foreign: bool,
-        addr: u64,
-        len: u64,
-        fds: Vec<OwnedFd>,
-    ) -> Result<Means, Arc<str>> {
-        match is_foreign {
-            true => probe(&self.peer.process, addr),
-            false => view(len, fds).await,
-        }
-    }
-}
-
-/// Maps a region that came as a memfd. Faulting it in takes a while, so not on the control thread.
-pub(super) async fn view(len: u64, fds: Vec<OwnedFd>) -> Result<Means, Arc<str>> {
-    let fd = fds.into_iter().next().ok_or("no memfd came along")?;
-    let len = usize::try_from(len).map_err(|_| "the region is longer than memory")?;
-    let mapped = tokio::task::spawn_blocking(move || View::map(fd, len)).await;
-    match mapped {
-        Ok(Ok(view)) => Ok(Means::Mapped(Arc::new(view))),
-        Ok(Err(error)) => Err(error.to_string().into()),
-        Err(error) => Err(error.to_string().into()),
     }
 }

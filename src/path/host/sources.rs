@@ -92,14 +92,11 @@ pub(crate) struct Proof {
     ledger: Arc<LedgerView>,
     slot: usize,
     id: u64,
-    /// Whose memory it was, where a dead process's number may have been given to the next.
-    process: Option<Arc<Process>>,
 }
 
 impl Proof {
     pub(crate) fn holds(&self) -> bool {
         self.ledger.holds(self.slot, self.id)
-            && self.process.as_ref().is_none_or(|process| process.is_alive())
     }
 
     /// Whether it speaks of the same region.
@@ -149,11 +146,7 @@ impl Readable {
     pub(crate) fn source(&self, addr: u64, len: u64) -> Option<(Source, Proof)> {
         let Some(Known::Readable { region, slot }) = self.known(addr, len) else { return None };
         let source = region.slice(addr - region.addr, len)?;
-        let process = match &region.means {
-            Means::Process(process) => Some(process.clone()),
-            Means::Mapped(_) => None,
-        };
-        Some((source, Proof { ledger: self.ledger.clone(), slot, id: region.id, process }))
+        Some((source, Proof { ledger: self.ledger.clone(), slot, id: region.id }))
     }
 
     pub(crate) fn insert(&self, addr: u64, len: u64, known: Known) {

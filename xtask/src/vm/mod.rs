@@ -17,7 +17,6 @@ mod numa;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::builder::RangedI64ValueParser;
 use clap::{Args, value_parser};
 
 pub use guest::{Job, Machine};
@@ -42,7 +41,8 @@ const TOOLS: [(&str, &str); 9] = [
 #[derive(Args)]
 pub struct Options {
     /// Soft-RoCE NICs on one switch: n0.. at 10.9.0.1.., as RDMA devices rxe0..
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = nics())]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = value_parser!(u8).range(..=16))]
     nics: u8,
     /// NUMA nodes as MIB:CPUS, such as 512:0-1,512:2-3; `256:` has no CPU, `0:4-5` no memory.
     #[arg(long, value_name = "SPEC", conflicts_with_all = ["smp", "mem"])]
@@ -71,11 +71,6 @@ pub struct Options {
     /// What to run: words, or one string for the shell.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
-}
-
-/// Init writes a NIC's number into one byte of its addresses; no test needs as many.
-fn nics() -> RangedI64ValueParser<u8> {
-    value_parser!(u8).range(..=16)
 }
 
 /// Runs the command in a guest; its exit code is ours.
