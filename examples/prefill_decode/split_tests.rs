@@ -51,7 +51,8 @@ fn assert_equal(options: &Options) {
         Path::Tcp => "tcp",
     };
     assert!(out.contains(&format!("\npath: {path} by ")), "{out}");
-    let rows = out.lines().filter(|line| line.contains(&format!(" {path} ")));
+    let in_table = out.lines().filter(|line| line.contains(" MB "));
+    let rows = in_table.filter(|line| line.contains(&format!(" {path} ")));
     assert_eq!(rows.count(), usize::from(options.requests), "{out}");
     let bytes = Shape::TINY.blocks(options.question(0).len()) * Shape::TINY.block_bytes();
     assert!(out.contains(&format!(" {:.2} MB ", bytes as f64 / 1e6)), "{out}");
