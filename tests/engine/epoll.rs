@@ -1,9 +1,11 @@
-//! The suite on epoll.
+//! The suite on epoll; the two engines share memory.
 
 use super::*;
 
 #[path = "endings.rs"]
 mod endings;
+#[path = "meaning.rs"]
+mod meaning;
 #[path = "memory.rs"]
 mod memory;
 #[path = "transfers.rs"]
@@ -17,9 +19,10 @@ fn engine() -> Engine {
     builder().start().expect("an engine")
 }
 
-/// Two engines that reach each other over TCP: ours and a peer of it.
+/// Two engines, ours and a peer of it.
 async fn pair() -> (Engine, Engine, Peer) {
     let (ours, theirs) = (engine(), engine());
     let peer = ours.open(theirs.name()).await.expect("the peer");
+    assert_eq!(peer.path(), PathKind::Host, "the path of this suite");
     (ours, theirs, peer)
 }

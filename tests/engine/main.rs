@@ -1,12 +1,13 @@
-//! Whole engines in one process, over TCP and locally, through the public API alone; on what they
-//! choose by themselves and on epoll.
-#![expect(clippy::duplicate_mod, reason = "one suite for two drivers")]
+//! Whole engines in one process, through the public API alone: by shared memory on what they choose
+//! by themselves and on epoll, over TCP, and locally. Every path means the same.
+#![expect(clippy::duplicate_mod, reason = "one suite for two drivers and two paths")]
 
 mod auto;
 mod epoll;
+mod tcp;
 
 use kvrail::runtime::Driver;
-use kvrail::{Access, Engine, EngineBuilder, Location, Peer, Region};
+use kvrail::{Access, Engine, EngineBuilder, Location, PathKind, Peer, Region};
 
 pub(crate) fn region(engine: &Engine, len: usize, access: Access) -> Region {
     engine.allocate(len, Location::Cpu(None), access).expect("a region")

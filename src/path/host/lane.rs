@@ -2,7 +2,7 @@
 //! back when the peer has copied them. Any thread may post and look for replies, since a caller
 //! that waits is faster than a shard that has to be woken.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -149,10 +149,12 @@ impl Lane {
     /// and makes none for `limit_ns`.
     pub(crate) fn tick(&self, now_ns: u64, limit_ns: u64) {
         let mut state = self.lock();
-        state.cancel_ended(now_ns);
+        let mut ended = Vec::new();
+        state.cancel_ended(now_ns, &mut ended);
         let patience = state.patience(now_ns, limit_ns);
         let sent = state.send(&self.bell);
         drop(state);
+        self.take_back(ended);
         if let Err(error) = patience.and(sent) {
             self.lose(&error);
         }
@@ -295,29 +297,47 @@ impl State {
         }
     }
 
-    /// Asks the peer to stop what nobody waits for any more.
-    fn cancel_ended(&mut self, now_ns: u64) {
+    /// Asks the peer to stop what nobody waits for any more. Parts of which it knows nothing yet
+    /// are over at once: it could not say when.
+    fn cancel_ended(&mut self, now_ns: u64, ended: &mut Ended) {
         let stopped = self.is_stopping.then_some(ErrorKind::Closed);
-        let mut new = Vec::new();
+        let mut unsent_of = HashMap::new();
         for (ticket, part) in self.parts.iter_mut().filter(|(_, part)| part.cancelled.is_none()) {
             if let Some(kind) = part.portion.flight().ended_early(now_ns).or(stopped) {
                 part.cancelled = Some((now_ns, kind));
-                new.push(ticket.to_raw());
+                unsent_of.insert(ticket.to_raw(), 0);
             }
         }
-        for raw in new {
-            let is_of = |words: &[u64; REQUEST_WORDS]| match Entry::decode(words) {
-                Some(Entry::Copy { part, .. }) => part == raw,
-                _ => false,
-            };
-            self.unsent.retain(|words| !is_of(words));
-            // An event in mid-body goes first: its bytes follow each other.
-            let in_body = |words: &&[u64; REQUEST_WORDS]| {
-                matches!(Entry::decode(words), Some(Entry::Body(_)))
-            };
-            let at = self.unsent.iter().take_while(in_body).count();
-            self.unsent.insert(at, Entry::Cancel { part: raw }.encode());
+        if unsent_of.is_empty() {
+            return;
         }
+        self.unsent.retain(|words| match Entry::decode(words) {
+            Some(Entry::Copy { part, .. }) => match unsent_of.get_mut(&part) {
+                Some(unsent) => {
+                    *unsent += 1;
+                    false
+                }
+                None => true,
+            },
+            _ => true,
+        });
+        for (raw, unsent) in unsent_of {
+            self.cancel(raw, unsent, ended);
+        }
+    }
+
+    /// Cancels a part of whose copies so many were not sent.
+    fn cancel(&mut self, raw: u64, unsent: usize, ended: &mut Ended) {
+        let ticket = Ticket::from_raw(raw);
+        if unsent > 0 && self.parts.get(ticket).is_some_and(|part| part.asks.len() == unsent) {
+            ended.extend(self.parts.remove(ticket).map(|part| part.done(0, Verdict::Ended)));
+            return;
+        }
+        // An event in mid-body goes first: its bytes follow each other.
+        let in_body =
+            |words: &&[u64; REQUEST_WORDS]| matches!(Entry::decode(words), Some(Entry::Body(_)));
+        let at = self.unsent.iter().take_while(in_body).count();
+        self.unsent.insert(at, Entry::Cancel { part: raw }.encode());
     }
 
     /// Whether the peer may be waited for still.
