@@ -62,8 +62,11 @@ impl Inner {
             let mut next = Some(first);
             for _ in 0..HOST_QUESTIONS_MAX {
                 let Some(asked) = next else { break };
-                neighbour.ask(asked).await;
-                next = question(&gate.flight().plan, &neighbour).filter(|_| !neighbour.is_over());
+                // A peer that says nothing is not asked again: the rest goes by TCP.
+                if !neighbour.ask(asked).await {
+                    break;
+                }
+                next = question(&gate.flight().plan, &neighbour);
             }
             // Without the engine the gate fails the flight as Closed.
             if let Some(engine) = engine.upgrade() {

@@ -25,6 +25,9 @@ pub enum NotMappable {
         /// Bytes that were announced.
         wanted_bytes: u64,
     },
+    /// Pages of it were never written: reading them would take memory here.
+    #[error("the memfd has holes")]
+    Hollow,
     /// The system does not map it.
     #[error("the memfd can't be mapped: {0}")]
     System(#[from] io::Error),
@@ -111,6 +114,18 @@ pub(super) fn seal(fd: impl AsFd, only_ours: bool) -> io::Result<()> {
     let mut seals = SealFlags::SHRINK | SealFlags::GROW;
     seals.set(SealFlags::FUTURE_WRITE, only_ours);
     Ok(fcntl_add_seals(fd, seals)?)
+}
+
+/// Refuses a memfd with holes: faulting one in makes a page, even for a reader, and nothing says
+/// how many there are. Where its size and contents are sealed, none come later.
+pub(super) fn check_filled(fd: impl AsFd) -> Result<(), NotMappable> {
+    /// `stat(2)`: the unit of `st_blocks`.
+    const BLOCK_BYTES: i64 = 512;
+    let stat = fstat(&fd)?;
+    match stat.st_blocks.saturating_mul(BLOCK_BYTES) >= stat.st_size {
+        true => Ok(()),
+        false => Err(NotMappable::Hollow),
+    }
 }
 
 /// The size of a peer's memfd, which it can't change any more. With `read_only`, it can't punch

@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::mapping::{Mapping, Mode, NotMappable, sealed_bytes};
+use super::mapping::{Mapping, Mode, NotMappable, check_filled, sealed_bytes};
 use crate::region::Slice;
 
 /// Memory of another process that this one can read.
@@ -25,6 +25,7 @@ impl View {
         if len == 0 || has_bytes < len as u64 {
             return Err(NotMappable::TooShort { has_bytes, wanted_bytes: len as u64 });
         }
+        check_filled(&fd)?;
         // The whole file: of huge pages only whole ones can be mapped.
         let bytes = usize::try_from(has_bytes).map_err(|_| NotMappable::NotSealed)?;
         let mapping = Mapping::new(fd, bytes, Mode::Read)?;
@@ -100,6 +101,7 @@ impl ViewSlice {
 mod tests {
     use std::fs::File;
     use std::os::fd::OwnedFd;
+    use std::os::unix::fs::FileExt;
 
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
@@ -109,6 +111,7 @@ mod tests {
     fn memfd(bytes: u64, seals: SealFlags) -> OwnedFd {
         let fd = memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&fd, bytes).unwrap();
+        File::from(fd.try_clone().unwrap()).write_all_at(&vec![0; bytes as usize], 0).unwrap();
         fcntl_add_seals(&fd, seals).unwrap();
         fd
     }
@@ -141,6 +144,10 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         assert!(matches!(refused(file.into(), 1), NotMappable::NotSealed));
         assert!(View::map(memfd(4096, sealed), 4096).is_ok());
+        let hollow = memfd(4096, SealFlags::empty());
+        ftruncate(&hollow, 1 << 40).unwrap();
+        fcntl_add_seals(&hollow, sealed).unwrap();
+        assert!(matches!(refused(hollow, 4096), NotMappable::Hollow));
     }
 
     #[test]

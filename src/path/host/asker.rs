@@ -119,14 +119,11 @@ impl Neighbour {
         self.is_over.load(Ordering::Acquire) || self.lanes.iter().any(|lane| lane.is_lost())
     }
 
-    /// Asks the peer; it is noted here what it says. Returns at once where the session is over,
-    /// and after [`HOST_ANSWER_MS`] where the peer says nothing.
-    pub(crate) async fn ask(&self, asked: Asked) {
+    /// Asks the peer; it is noted here what it says. `false` where it says nothing: at once if the
+    /// session is over, else after [`HOST_ANSWER_MS`].
+    pub(crate) async fn ask(&self, asked: Asked) -> bool {
         let (answered, answer) = oneshot::channel();
-        if self.questions.send(Question { asked, answered }).await.is_ok() {
-            // An error means that the session has ended.
-            let _ = answer.await;
-        }
+        self.questions.send(Question { asked, answered }).await.is_ok() && answer.await.is_ok()
     }
 
     /// What the peer said to a region of ours; none where it wasn't asked.
@@ -289,9 +286,11 @@ impl Session {
         match &question.asked {
             // Two transfers may have had the same question.
             Asked::Map { addr, len } if neighbour.readable.known(*addr, *len).is_some() => {
-                return Ok(());
+                return known(question);
             }
-            Asked::Offer(region) if neighbour.offer(region.id()).is_some() => return Ok(()),
+            Asked::Offer(region) if neighbour.offer(region.id()).is_some() => {
+                return known(question);
+            }
             Asked::Map { addr, len } => {
                 let map = ToResponder::Map { call, addr: *addr, len: *len };
                 self.packets.send(&map, &[]).await?;
@@ -369,6 +368,13 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Another transfer has asked the same before.
+fn known(question: Question) -> Result<()> {
+    // Whoever asked may not wait any more.
+    let _ = question.answered.send(());
+    Ok(())
 }
 
 fn answered(question: Pending) {

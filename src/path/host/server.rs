@@ -106,7 +106,8 @@ impl LaneServer {
             return false;
         }
         self.is_armed = true;
-        self.ring.sleep()
+        // Requests of a peer that takes no replies wait for it to take some: see `is_stuck`.
+        self.ring.sleep() || !self.has_room()
     }
 
     /// Whether replies wait for the peer to take some, which only a look now and then can see.
@@ -188,7 +189,8 @@ impl LaneServer {
     }
 
     fn cancel(&mut self, id: u64) {
-        let Some(part) = self.parts.iter_mut().find(|part| part.id == id) else { return };
+        // The latest of that number: an honest peer has no two.
+        let Some(part) = self.parts.iter_mut().rev().find(|part| part.id == id) else { return };
         part.is_closed = true;
         let serial = part.serial;
         for flying in self.flying.iter().filter(|flying| flying.serial == serial) {
