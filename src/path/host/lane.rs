@@ -121,7 +121,7 @@ impl Lane {
         let State { parts, unsent, .. } = &mut *state;
         let asks = &parts.get(ticket).expect("just inserted").asks;
         entries(ticket.to_raw(), asks, unsent);
-        self.parts_out.fetch_add(1, Ordering::Relaxed);
+        self.parts_out.store(state.parts.len(), Ordering::Relaxed);
         if let Err(error) = state.send(&self.bell) {
             drop(state);
             self.lose(&error);
@@ -137,6 +137,7 @@ impl Lane {
         let mut state = self.lock();
         let mut ended = Vec::new();
         let moved = state.advance(&self.bell, &mut ended);
+        self.parts_out.store(state.parts.len(), Ordering::Relaxed);
         drop(state);
         self.take_back(ended);
         moved.unwrap_or_else(|error| {
@@ -206,12 +207,13 @@ impl Lane {
         self.parts_out.store(0, Ordering::Relaxed);
         drop(state);
         self.bell.ring();
+        // It lets go of the lane.
+        self.home.ring();
         let error = error.with_landed(Landed::Maybe);
         parts.into_iter().for_each(|part| part.fail(&error));
     }
 
     fn take_back(&self, ended: Ended) {
-        self.parts_out.fetch_sub(ended.len(), Ordering::Relaxed);
         for (portion, failures) in ended {
             let blame = |error: Error| error.with_peer(self.peer.clone()).with_path(PathKind::Host);
             portion.back(failures.into_iter().map(|(k, error)| (k, blame(error))).collect());

@@ -88,7 +88,7 @@ impl HostShard {
 
     /// When to look again though nothing rings.
     pub(crate) fn wake_at_ns(&self) -> Option<u64> {
-        let has_clocks = self.lanes.iter().any(|lane| !lane.is_idle())
+        let has_clocks = self.lanes.iter().any(|lane| !lane.is_idle() || lane.is_lost())
             || self.servers.iter().any(|(_, server)| server.is_stuck());
         has_clocks.then_some(self.next_tick_ns)
     }
