@@ -2,6 +2,7 @@
 //! if its property does not hold. Tests replay the corpora of `fuzz/` through the same functions.
 
 use crate::control::fuzzing as control;
+use crate::path::host::fuzzing as host;
 use crate::path::tcp::fuzzing as tcp;
 use crate::plan::fuzzing as plans;
 
@@ -21,6 +22,12 @@ pub fn descriptor(input: &[u8]) {
 /// waits is bounded. The first byte says how many bytes give sizes of chunks.
 pub fn tcp_stream(input: &[u8]) {
     tcp::stream(input);
+}
+
+/// A same-host lane's words: whatever a peer writes into it, only memory that it offered is copied,
+/// and only onto memory that it may write.
+pub fn host_lane(input: &[u8]) {
+    host::server(input);
 }
 
 /// A request's shape and numbers: its slices tile it exactly, or it is refused for a reason.
@@ -56,6 +63,11 @@ mod tests {
     #[test]
     fn the_tcp_stream_corpus_holds() {
         replay("tcp_stream", tcp_stream);
+    }
+
+    #[test]
+    fn the_host_lane_corpus_holds() {
+        replay("host_lane", host_lane);
     }
 
     #[test]

@@ -154,6 +154,7 @@ impl Lane {
         state.cancel_ended(now_ns, &mut ended);
         let patience = state.patience(now_ns, limit_ns);
         let sent = state.send(&self.bell);
+        self.parts_out.store(state.parts.len(), Ordering::Relaxed);
         drop(state);
         self.take_back(ended);
         if let Err(error) = patience.and(sent) {

@@ -12,6 +12,8 @@
 
 mod asker;
 mod entry;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod hub;
 mod lane;
 mod message;

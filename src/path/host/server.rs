@@ -122,6 +122,12 @@ impl LaneServer {
         }
     }
 
+    /// Replies that wait, for tests of their bound.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn waiting_replies(&self) -> usize {
+        self.replies.len()
+    }
+
     /// Ends the lane for the peer.
     pub(crate) fn close(&self) {
         self.ring.close();
