@@ -294,7 +294,7 @@ fn candidates(is_self: bool, finding: Finding, observed: &Observed) -> Vec<Candi
             true => Verdict::Usable,
         };
         let estimated_gb_per_s = memory_gb_per_s() * means.share();
-        let observed_gb_per_s = observed.gb_per_s(path);
+        let observed_gb_per_s = observed.gb_per_s(path).filter(|_| is_usable);
         Candidate { path, means, verdict, why, estimated_gb_per_s, observed_gb_per_s }
     };
     rows.into_iter().map(candidate).collect()
