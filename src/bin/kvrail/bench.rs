@@ -66,6 +66,10 @@ pub struct Options {
     /// What idle shards do; hybrid polls for 50 us before it sleeps.
     #[arg(long, value_enum, default_value = "hybrid")]
     idle: IdlePolicy,
+    /// How many microseconds a caller looks for the end of a same-host transfer itself before it
+    /// sleeps; the peers' benches look without end
+    #[arg(long, default_value_t = 1000)]
+    caller_spin: u64,
     /// What the shards wait on: auto, uring or epoll.
     #[arg(long, default_value_t)]
     driver: Driver,
@@ -152,7 +156,10 @@ pub fn run(options: &Options) -> Result<()> {
 /// peer of this host may reach.
 fn forced(builder: EngineBuilder, options: &Options) -> EngineBuilder {
     let is_foreign = options.memory == Memory::Foreign;
-    builder.same_host(options.path != Path::Tcp).peers_may_trace(is_foreign)
+    builder
+        .same_host(options.path != Path::Tcp)
+        .peers_may_trace(is_foreign)
+        .spin_caller(std::time::Duration::from_micros(options.caller_spin))
 }
 
 /// One buffer a NUMA node, as transfer_engine_bench expects; one where nodes can't be chosen.
