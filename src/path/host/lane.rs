@@ -172,7 +172,7 @@ impl Lane {
     /// doorbell from here on, unless a caller looks for them itself.
     pub(crate) fn arm(&self) -> bool {
         // Also while nothing is out: whoever posts next may be no shard.
-        let is_quiet = self.watchers.load(Ordering::SeqCst) > 0 || self.lock().ring.sleep();
+        let is_quiet = self.watchers.load(Ordering::SeqCst) > 0 || self.lock().sleep();
         if !is_quiet {
             self.take_replies();
         }
@@ -254,6 +254,12 @@ fn broken(corrupt: Corrupt) -> Error {
 }
 
 impl State {
+    /// Announces that nobody looks for replies; `false` where one is to be taken. What a lane that
+    /// is lost still holds is for nobody.
+    fn sleep(&self) -> bool {
+        self.lost.is_some() || self.ring.sleep()
+    }
+
     fn advance(&mut self, bell: &Bell, ended: &mut Ended) -> Result<usize, Error> {
         if self.ring.is_closed() {
             return Err(Error::lost("the peer ended the connection"));
