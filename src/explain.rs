@@ -256,8 +256,10 @@ async fn readable(neighbour: &Neighbour, buffers: &[RemoteBuffer]) -> Finding {
     let buffers = &buffers[..buffers.len().min(HOST_QUESTIONS_MAX)];
     for buffer in buffers {
         let known = || neighbour.readable.known(buffer.addr, buffer.len);
-        if known().is_none() {
-            neighbour.ask(Asked::Map { addr: buffer.addr, len: buffer.len }).await;
+        let ask = Asked::Map { addr: buffer.addr, len: buffer.len };
+        if known().is_none() && !neighbour.ask(ask).await {
+            refusals.push("the peer does not say whether they can be read".into());
+            break;
         }
         match known() {
             Some(Known::Readable { region, .. }) if region.is_mapped() => mapped += 1,

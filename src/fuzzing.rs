@@ -27,7 +27,12 @@ pub fn tcp_stream(input: &[u8]) {
 /// A same-host lane's words: whatever a peer writes into it, only memory that it offered is copied,
 /// and only onto memory that it may write.
 pub fn host_lane(input: &[u8]) {
-    host::server(input);
+    host::lane(input);
+}
+
+/// Messages at the Unix socket: what was read, written and read again is the same.
+pub fn host_message(input: &[u8]) {
+    host::message(input);
 }
 
 /// A request's shape and numbers: its slices tile it exactly, or it is refused for a reason.
@@ -63,6 +68,11 @@ mod tests {
     #[test]
     fn the_tcp_stream_corpus_holds() {
         replay("tcp_stream", tcp_stream);
+    }
+
+    #[test]
+    fn the_host_message_corpus_holds() {
+        replay("host_message", host_message);
     }
 
     #[test]

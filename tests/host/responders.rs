@@ -10,7 +10,9 @@ use rustix::fs::SealFlags;
 use serde_json::{Value, json};
 
 use super::handshakes::no_memory;
-use super::raw::{CLOSED, Lanes, Listening, REPLY_HEAD, Raw, SEALED, bell, memfd, words};
+use super::raw::{
+    CLOSED, Lanes, Listening, REPLY_HEAD, REQUEST_HEAD, Raw, SEALED, bell, memfd, words,
+};
 use super::{contents, engine, fill, pattern, region, run};
 
 /// Bytes of a ledger: a word for each region that an engine can have.
@@ -18,6 +20,13 @@ const LEDGER_BYTES: usize = kvrail::limits::REGIONS_MAX * 8;
 
 fn ledger() -> File {
     memfd(&[0; LEDGER_BYTES], SEALED)
+}
+
+/// Ledgers that could be changed or cut under their readers, or that are too short.
+fn unfit() -> [OwnedFd; 3] {
+    let bytes = [0; LEDGER_BYTES];
+    let [open, growing] = [SealFlags::empty(), SealFlags::SHRINK].map(|seals| memfd(&bytes, seals));
+    [open, growing, memfd(&bytes[8..], SEALED)].map(OwnedFd::from)
 }
 
 fn welcome(raw: &Raw, lanes: usize) -> Value {
@@ -108,13 +117,7 @@ fn a_welcome_that_is_wrong_leaves_tcp() {
                 raw.is_closed();
             }));
         }
-        let bytes = [0; LEDGER_BYTES];
-        let unfit = [
-            memfd(&bytes, SealFlags::empty()),
-            memfd(&bytes, SealFlags::SHRINK),
-            memfd(&bytes[8..], SEALED),
-        ];
-        for fd in no_memory().into_iter().chain(unfit.map(OwnedFd::from)) {
+        for fd in no_memory().into_iter().chain(unfit()) {
             wrong.push(Box::new(move |raw| {
                 raw.send(&welcome(&raw, 1), &[fd.as_fd(), bell().as_fd()]);
                 raw.is_closed();
@@ -298,6 +301,42 @@ fn replies_that_lie_end_what_is_out_and_the_caller_goes_on() {
             // The session is over; the next transfer goes by TCP.
             written(&ours, &peer, &far, 2).await.unwrap();
             drop(peer);
+            server.join().unwrap();
+        }
+    });
+}
+
+/// A caller looks for its transfer's end on its own thread for some microseconds. What a lane that
+/// is lost still holds must not keep it there.
+#[test]
+fn a_lie_that_comes_while_the_caller_looks_itself_ends_its_looking() {
+    run(async {
+        let (ours, real) = (engine(), engine());
+        let far = region(&real, 4096, Access::READ_WRITE);
+        let near = region(&ours, 4096, Access::LOCAL);
+        for _ in 0..30 {
+            let (peer, server) = opened(&ours, &real, |raw| {
+                let (lanes, _bell) = welcomed(&raw);
+                let (offer, _) = raw.receive().unwrap();
+                raw.send(&json!({"type": "taken", "call": offer["call"]}), &[]);
+                let part = lanes.request(0, 0)[1];
+                lanes.answer(0, [words::DONE, part, 1, words::OK]);
+                while lanes.get(0, REQUEST_HEAD) < 2 {
+                    std::hint::spin_loop();
+                }
+                lanes.set(0, REPLY_HEAD, 5_000);
+                raw.is_closed();
+            })
+            .await;
+            let write = || {
+                let mut batch = Batch::new(&peer);
+                batch.write(&near.share(0..4096).unwrap(), far.addr());
+                ours.transfer(batch)
+            };
+            write().await.unwrap();
+            let failed = write().await.unwrap_err();
+            assert_eq!(failed.error().kind(), ErrorKind::Lost, "{failed}");
+            drop((failed, peer));
             server.join().unwrap();
         }
     });

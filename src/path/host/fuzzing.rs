@@ -1,93 +1,185 @@
-//! What any words in a lane can do: nothing but copy offered memory onto permitted memory. For
-//! `fuzz/`, and for tests that replay its corpus.
+//! A lane's server and the socket's messages under any input, over real regions: nothing but
+//! permitted ranges changes, only to what was offered, and what waits is bounded.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvrail_reactors::doorbell::{Bell, Doorbell};
-use kvrail_reactors::host::lane::{self, REQUEST_WORDS};
+use kvrail_reactors::host::lane::{self, REQUEST_WORDS, Requester};
 use kvrail_reactors::host::view::View;
 use kvrail_reactors::region::{Region, Slice};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::entry::Reply;
+use super::entry::{Entry, Reply};
+use super::message::{ToAsker, ToResponder};
 use super::server::LaneServer;
 use super::sources::{Means, Offered, PeerRegion};
-use crate::memory::Operation;
-use crate::path::served::Served;
-use crate::path::tcp::{Event, Status};
+use crate::limits::{HOST_COPIES_MAX, HOST_REPLIES_MAX};
+use crate::path::tcp::fuzzing::{WINDOWS, World};
 
-/// Bytes of the offered region, and of the permitted one, which has as many on either side.
-const BYTES: usize = 4096;
-/// Where the permitted region seems to be: inputs can't know a real address.
-const ADDR: u64 = 0x1000;
-/// The offered region's number and contents.
-const SOURCE: (u64, u8) = (1, 7);
-/// What all other memory holds.
-const UNTOUCHED: u8 = 9;
+/// Bytes of the memory with permitted ranges in it.
+const WORLD_BYTES: usize = 16 << 10;
 
-/// Permitted memory amid some that is not.
-struct World {
-    arena: Arc<Region>,
+/// Bytes of each source.
+const SOURCE_BYTES: u64 = 5_000;
+
+/// Bytes of the sources, none of which the memory has elsewhere by chance alone.
+const SOURCES: [u8; 2] = [0xA5, 0x5A];
+
+/// See [`crate::fuzzing::host_message`].
+pub(crate) fn message(input: &[u8]) {
+    again::<ToResponder>(input);
+    again::<ToAsker>(input);
 }
 
-impl Served for World {
-    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
-        let offset = usize::try_from(addr.checked_sub(ADDR)?).ok()?;
-        let end = offset.checked_add(usize::try_from(len).ok()?)?;
-        let is_inside = len > 0 && end <= BYTES && operation == Operation::Write;
-        let slice = || Slice::new(self.arena.clone(), BYTES + offset, end - offset).ok();
-        is_inside.then(slice).flatten()
-    }
-
-    fn event(&mut self, _: Event) -> Status {
-        Status::Ok
-    }
+/// What was read, written and read again is the same.
+fn again<M: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(input: &[u8]) {
+    let Ok(read) = serde_json::from_slice::<M>(input) else { return };
+    let written = serde_json::to_vec(&read).expect("a message is always JSON");
+    assert_eq!(serde_json::from_slice::<M>(&written).expect("what we wrote"), read);
 }
 
-fn filled(bytes: usize, fill: u8) -> Arc<Region> {
-    let region = Arc::new(Region::allocate(bytes, None).expect("memory"));
-    let all = Slice::new(region.clone(), 0, bytes).expect("all of it");
-    all.write(0, &vec![fill; bytes]).expect("all of it");
-    region
-}
-
-/// A lane whose other end writes `input`, as whole requests and a rest.
-pub(crate) fn server(input: &[u8]) {
-    let (fd, mut requesters) = lane::create(1).expect("a memfd");
-    let mut requester = requesters.remove(0);
-    let ring = lane::open(fd, 1).expect("it is as it should be").remove(0);
-    let source = filled(BYTES, SOURCE.1);
-    let view = View::map(source.memfd().expect("ours"), BYTES).expect("it is sealed");
-    let (id, addr, len) = (SOURCE.0, source.addr(), BYTES as u64);
-    let offered = Arc::new(Offered::default());
-    let means = Means::Mapped(Arc::new(view));
-    offered.insert(PeerRegion { id, addr, len, means }).expect("the first");
-    let doorbell = Doorbell::new().expect("an eventfd");
-    let bell = std::os::fd::AsFd::as_fd(&doorbell).try_clone_to_owned().and_then(Bell::new);
-    let mut server = LaneServer::new(ring, Arc::new(bell.expect("a bell")), offered);
-    let mut world = World { arena: filled(3 * BYTES, UNTOUCHED) };
-
-    let (words, _) = input.as_chunks::<{ REQUEST_WORDS * 8 }>();
-    let mut parts = 0;
-    for bytes in words {
-        let request = std::array::from_fn(|k| {
-            u64::from_le_bytes(bytes[8 * k..][..8].try_into().expect("eight bytes"))
-        });
-        requester.send([request].iter()).expect("the server is honest");
-        if server.poll(&mut world).is_err() {
+/// See [`crate::fuzzing::host_lane`].
+pub(crate) fn lane(mut input: &[u8]) {
+    let mut world = World::new(WORLD_BYTES, &WINDOWS);
+    let before = world.contents();
+    let mut rig = Rig::new();
+    while let Some((&order, rest)) = input.split_first() {
+        input = rest;
+        let is_open = match order % 8 {
+            6 => rig.poll(&mut world),
+            7 => rig.take(usize::from(order / 8)),
+            kind => {
+                let words = words(kind, order, &mut input);
+                rig.send(&words) || (rig.poll(&mut world) && rig.send(&words))
+            }
+        };
+        if !is_open {
             break;
         }
-        parts += usize::from(request[0] & 0xff <= 3);
-        while let Some(words) = requester.receive().expect("the server is honest") {
-            let reply = Reply::decode(&words).expect("replies are well-formed");
-            assert!(!matches!(reply, Reply::Done { .. }) || parts > 0, "nothing was asked");
+    }
+    // An honest end: everything is worked off and taken.
+    for _ in 0..4 * lane::RING_MESSAGES {
+        if !rig.poll(&mut world) || !rig.take(usize::MAX) {
+            break;
         }
     }
-    assert!(server.waiting_replies() <= 2 * words.len(), "at most two replies a request");
-    let mut bytes = vec![0; 3 * BYTES];
-    let all = Slice::new(world.arena.clone(), 0, bytes.len()).expect("all of it");
-    all.read(0, &mut bytes).expect("all of it");
-    let (before, rest) = bytes.split_at(BYTES);
-    let (permitted, behind) = rest.split_at(BYTES);
-    assert!(before.iter().chain(behind).all(|byte| *byte == UNTOUCHED), "outside is untouched");
-    assert!(permitted.iter().all(|byte| [UNTOUCHED, SOURCE.1].contains(byte)), "only the source");
+    rig.server.close();
+    changed_as_permitted(&before, &world.contents());
+}
+
+fn changed_as_permitted(before: &[u8], after: &[u8]) {
+    for (at, (old, new)) in before.iter().zip(after).enumerate() {
+        let holds = |window: &&crate::path::tcp::fuzzing::Window| {
+            (window.start..window.start + window.len).contains(&at)
+        };
+        let may = WINDOWS.iter().find(holds).is_some_and(|window| window.access.write);
+        assert!(old == new || may && SOURCES.contains(new), "byte {at}: {old} became {new}");
+    }
+}
+
+/// A request: of the server's own vocabulary with small numbers mostly, or any words.
+fn words(kind: u8, order: u8, input: &mut &[u8]) -> [u64; REQUEST_WORDS] {
+    let mut next = || {
+        let (&first, rest) = input.split_first().unwrap_or((&0, &[]));
+        *input = rest;
+        u64::from(first)
+    };
+    let part = next() % 4;
+    match kind {
+        0 | 1 => {
+            let (source, last) = (next() % 4, kind == 1);
+            let (offset, addr, len) = (next() << 5, next() << 6 | next(), next() << 4 | next());
+            Entry::Copy { part, last, source, offset, addr, len }.encode()
+        }
+        2 => Entry::Cancel { part }.encode(),
+        3 => Entry::Event { part, len: next() << (order / 64) }.encode(),
+        4 => Entry::Body(std::array::from_fn(|_| next() as u8)).encode(),
+        _ => std::array::from_fn(|_| match next() {
+            // Ends of the range, where sums overflow.
+            byte @ 0xF0.. => u64::MAX - (byte - 0xF0),
+            byte => byte | next() << 8,
+        }),
+    }
+}
+
+/// A server and the asker at its other end.
+struct Rig {
+    asks: Requester,
+    server: LaneServer,
+    /// Parts and events that were begun at most, and those that are over.
+    begun: usize,
+    done: usize,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (fd, mut asks) = lane::create(1).expect("a lane");
+        let answers = lane::open(fd, 1).expect("our own").pop().expect("one");
+        let doorbell = Doorbell::new().expect("an eventfd");
+        let bell = doorbell.as_fd().try_clone_to_owned().and_then(Bell::new).expect("our own");
+        let offered = Arc::new(Offered::default());
+        for (id, byte) in (1..).zip(SOURCES) {
+            offered.insert(source(id, byte)).expect("room");
+        }
+        let server = LaneServer::new(answers, Arc::new(bell), offered);
+        Self { asks: asks.pop().expect("one"), server, begun: 0, done: 0 }
+    }
+
+    /// `false` where there is no room.
+    fn send(&mut self, words: &[u64; REQUEST_WORDS]) -> bool {
+        self.begun += 1;
+        self.asks.send([words].into_iter()).is_ok_and(|(sent, _)| sent == 1)
+    }
+
+    /// `false` where the lane is over.
+    fn poll(&mut self, world: &mut World) -> bool {
+        let is_open = self.server.poll(world).is_ok();
+        let (parts, flying, replies) = self.server.waiting();
+        assert!(parts <= HOST_COPIES_MAX && flying <= HOST_COPIES_MAX, "{parts} {flying}");
+        // Each copy fails once at most, and each part ends once.
+        assert!(replies <= HOST_REPLIES_MAX + 2 * (HOST_COPIES_MAX + 1), "{replies} replies");
+        is_open
+    }
+
+    /// Takes replies, as many as the asker cares for.
+    fn take(&mut self, count: usize) -> bool {
+        for _ in 0..count {
+            let Some(words) = self.asks.receive().expect("our own server") else { break };
+            match Reply::decode(&words).expect("our own server") {
+                Reply::Failed { index, .. } => assert!(index < self.begun as u64),
+                Reply::Done { ended, .. } => {
+                    self.done += 1;
+                    assert!(ended <= self.begun as u64);
+                }
+            }
+        }
+        assert!(self.done <= self.begun, "a part is over once");
+        true
+    }
+}
+
+fn source(id: u64, byte: u8) -> PeerRegion {
+    let memory = Arc::new(Region::allocate(SOURCE_BYTES as usize, None).expect("memory"));
+    let view = View::map(memory.memfd().expect("a memfd"), SOURCE_BYTES as usize).expect("sealed");
+    let all = Slice::new(memory, 0, SOURCE_BYTES as usize).expect("all of it");
+    all.write(0, &[byte; SOURCE_BYTES as usize]).expect("all of it");
+    PeerRegion { id, addr: 1 << 40, len: SOURCE_BYTES, means: Means::Mapped(Arc::new(view)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn any_requests_of_a_lane_change_what_they_may(
+            input in proptest::collection::vec(any::<u8>(), 0..4_000)
+        ) {
+            super::lane(&input);
+        }
+    }
 }

@@ -254,10 +254,10 @@ fn broken(corrupt: Corrupt) -> Error {
 }
 
 impl State {
-    /// Announces that nobody looks for replies; `false` where one is there. Those of a lane that
-    /// is lost are nobody's.
+    /// Announces that nobody looks for replies; `false` where one is to be taken. What a lane that
+    /// is lost still holds is for nobody.
     fn sleep(&self) -> bool {
-        self.ring.sleep() || self.lost.is_some()
+        self.lost.is_some() || self.ring.sleep()
     }
 
     fn advance(&mut self, bell: &Bell, ended: &mut Ended) -> Result<usize, Error> {

@@ -122,10 +122,10 @@ impl LaneServer {
         }
     }
 
-    /// Replies that wait, for tests of their bound.
+    /// Parts, copies and replies that wait, for tests of their bounds.
     #[cfg(any(fuzzing, test))]
-    pub(crate) fn waiting_replies(&self) -> usize {
-        self.replies.len()
+    pub(super) fn waiting(&self) -> (usize, usize, usize) {
+        (self.parts.len(), self.flying.len(), self.replies.len())
     }
 
     /// Ends the lane for the peer.
@@ -135,7 +135,10 @@ impl LaneServer {
     }
 
     fn has_room(&self) -> bool {
-        self.flying.len() < HOST_COPIES_MAX && self.replies.len() < HOST_REPLIES_MAX
+        // Parts that are refused wait behind the copies of those before them.
+        self.flying.len() < HOST_COPIES_MAX
+            && self.parts.len() < HOST_COPIES_MAX
+            && self.replies.len() < HOST_REPLIES_MAX
     }
 
     fn take(&mut self, entry: Entry, served: &mut impl Served) -> Result<(), Corrupt> {
