@@ -2,6 +2,7 @@
 //! processes of their own (`process`) or made by hand (`raw`); whatever they do, nobody else is
 //! hurt, nothing is written where it wasn't permitted, and what is out ends.
 
+mod containers;
 mod credentials;
 mod explain;
 mod handshakes;
