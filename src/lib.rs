@@ -5,11 +5,12 @@
 //! # Where to look in the source
 //!
 //! The data path, in the order a transfer walks it: `engine` (the handle), `request` (what is
-//! asked), `plan` (slices, pure), `route` (which shard, pure), `post` (parts to shards), `path`
-//! (local copies; TCP streams, lanes and one shard's actor), `flight` (the life of a batch, pure),
-//! `transfer` (the future and its outcome), `counter` and `notification` (what arrives behind the
-//! data). Beside it: `memory` (regions, leases, pools), `runtime` (shards and actors), `control`
-//! (daemon, descriptors, metadata), `topology` and `doctor` (what the machine is and allows), and
+//! asked), `plan` (slices, pure), `post` (parts to shards), `path` (copies; the same host's lanes;
+//! TCP streams; one shard's actors), `flight` (the life of a batch, pure), `transfer` (the future
+//! and its outcome), `counter` and `notification` (what arrives behind the data). Beside it:
+//! `memory` (regions, leases, pools, what fits), `route` (which shard, pure), `links` (ways to
+//! peers), `exposed` (what peers reach), `explain` (which path, and why), `runtime` (shards and
+//! actors), `control` (daemon, descriptors, metadata), `topology` and `doctor` (the machine), and
 //! `limits`, where every bound has its name and reason.
 #![forbid(unsafe_code)]
 
