@@ -13,10 +13,6 @@ use crate::region::Slice;
 /// reactors are never kept waiting long, and still 100 times the cost of a turn.
 const TURN_BYTES: usize = 256 << 10;
 
-/// The same where another process's memory is read: each call costs a microsecond of its own, and
-/// 1 MiB, a whole slice, is under 100 us.
-const READ_TURN_BYTES: usize = 1 << 20;
-
 /// Where the bytes of a copy are.
 #[derive(Debug, Clone)]
 pub enum Source {
@@ -204,13 +200,6 @@ impl Copy {
         Self { queue: VecDeque::new(), capacity, next_name: 0 }
     }
 
-    fn turn_bytes(&self) -> usize {
-        match self.queue.front().map(|job| &job.work.source) {
-            Some(Source::Process(_)) => READ_TURN_BYTES,
-            _ => TURN_BYTES,
-        }
-    }
-
     /// Reads as much of the queue as one call can; returns how many pieces of work it ended.
     fn read_at_once(&self, limit: usize, budget: usize) -> usize {
         let works = || self.queue.iter().map(|job| &job.work);
@@ -235,8 +224,7 @@ impl Reactor for Copy {
     }
 
     fn poll(&mut self, budget: usize, done: &mut Vec<CopyDone>) -> usize {
-        let turn_bytes = self.turn_bytes();
-        let mut room_bytes = turn_bytes;
+        let mut room_bytes = TURN_BYTES;
         let mut ended = 0;
         while ended < budget && room_bytes > 0 {
             let read = self.read_at_once(room_bytes, budget - ended);
@@ -256,7 +244,7 @@ impl Reactor for Copy {
                 ended += 1;
             }
         }
-        ended + usize::from(room_bytes < turn_bytes)
+        ended + usize::from(room_bytes < TURN_BYTES)
     }
 
     fn arm(&mut self) -> bool {
