@@ -183,8 +183,6 @@ pub(crate) fn rest(mut stream: &TcpStream) -> Vec<u8> {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 panic!("the connection stays open after {} bytes", bytes.len())
             }
-            // Starting an engine probes io_uring, whose end may interrupt a wait of this thread.
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => return bytes,
         }
     }
