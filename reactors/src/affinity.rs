@@ -66,8 +66,8 @@ pub fn memlock_bytes() -> io::Result<Option<u64>> {
 /// # Errors
 /// ENOSYS or EPERM where a seccomp profile or `kernel.io_uring_disabled` refuses it.
 pub fn probe_uring() -> io::Result<()> {
-    // On a thread of its own: the end of a ring interrupts waits of the thread that made it (EINTR),
-    // some time after it is gone.
+    // On a thread of its own: the end of a ring interrupts waits (EINTR) of the thread that made
+    // it, some time after it is gone.
     let probe = std::thread::Builder::new().spawn(|| io_uring::IoUring::new(2).map(drop))?;
     probe.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
 }
