@@ -8,6 +8,7 @@
 //! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
 //! - `compare`: kvrail beside its peers and the machine's limits
+//! - `price`: instructions per request, `cargo xtask price`
 //! - `proof`: tests that run somewhere else, and what they must say
 //! - `shell` `wheels`: running commands, and installing what they need
 
@@ -16,6 +17,7 @@ mod environments;
 mod example;
 mod fuzz;
 mod mooncake;
+mod price;
 mod proof;
 mod rust;
 mod shell;
@@ -43,6 +45,8 @@ enum Chore {
     Test(steps::Options),
     /// Measures kvrail, its peers and the machine's limits in turn; writes target/compare.
     Compare(compare::Options),
+    /// Counts the instructions of a request by callgrind, on every path.
+    Price(price::Options),
     /// Runs a command in a guest that sees this host's files.
     Vm(vm::Options),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
             false => ExitCode::FAILURE,
         }),
         Chore::Compare(options) => compare::compare(&options).map(|_| ExitCode::SUCCESS),
+        Chore::Price(options) => price::price(&options).map(|()| ExitCode::SUCCESS),
         Chore::Vm(options) => vm::run(options),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };
