@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvrail_reactors::host::process::permit_any_reader;
+use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
 use crate::config::SameHost;
@@ -113,8 +114,8 @@ impl Host for Exposed {
         // Before the shards' actors run nobody knows our port.
         let Some(shards) = self.tcp.get() else { return Ok(()) };
         let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
-        match shards[shard].send(tcp::Message::Accepted(stream)) {
-            Err(SendError::Full(tcp::Message::Accepted(stream))) => Err(stream),
+        match shards[shard].send(tcp::Message::Accepted(stream.into())) {
+            Err(SendError::Full(tcp::Message::Accepted(Socket::Tcp(stream)))) => Err(stream),
             _ => Ok(()),
         }
     }

@@ -19,6 +19,8 @@ pub mod host;
 pub mod numa;
 pub mod probe;
 pub mod region;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod sockets;
 pub mod stream;
 pub mod ticket;

@@ -9,7 +9,7 @@ pub(crate) mod tcp;
 use std::sync::Arc;
 
 use kvrail_reactors::sockets::Sockets;
-use kvrail_reactors::stream::Streams;
+use kvrail_reactors::stream::{Socket, Streams};
 use kvrail_reactors::uring::Uring;
 
 pub(crate) use self::carriers::Carriers;
@@ -108,7 +108,7 @@ fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> Dial {
         let (host, port, peer) = (tcp.host.clone(), tcp.port, route.key);
         let (caller, shard) = (control.clone(), shard.clone());
         control.detach(async move {
-            let result = caller.connect(&host, port).await;
+            let result = caller.connect(&host, port).await.map(Socket::from);
             let mut message = Message::Dialed { peer, result };
             // Requests wait for the answer, so a full inbox must not lose it.
             while let Err(crate::runtime::SendError::Full(back)) = shard.send(message) {

@@ -9,7 +9,6 @@ mod op;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,7 +17,7 @@ use self::op::Op;
 use crate::Reactor;
 use crate::doorbell::Doorbell;
 use crate::epoll::{EDGES, Epoll, Event, LEVEL, Timer};
-use crate::stream::{Direction, Done, Work};
+use crate::stream::{Direction, Done, Socket, Work};
 use crate::ticket::{Table, Ticket};
 
 /// Token of the alarm. Tickets start at generation 1, so no socket has it.
@@ -55,7 +54,7 @@ pub struct Sockets {
 /// A registered socket. Weak: whoever works with it keeps it open, not we; and while we hold this,
 /// no other socket is taken for it, whatever its number.
 struct Seat {
-    socket: Weak<TcpStream>,
+    socket: Weak<Socket>,
     sending: Lane,
     receiving: Lane,
     /// The peer sends nothing more: a short receive is not the last word.
@@ -73,13 +72,13 @@ struct Lane {
 }
 
 impl Seat {
-    fn new(socket: &Arc<TcpStream>) -> Self {
+    fn new(socket: &Arc<Socket>) -> Self {
         let lane = || Lane { is_ready: true, ..Lane::default() };
         let socket = Arc::downgrade(socket);
         Self { socket, sending: lane(), receiving: lane(), is_over: false }
     }
 
-    fn is_of(&self, socket: &Arc<TcpStream>) -> bool {
+    fn is_of(&self, socket: &Arc<Socket>) -> bool {
         std::ptr::eq(self.socket.as_ptr(), Arc::as_ptr(socket))
     }
 
@@ -129,7 +128,7 @@ impl Sockets {
     }
 
     /// The socket's seat, which it gets when it is first seen.
-    fn seat(&mut self, socket: &Arc<TcpStream>) -> io::Result<Ticket<Seat>> {
+    fn seat(&mut self, socket: &Arc<Socket>) -> io::Result<Ticket<Seat>> {
         let fd = socket.as_raw_fd();
         if let Some(&known) = self.by_fd.get(&fd) {
             if self.seats.get(known).is_some_and(|seat| seat.is_of(socket)) {
@@ -138,9 +137,10 @@ impl Sockets {
             // The number had another socket, which is closed.
             self.seats.remove(known);
         }
+        let tcp = socket.tcp()?;
         let ticket = self.seats.insert(Seat::new(socket));
         self.by_fd.insert(fd, ticket);
-        self.epoll.add(socket.as_fd(), ticket.to_raw(), EDGES).inspect_err(|_| {
+        self.epoll.add(tcp.as_fd(), ticket.to_raw(), EDGES).inspect_err(|_| {
             self.seats.remove(ticket);
             self.by_fd.remove(&fd);
         })?;

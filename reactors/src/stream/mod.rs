@@ -1,13 +1,14 @@
 //! What a reactor for sockets is asked and answers, and the two there are, behind one type: their
 //! owner names neither.
 
+mod socket;
 #[cfg(test)]
 mod tests;
 
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 
+pub use self::socket::Socket;
 use crate::Reactor;
 use crate::sockets::Sockets;
 use crate::uring::Uring;
@@ -29,7 +30,7 @@ pub struct Work {
     /// Whose work it is; comes back with the completion.
     pub tag: u64,
     /// The connection.
-    pub socket: Arc<TcpStream>,
+    pub socket: Arc<Socket>,
     /// Which way bytes go.
     pub direction: Direction,
     /// What is sent, or where bytes go. Not empty.
@@ -55,6 +56,9 @@ pub enum Streams {
     Uring(Uring),
     /// By readiness, where there is no io_uring.
     Sockets(Sockets),
+    /// On a network that is not there.
+    #[cfg(feature = "sim")]
+    Sim(crate::sim::Streams),
 }
 
 impl Streams {
@@ -64,6 +68,8 @@ impl Streams {
         match self {
             Self::Uring(ring) => ring.set_alarm(at_ns, now_ns),
             Self::Sockets(sockets) => sockets.set_alarm(at_ns, now_ns),
+            #[cfg(feature = "sim")]
+            Self::Sim(streams) => streams.set_alarm(at_ns, now_ns),
         }
     }
 }
@@ -76,6 +82,8 @@ impl Reactor for Streams {
         match self {
             Self::Uring(ring) => ring.submit(work),
             Self::Sockets(sockets) => sockets.submit(work),
+            #[cfg(feature = "sim")]
+            Self::Sim(streams) => streams.submit(work),
         }
     }
 
@@ -83,6 +91,8 @@ impl Reactor for Streams {
         match self {
             Self::Uring(ring) => ring.poll(budget, done),
             Self::Sockets(sockets) => sockets.poll(budget, done),
+            #[cfg(feature = "sim")]
+            Self::Sim(streams) => streams.poll(budget, done),
         }
     }
 
@@ -90,6 +100,8 @@ impl Reactor for Streams {
         match self {
             Self::Uring(ring) => ring.arm(),
             Self::Sockets(sockets) => sockets.arm(),
+            #[cfg(feature = "sim")]
+            Self::Sim(streams) => streams.arm(),
         }
     }
 
@@ -97,6 +109,8 @@ impl Reactor for Streams {
         match self {
             Self::Uring(ring) => ring.fence(name),
             Self::Sockets(sockets) => sockets.fence(name),
+            #[cfg(feature = "sim")]
+            Self::Sim(streams) => streams.fence(name),
         }
     }
 }

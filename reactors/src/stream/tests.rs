@@ -26,13 +26,13 @@ fn both(capacity: usize, test: impl Fn(Streams, &Doorbell)) {
     }
 }
 
-fn pair() -> (Arc<TcpStream>, TcpStream) {
+fn pair() -> (Arc<Socket>, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (Arc::new(ours), listener.accept().unwrap().0)
+    (Arc::new(ours.into()), listener.accept().unwrap().0)
 }
 
-fn work(tag: u64, socket: &Arc<TcpStream>, direction: Direction, vector: Vector) -> Work {
+fn work(tag: u64, socket: &Arc<Socket>, direction: Direction, vector: Vector) -> Work {
     Work { tag, socket: socket.clone(), direction, vector }
 }
 
@@ -48,7 +48,7 @@ fn bytes(bytes: &[u8]) -> Vector {
     vector
 }
 
-fn receive(streams: &mut Streams, tag: u64, socket: &Arc<TcpStream>, len: usize) -> u64 {
+fn receive(streams: &mut Streams, tag: u64, socket: &Arc<Socket>, len: usize) -> u64 {
     streams.submit(work(tag, socket, Direction::Receive, room(len))).unwrap()
 }
 
@@ -174,7 +174,7 @@ fn what_came_with_the_end_is_received_and_then_the_end() {
         assert!(streams.poll(8, &mut Vec::new()) == 0 && streams.arm());
         theirs.write_all(b"last").unwrap();
         theirs.shutdown(Shutdown::Write).unwrap();
-        until_arrived(&ours, 4);
+        until_arrived(ours.tcp().unwrap(), 4);
         for (expected, turn) in [4, 0, 0].into_iter().zip(0..) {
             if turn > 0 {
                 receive(&mut streams, 1, &ours, 100);
@@ -274,7 +274,7 @@ fn a_budget_is_kept_and_nothing_is_lost_by_it() {
         for ((ours, theirs), tag) in pairs.iter().zip(0..) {
             let mut peer = theirs;
             peer.write_all(b"x").unwrap();
-            until_arrived(ours, 1);
+            until_arrived(ours.tcp().unwrap(), 1);
             receive(&mut streams, tag, ours, 4);
         }
         let (mut tags, mut done) = (Vec::new(), Vec::new());

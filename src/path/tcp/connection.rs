@@ -3,12 +3,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::region::Region;
-use kvrail_reactors::stream::{Direction, Done, Streams, Work};
+use kvrail_reactors::stream::{Direction, Done, Socket, Streams, Work};
 use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
@@ -46,7 +46,7 @@ pub(super) enum Role {
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    socket: Arc<TcpStream>,
+    socket: Arc<Socket>,
     pub(super) role: Role,
     sending: Option<u64>,
     receiving: Option<u64>,
@@ -68,7 +68,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: TcpStream, role: Role, now_ns: u64) -> Self {
+    pub(super) fn new(socket: Socket, role: Role, now_ns: u64) -> Self {
         Self {
             socket: Arc::new(socket),
             role,

@@ -2,12 +2,11 @@
 //! that they carry. It decides nothing about bytes: streams, lanes and flights do.
 
 use std::collections::HashMap;
-use std::net::TcpStream;
 use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::region::Region;
-use kvrail_reactors::stream::{Direction, Done, Streams};
+use kvrail_reactors::stream::{Direction, Done, Socket, Streams};
 use kvrail_reactors::ticket::{Table, Ticket};
 
 use super::client::{Answer, ClientStream, Request};
@@ -28,11 +27,11 @@ pub(crate) enum Message {
     /// Carry a part of a transfer to a peer.
     Carry { portion: Portion, route: Arc<Route>, requests: Vec<Request> },
     /// A peer connected to our data port.
-    Accepted(TcpStream),
+    Accepted(Socket),
     /// The process is out of descriptors: close a stranger's connection, if there is one.
     Crowded,
     /// A connection that was asked for, to the peer with this key.
-    Dialed { peer: u64, result: Result<TcpStream> },
+    Dialed { peer: u64, result: Result<Socket> },
     /// End whatever touches this region, then drop the guard.
     Fence { region: Arc<Region>, guard: Guard },
     /// Nobody holds the peer with this key any more.
@@ -208,7 +207,7 @@ impl TcpShard {
         }
     }
 
-    fn dialed(&mut self, key: u64, result: Result<TcpStream>, now_ns: u64) {
+    fn dialed(&mut self, key: u64, result: Result<Socket>, now_ns: u64) {
         let Some(lanes) = self.peers.get_mut(&key) else { return };
         lanes.dialing = lanes.dialing.saturating_sub(1);
         match result.and_then(in_blocking_mode) {
@@ -233,7 +232,7 @@ impl TcpShard {
         }
     }
 
-    fn accept(&mut self, socket: TcpStream, now_ns: u64) {
+    fn accept(&mut self, socket: Socket, now_ns: u64) {
         if self.is_stopping {
             return;
         }
@@ -393,9 +392,8 @@ impl Drop for TcpShard {
     }
 }
 
-/// io_uring waits on blocking sockets only; the reactor without it takes either.
-fn in_blocking_mode(socket: TcpStream) -> Result<TcpStream> {
-    match socket.set_nonblocking(false) {
+fn in_blocking_mode(socket: Socket) -> Result<Socket> {
+    match socket.make_blocking() {
         Ok(()) => Ok(socket),
         Err(error) => Err(Error::lost("a new socket failed").with_source(error)),
     }

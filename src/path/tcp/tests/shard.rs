@@ -99,7 +99,7 @@ fn stalled(streams: Streams) {
     let (small, large) = (region(4_096), region(LEN));
     let (first, message) = flight(&small);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket) }, 0);
+    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()) }, 0);
     shard.poll(0);
     peer.read_exact(&mut [0; 24 + 4_096]).unwrap();
     peer.write_all(&Status::Ok.encode()).unwrap();
@@ -133,7 +133,7 @@ fn strangers(streams: Streams) {
     let service = Service::new(view, arrivals);
     let mut shard = TcpShard::new(streams, service, Box::new(|_| {}), limits);
     let (socket, mut known) = sockets();
-    shard.handle(Message::Accepted(socket), 0);
+    shard.handle(Message::Accepted(socket.into()), 0);
     let read = Header {
         len: 1,
         addr: memory.addr(),
@@ -151,13 +151,13 @@ fn strangers(streams: Streams) {
     ask(&mut shard, 1);
     let (socket, mut half) = sockets();
     half.write_all(&read.encode()[..10]).unwrap();
-    shard.handle(Message::Accepted(socket), 2);
+    shard.handle(Message::Accepted(socket.into()), 2);
     (0..50).for_each(|_| {
         shard.poll(2);
         std::thread::sleep(Duration::from_millis(1));
     });
     let (socket, _newcomer) = sockets();
-    shard.handle(Message::Accepted(socket), 3);
+    shard.handle(Message::Accepted(socket.into()), 3);
     shard.poll(3);
     assert_eq!(half.read(&mut [0]).unwrap(), 0, "it made room");
     ask(&mut shard, 4);
@@ -186,7 +186,7 @@ fn dropped(streams: Streams) {
     let (memory, waiting) = (region(LEN), region(4_096));
     let (flying, message) = flight(&memory);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket) }, 0);
+    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()) }, 0);
     shard.poll(1);
     peer.read_exact(&mut [0; 1]).unwrap();
     let (never_sent, message) = flight(&waiting);
