@@ -26,6 +26,7 @@ pub mod stream;
 pub mod ticket;
 pub mod uring;
 pub mod vector;
+pub mod verbs;
 
 /// A source of completions, driven by the one thread that owns it.
 pub trait Reactor {
