@@ -1,5 +1,7 @@
 //! The engine: memory, peers and transfers behind one handle that any thread or executor may use.
 
+mod grants;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use crate::counter::Counter;
 use crate::explain::Explanation;
 use crate::exposed::{Exposed, expose};
 use crate::links::Links;
+use crate::memory::grant::Grants;
 use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
 use crate::notification::Notification;
 use crate::path::local::Copies;
@@ -73,8 +76,10 @@ impl Engine {
         })?;
         let host = take.recv().map_err(|_| Error::closed("the control thread ended"))?;
         let control = Arc::new(control);
-        let service =
-            || Service::new(RegionsView::new(host.regions.clone()), host.arrivals.clone());
+        let service = || {
+            let regions = RegionsView::new(host.regions.clone());
+            Service::new(regions, host.grants.clone(), host.arrivals.clone())
+        };
         let started = Carriers::start(&config, runtime, &service, &control)?;
         Self::assemble(started, control, host, links, &config)
     }
@@ -92,6 +97,8 @@ impl Engine {
             hub.start(carriers.hosts, nodes.clone());
             path::host::serve(hub, |accepting| control.detach(accepting));
         }
+        let (grants, clock) = (host.grants.clone(), runtime.clock());
+        control.detach(async move { grants.keep_time(|| clock.now_ns()).await });
         let own = Route { key: 0, name: control.name().into(), kind: RouteKind::Local };
         let own = Peer::new(Link::local(own), Vec::new());
         let inner = Inner {
@@ -185,6 +192,7 @@ impl Engine {
             return Err(Error::refused("the region is not registered with this engine"));
         }
         region.close();
+        let grants = self.inner.host.grants.strike_region(&region);
         let hub = self.inner.host.hub.as_ref();
         if let Some(hub) = hub {
             // What peers of this host are reading is no answer from here on.
@@ -203,6 +211,9 @@ impl Engine {
         drop(guard);
         // Nobody sends: the channel closes when the last shard has let go of its guard.
         let _ = quiet.recv_async().await;
+        for quiet in grants {
+            quiet.wait().await;
+        }
         region.quiet().await;
         Ok(())
     }
@@ -317,6 +328,7 @@ impl Engine {
     /// Withdraws the engine from its peers, ends what is under way and stops the shards. Every
     /// clone is closed afterwards.
     pub async fn stop(&self) {
+        self.inner.host.grants.close();
         if let Some(hub) = &self.inner.host.hub {
             hub.close().await;
         }
@@ -352,6 +364,10 @@ impl Inner {
 
     pub(crate) fn regions(&self) -> &Regions {
         &self.host.regions
+    }
+
+    pub(crate) fn grants(&self) -> &Grants {
+        &self.host.grants
     }
 
     pub(crate) fn control(&self) -> &Arc<Control> {

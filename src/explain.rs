@@ -256,7 +256,7 @@ async fn readable(neighbour: &Neighbour, buffers: &[RemoteBuffer]) -> Finding {
     let buffers = &buffers[..buffers.len().min(HOST_QUESTIONS_MAX)];
     for buffer in buffers {
         let known = || neighbour.readable.known(buffer.addr, buffer.len);
-        let ask = Asked::Map { addr: buffer.addr, len: buffer.len };
+        let ask = Asked::Map { addr: buffer.addr, len: buffer.len, key: None };
         if known().is_none() && !neighbour.ask(ask).await {
             refusals.push("the peer does not say whether they can be read".into());
             break;

@@ -11,6 +11,8 @@ use kvrail_reactors::stream::Socket;
 use crate::arrivals::Arrivals;
 use crate::config::SameHost;
 use crate::control::{Buffer, Descriptor, Extras, Host, Identity};
+use crate::limits::GRANTS_MAX;
+use crate::memory::grant::{GrantLedger, Grants};
 use crate::memory::{Access, Regions};
 use crate::notification::Notification;
 use crate::path::host::Hub;
@@ -32,15 +34,19 @@ pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>
     {
         tracing::debug!(%error, "no Yama: peers may read without being permitted to");
     }
+    // Without a ledger no peer of this host reads here: the hub says so.
+    let ledger = same_host.is_on.then(|| GrantLedger::new(GRANTS_MAX).ok()).flatten();
+    let grants = Arc::new(Grants::new(ledger));
     let hub = match same_host.is_on {
         false => Err(Error::refused("same_host(false): this engine keeps to the network")),
-        true => Hub::new(incarnation, regions.clone(), same_host.folder.clone()).map(Arc::new),
+        true => Hub::new(incarnation, regions.clone(), grants.clone(), same_host.folder.clone())
+            .map(Arc::new),
     };
     if same_host.is_on && same_host.folder.is_some() {
         // A folder was asked for: that nobody listens there would be found out late.
         hub.as_ref().map_err(Error::clone)?;
     }
-    let exposure = Exposure { incarnation, regions, arrivals, hub: hub.clone().ok() };
+    let exposure = Exposure { incarnation, regions, grants, arrivals, hub: hub.clone().ok() };
     Ok((exposure, hub))
 }
 
@@ -49,6 +55,7 @@ pub(crate) struct Exposed {
     identity: Identity,
     incarnation: u64,
     pub(crate) regions: Arc<Regions>,
+    pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,
     /// How peers of this host get in; none where they don't.
     pub(crate) hub: Option<Arc<Hub>>,
@@ -62,16 +69,17 @@ pub(crate) struct Exposed {
 pub(crate) struct Exposure {
     pub(crate) incarnation: u64,
     pub(crate) regions: Arc<Regions>,
+    pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,
     pub(crate) hub: Option<Arc<Hub>>,
 }
 
 impl Exposure {
     pub(crate) fn named(self, identity: Identity) -> Exposed {
-        let Self { incarnation, regions, arrivals, hub } = self;
+        let Self { incarnation, regions, grants, arrivals, hub } = self;
         let sockets = hub.as_ref().map(|hub| hub.names()).unwrap_or_default();
         let (tcp, next_shard) = (OnceLock::new(), AtomicUsize::new(0));
-        Exposed { identity, incarnation, regions, arrivals, hub, sockets, tcp, next_shard }
+        Exposed { identity, incarnation, regions, grants, arrivals, hub, sockets, tcp, next_shard }
     }
 }
 

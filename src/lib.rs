@@ -52,7 +52,8 @@ pub use explain::{Candidate, Explanation, Means, Verdict};
 pub use kvrail_reactors::numa::NumaPolicy;
 pub use kvrail_reactors::region::{Eternal, Foreign};
 pub use memory::{
-    Access, Block, BlockPool, ExclusiveLease, Lease, Location, Misfit, Region, SharedLease,
+    Access, Block, BlockPool, ExclusiveLease, Grant, GrantOptions, Lease, Location, Misfit,
+    REFERENCE_BYTES, Reference, Region, SharedLease,
 };
 pub use notification::Notification;
 pub use peer::{Peer, RemoteBuffer};

@@ -9,6 +9,11 @@ pub const CONTROL_FRAME_MAX_BYTES: usize = 1 << 20;
 /// Regions of one engine. Each takes 60 bytes or so of the descriptor, which a default peer reads
 /// up to [`CONTROL_FRAME_MAX_BYTES`]: 8,192 fit with room for names.
 pub const REGIONS_MAX: usize = 8192;
+
+/// Grants of one engine that hold at a time: a block each for 65,536 blocks, 64 GiB of KV cache in
+/// blocks of 1 MiB. Their words take 2 MiB that every peer of this host maps.
+pub const GRANTS_MAX: usize = 1 << 16;
+
 /// Highest CPU number plus one that a CPU list may name: eight times the largest NR_CPUS a Linux
 /// kernel is built with, so a damaged list can't make us allocate.
 pub const CPUS_MAX: usize = 64 << 10;

@@ -87,7 +87,9 @@ impl Links {
         let extras = extras.ok_or_else(|| Error::refused("the peer is not kvrail"))?;
         let (sockets, incarnation) = (extras.sockets.clone(), extras.incarnation);
         let peer = link.route.name.clone();
-        let connect = async move { Neighbour::connect(hub, &sockets, incarnation, peer).await };
+        let own = control.name().to_owned();
+        let connect =
+            async move { Neighbour::connect(hub, &sockets, incarnation, peer, &own).await };
         control.run(connect).await
     }
 }

@@ -175,6 +175,11 @@ pub(crate) struct TcpRoute {
 }
 
 impl TcpRoute {
+    /// Whether it knows grants.
+    pub(crate) fn takes_grants(&self) -> bool {
+        self.incarnation.is_some()
+    }
+
     /// Whether events may follow the data. Otherwise messages go by the control daemon.
     pub(crate) fn takes_events(&self) -> bool {
         self.speaks_v2 && self.incarnation.is_some()

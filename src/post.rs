@@ -2,15 +2,18 @@
 
 pub(crate) mod host;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use kvrail_reactors::copy::CopyWork;
+use kvrail_reactors::region::Slice;
 
 use crate::engine::{Inner, not_taken};
 use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{COPY_GROUP_BYTES, COPY_INLINE_MAX_BYTES, TCP_GROUP_BYTES};
 use crate::memory::{Operation, Visit};
+use crate::path::host::Proof;
 use crate::path::local::{Copies, Job};
 use crate::path::tcp::{Action, Event, Message, Request, Status};
 use crate::peer::RouteKind;
@@ -53,14 +56,15 @@ impl Inner {
     }
 
     fn post_tcp(self: &Arc<Self>, plan: &Arc<Plan>) -> Arc<Flight> {
-        let shards = self.shards();
-        let groups = share_out(&plan.slices, shards.len(), TCP_GROUP_BYTES);
+        let (slices, kept_back) = without_grants(plan, Cow::Borrowed(&plan.slices));
+        let groups = share_out(&slices, self.shards().len(), TCP_GROUP_BYTES);
         let announce = plan.event.clone().map(|event| self.announce_tcp(event));
-        let flight = self.flight(plan, groups.len(), announce, Vec::new());
+        let parts = groups.len() + usize::from(!kept_back.is_empty());
+        let flight = self.flight(plan, parts, announce, Vec::new());
+        back_at_once(&flight, kept_back);
         let first = self.next_shard();
         for (position, group) in groups.into_iter().enumerate() {
-            let requests =
-                plan.slices[group].iter().map(|slice| tcp_request(plan, slice)).collect();
+            let requests = slices[group].iter().map(|slice| tcp_request(plan, slice)).collect();
             self.carry(flight.clone(), first + position, requests);
         }
         flight
@@ -130,17 +134,19 @@ impl Inner {
     /// The caller copies the first slices itself: a small batch whole, without a hop; of a large
     /// one its share, while the shards' actors copy the rest.
     fn post_local(self: &Arc<Self>, plan: &Arc<Plan>) -> Result<Arc<Flight>> {
-        let (mut jobs, visits) = self.local_jobs(plan).inspect_err(|_| plan.landed())?;
+        let Local { slices, mut jobs, visits, denied } =
+            self.local_jobs(plan).inspect_err(|_| plan.landed())?;
         let announce = plan.event.clone().map(|event| self.announce_local(event));
-        let own = callers_share(&plan.slices);
-        let rest = &plan.slices[own..];
+        let own = callers_share(&slices);
+        let rest = &slices[own..];
         let groups = if rest.is_empty() {
             Vec::new()
         } else {
             share_out(rest, self.copies().len(), COPY_GROUP_BYTES)
         };
-        let parts = groups.len() + usize::from(own > 0);
+        let parts = groups.len() + usize::from(own > 0) + usize::from(!denied.is_empty());
         let flight = self.flight(plan, parts, announce, visits);
+        back_at_once(&flight, denied);
         self.spread_copies(&flight, PathKind::Local, jobs.split_off(own), &groups);
         if own > 0 {
             Copies::new(flight.clone(), PathKind::Local, jobs).run();
@@ -172,26 +178,39 @@ impl Inner {
 
     /// Finds both ends of every slice in this process, and counts the flight in as a visitor of
     /// the regions at the far end, which may not go meanwhile.
-    fn local_jobs(&self, plan: &Plan) -> Result<(Vec<Job>, Vec<Visit>)> {
+    fn local_jobs<'a>(&self, plan: &'a Plan) -> Result<Local<'a>> {
         let regions = self.regions().current();
-        let mut visits: Vec<Visit> = Vec::new();
+        let (mut visits, mut denied): (Vec<Visit>, _) = (Vec::new(), Vec::new());
         let mut jobs = Vec::with_capacity(plan.slices.len());
+        // The slices of the jobs, once those are not all of the plan's.
+        let mut kept: Option<Vec<PlannedSlice>> = None;
         for slice in &plan.slices {
-            let (region, far) = regions
-                .find_own(slice.addr, slice.len as u64)
-                .map_err(|error| error.with_path(PathKind::Local))?;
-            if visits.last().is_none_or(|visit| !visit.is_of(region)) {
-                visits.push(region.visit()?);
-            }
-            let near = plan.memory(slice);
-            let (source, target) = match plan.operation(slice) {
-                Operation::Write => (near, far),
-                Operation::Read => (far, near),
+            let (addr, len, operation) = (slice.addr, slice.len as u64, plan.operation(slice));
+            let granted = plan.key(slice).map(|key| {
+                let found = self.grants().find(key, self.name(), addr, len, operation);
+                found.map_err(|denied| plan.denied(slice, denied).with_path(PathKind::Local))
+            });
+            let (far, proof) = match granted {
+                Some(Ok((far, used))) => (far, Some(Proof::Use(used))),
+                Some(Err(error)) => {
+                    denied.push((slice.request, error));
+                    kept.get_or_insert_with(|| plan.slices[..jobs.len()].to_vec());
+                    continue;
+                }
+                None => {
+                    let found = regions.find_own(addr, len);
+                    let (region, far) = found.map_err(|error| error.with_path(PathKind::Local))?;
+                    if visits.last().is_none_or(|visit| !visit.is_of(region)) {
+                        visits.push(region.visit()?);
+                    }
+                    (far, None)
+                }
             };
-            let work = CopyWork { tag: 0, source: source.into(), target };
-            jobs.push(Job { request: slice.request, work, proof: None });
+            jobs.push(Job { request: slice.request, work: copy(plan, slice, far), proof });
+            kept.iter_mut().for_each(|kept| kept.push(*slice));
         }
-        Ok((jobs, visits))
+        let slices = kept.map_or(Cow::Borrowed(&plan.slices[..]), Cow::Owned);
+        Ok(Local { slices, jobs, visits, denied })
     }
 
     fn announce_local(self: &Arc<Self>, event: Event) -> Announce {
@@ -206,6 +225,49 @@ impl Inner {
             portion.back(failed.into_iter().collect());
         })
     }
+}
+
+/// What is to be copied inside this process, and what may not be.
+struct Local<'a> {
+    slices: Cow<'a, [PlannedSlice]>,
+    /// One for each slice.
+    jobs: Vec<Job>,
+    visits: Vec<Visit>,
+    denied: Vec<(usize, Error)>,
+}
+
+/// The copy of a slice, whose far end is `far`.
+fn copy(plan: &Plan, slice: &PlannedSlice, far: Slice) -> CopyWork {
+    let near = plan.memory(slice);
+    let (source, target) = match plan.operation(slice) {
+        Operation::Write => (near, far),
+        Operation::Read => (far, near),
+    };
+    CopyWork { tag: 0, source: source.into(), target }
+}
+
+/// A part of a flight that failed before it was anywhere, if there is such a part.
+fn back_at_once(flight: &Arc<Flight>, failures: Vec<(usize, Error)>) {
+    if let (Some((first, _)), Some((last, _))) = (failures.first(), failures.last()) {
+        Portion::new(flight.clone(), *first..=*last).back(failures);
+    }
+}
+
+/// The slices that may go by TCP, which knows no grants: asking without would not be the same.
+fn without_grants<'a>(
+    plan: &Plan,
+    slices: Cow<'a, [PlannedSlice]>,
+) -> (Cow<'a, [PlannedSlice]>, Vec<(usize, Error)>) {
+    if slices.iter().all(|slice| plan.key(slice).is_none()) {
+        return (slices, Vec::new());
+    }
+    let (kept_back, others): (Vec<_>, Vec<_>) =
+        slices.iter().copied().partition(|slice| plan.key(slice).is_some());
+    let error = Error::refused("memory that is granted is not reached by TCP")
+        .with_peer(plan.peer_name())
+        .with_path(PathKind::Tcp);
+    let failed = kept_back.iter().map(|slice| (slice.request, error.clone())).collect();
+    (Cow::Owned(others), failed)
 }
 
 /// How many of the first slices the caller copies itself.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::memory::{ExclusiveLease, Lease, SharedLease};
+use crate::memory::{ExclusiveLease, Lease, Reference, SharedLease};
 use crate::path::tcp::Event;
 use crate::peer::Peer;
 
@@ -43,6 +43,15 @@ pub(crate) enum Shape {
     Strided(Strided),
 }
 
+/// One request of a batch.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) lease: Lease,
+    pub(crate) shape: Shape,
+    /// The grant that it is asked for under, if any.
+    pub(crate) under: Option<Reference>,
+}
+
 /// Reads and writes between this engine's memory and one peer's, carried together.
 ///
 /// Writes read from a [`SharedLease`], reads write into an [`ExclusiveLease`]; both come back
@@ -50,7 +59,7 @@ pub(crate) enum Shape {
 #[derive(Debug)]
 pub struct Batch {
     pub(crate) peer: Peer,
-    pub(crate) requests: Vec<(Lease, Shape)>,
+    pub(crate) requests: Vec<Asked>,
     pub(crate) event: Event,
     pub(crate) deadline: Option<Duration>,
 }
@@ -91,6 +100,65 @@ impl Batch {
         self.push(Lease::Exclusive(target), Shape::Strided(rows))
     }
 
+    /// Writes the whole lease to where the peer granted it, from `offset` of that on. Ends as Stale
+    /// where the peer has taken the memory back meanwhile; some bytes may have been written before.
+    pub fn write_to(&mut self, source: &SharedLease, to: &Reference, offset: u64) -> &mut Self {
+        let lease = Lease::Shared(source.clone());
+        self.push_under(to, lease, Shape::Whole(to.addr.saturating_add(offset)))
+    }
+
+    /// Fills the whole lease from what the peer granted, from `offset` of that on. Ends as Stale
+    /// where the peer has taken the memory back meanwhile: then what the lease holds is undefined.
+    pub fn read_from(
+        &mut self,
+        target: ExclusiveLease,
+        from: &Reference,
+        offset: u64,
+    ) -> &mut Self {
+        let lease = Lease::Exclusive(target);
+        self.push_under(from, lease, Shape::Whole(from.addr.saturating_add(offset)))
+    }
+
+    /// Like [`Batch::write_pages`], to pages inside of what the peer granted.
+    pub fn write_pages_to(
+        &mut self,
+        source: &SharedLease,
+        to: &Reference,
+        pages: Pages,
+    ) -> &mut Self {
+        self.push_under(to, Lease::Shared(source.clone()), Shape::Pages(pages))
+    }
+
+    /// Like [`Batch::read_pages`], from pages inside of what the peer granted.
+    pub fn read_pages_from(
+        &mut self,
+        target: ExclusiveLease,
+        from: &Reference,
+        pages: Pages,
+    ) -> &mut Self {
+        self.push_under(from, Lease::Exclusive(target), Shape::Pages(pages))
+    }
+
+    /// Like [`Batch::write_strided`], to rows inside of what the peer granted.
+    pub fn write_strided_to(
+        &mut self,
+        source: &SharedLease,
+        to: &Reference,
+        rows: Strided,
+    ) -> &mut Self {
+        self.push_under(to, Lease::Shared(source.clone()), Shape::Strided(rows))
+    }
+
+    /// Like [`Batch::read_strided`], from rows inside of what the peer granted.
+    pub fn read_strided_from(
+        &mut self,
+        target: ExclusiveLease,
+        from: &Reference,
+        rows: Strided,
+    ) -> &mut Self {
+        self.push_under(from, Lease::Exclusive(target), Shape::Strided(rows))
+    }
+
     /// Delivers `message` to the peer after all data of this batch is in place; not at all where
     /// a request fails. Mooncake peers take text only.
     pub fn notify(&mut self, message: impl Into<Vec<u8>>) -> &mut Self {
@@ -122,7 +190,12 @@ impl Batch {
     }
 
     fn push(&mut self, lease: Lease, shape: Shape) -> &mut Self {
-        self.requests.push((lease, shape));
+        self.requests.push(Asked { lease, shape, under: None });
+        self
+    }
+
+    fn push_under(&mut self, under: &Reference, lease: Lease, shape: Shape) -> &mut Self {
+        self.requests.push(Asked { lease, shape, under: Some(*under) });
         self
     }
 }

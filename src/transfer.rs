@@ -11,12 +11,13 @@ use kvrail_reactors::region::{Region, Slice};
 use crate::engine::Inner;
 use crate::flight::{Flight, Landing};
 use crate::limits::{EVENT_MAX_BYTES, EVENT_NAME_MAX_BYTES, SLICE_BYTES};
-use crate::memory::{Lease, Operation};
+use crate::memory::grant::{Denied, Key};
+use crate::memory::{Lease, Operation, Reference};
 use crate::path::tcp::Event;
 use crate::peer::{Peer, RouteKind};
 use crate::plan::{PlannedSlice, plan};
-use crate::request::Batch;
-use crate::{Error, PathKind, Result, metrics};
+use crate::request::{Asked, Batch, Shape};
+use crate::{Error, ErrorKind, PathKind, Result, metrics};
 
 /// A batch, checked and cut into slices. Owns its leases: they live as long as any flight of it.
 pub(crate) struct Plan {
@@ -36,24 +37,25 @@ pub(crate) struct Plan {
 struct Planned {
     memory: Slice,
     operation: Operation,
+    /// The grant that it is asked for under, if any.
+    under: Option<Reference>,
 }
 
 impl Plan {
     pub(crate) fn new(batch: Batch, name: &str) -> Result<Self, (Error, Vec<Lease>)> {
         let Batch { peer, requests, event, deadline } = batch;
-        let (leases, shapes): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
-        let mut slices = Vec::new();
-        for (number, (lease, shape)) in leases.iter().zip(&shapes).enumerate() {
-            let len = lease.memory().len();
-            if let Err(error) = plan(number, len, shape, SLICE_BYTES, &mut slices) {
-                return Err((error, leases));
-            }
-        }
+        let split = |Asked { lease, shape, under }| (lease, (shape, under));
+        let (leases, shapes): (Vec<_>, Vec<_>) = requests.into_iter().map(split).unzip();
+        let slices = match sliced(&peer, &leases, &shapes) {
+            Ok(slices) => slices,
+            Err(error) => return Err((error, leases)),
+        };
         let event = match checked_event(event, &peer, name) {
             Ok(event) => event,
             Err(error) => return Err((error, leases)),
         };
-        let requests = leases.iter().map(Planned::new).collect();
+        let planned = |(lease, (_, under)): (&Lease, &(_, _))| Planned::new(lease, *under);
+        let requests = leases.iter().zip(&shapes).map(planned).collect();
         Ok(Self {
             peer,
             requests,
@@ -120,18 +122,67 @@ impl Plan {
         self.requests[slice.request].operation
     }
 
+    /// The grant that a slice is asked for under, if any.
+    pub(crate) fn key(&self, slice: &PlannedSlice) -> Option<Key> {
+        self.requests[slice.request].under.map(|reference| reference.key)
+    }
+
+    /// The error of a slice that its grant does not cover, or not any more.
+    pub(crate) fn denied(&self, slice: &PlannedSlice, denied: Denied) -> Error {
+        let what = self.requests[slice.request].under.map(|reference| reference.what());
+        let what = what.unwrap_or_default();
+        let verb = self.operation(slice).label();
+        match denied {
+            Denied::Stale => Error::new(
+                ErrorKind::Stale,
+                format!("{what} was taken back: ask its owner for a new reference"),
+            ),
+            Denied::Refused => Error::refused(format!(
+                "{what} does not permit this peer to {verb} {} bytes at {:#x}",
+                slice.len, slice.addr
+            )),
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }
 
+/// The slices of all requests, each inside of what it is asked for under.
+fn sliced(
+    peer: &Peer,
+    leases: &[Lease],
+    shapes: &[(Shape, Option<Reference>)],
+) -> Result<Vec<PlannedSlice>> {
+    let mut slices = Vec::new();
+    for (number, (lease, (shape, under))) in leases.iter().zip(shapes).enumerate() {
+        let first = slices.len();
+        plan(number, lease.memory().len(), shape, SLICE_BYTES, &mut slices)?;
+        let Some(reference) = under else { continue };
+        if matches!(&peer.inner.link.route.kind, RouteKind::Tcp(tcp) if !tcp.takes_grants()) {
+            return Err(Error::refused("the peer knows no grants: it is Mooncake's, or older"));
+        }
+        let is_inside = |slice: &PlannedSlice| reference.holds(slice.addr, slice.len as u64);
+        if let Some(slice) = slices[first..].iter().find(|slice| !is_inside(slice)) {
+            return Err(Error::refused(format!(
+                "request {number}: {} bytes at {:#x} are outside of {}",
+                slice.len,
+                slice.addr,
+                reference.what()
+            )));
+        }
+    }
+    Ok(slices)
+}
+
 impl Planned {
-    fn new(lease: &Lease) -> Self {
+    fn new(lease: &Lease, under: Option<Reference>) -> Self {
         let operation = match lease {
             Lease::Shared(_) => Operation::Write,
             Lease::Exclusive(_) => Operation::Read,
         };
-        Self { memory: lease.memory().clone(), operation }
+        Self { memory: lease.memory().clone(), operation, under }
     }
 }
 

@@ -2,6 +2,7 @@
 //! code reaches bytes that peers may write only through a lease, by copy.
 
 pub(crate) mod fit;
+pub(crate) mod grant;
 mod lease;
 mod pool;
 mod room;
@@ -17,6 +18,7 @@ use kvrail_reactors::numa::NumaPolicy;
 use kvrail_reactors::region::{self, Slice};
 
 pub use self::fit::Misfit;
+pub use self::grant::{Grant, GrantOptions, REFERENCE_BYTES, Reference};
 pub use self::lease::{ExclusiveLease, Lease, SharedLease};
 use self::lease::{Hold, LeaseTable, Mode};
 pub use self::pool::{Block, BlockPool};

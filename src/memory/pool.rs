@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::grant::{Grant, Quiet, Strike};
 use super::{ExclusiveLease, Region, SharedLease};
 use crate::{Error, Result};
 
@@ -23,8 +24,23 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    free: VecDeque<usize>,
+    free: VecDeque<Free>,
     generations: Vec<u64>,
+}
+
+/// A block that nobody has.
+#[derive(Debug)]
+struct Free {
+    index: usize,
+    /// Grants of its last tenancy that peers may still be using.
+    quiets: Vec<Quiet>,
+}
+
+impl Free {
+    fn is_quiet(&mut self) -> bool {
+        self.quiets.retain(|quiet| !quiet.is_here());
+        self.quiets.is_empty()
+    }
 }
 
 impl BlockPool {
@@ -40,25 +56,29 @@ impl BlockPool {
             )));
         }
         let count = region.len() / block_bytes;
-        let state = State { free: (0..count).collect(), generations: vec![0; count] };
+        let free = (0..count).map(|index| Free { index, quiets: Vec::new() }).collect();
+        let state = State { free, generations: vec![0; count] };
         Ok(Self { shared: Arc::new(Shared { region, block_bytes, state: Mutex::new(state) }) })
     }
 
-    /// Takes a free block that no lease touches; its generation is one that it never had before.
+    /// Takes a free block that no lease and no peer with a grant touches any more; its generation
+    /// is one that it never had before.
     ///
     /// # Errors
     /// Busy where every block is taken or still in flight.
     pub fn take(&self) -> Result<Block> {
         let mut state = self.shared.lock();
         for _ in 0..state.free.len() {
-            let Some(index) = state.free.pop_front() else { break };
-            if self.shared.region.is_leased(self.shared.range(index)) {
-                state.free.push_back(index);
+            let Some(mut free) = state.free.pop_front() else { break };
+            let index = free.index;
+            if !free.is_quiet() || self.shared.region.is_leased(self.shared.range(index)) {
+                state.free.push_back(free);
                 continue;
             }
             state.generations[index] += 1;
             let generation = state.generations[index];
-            return Ok(Block { pool: self.shared.clone(), index, generation });
+            let (pool, grants) = (self.shared.clone(), Mutex::default());
+            return Ok(Block { pool, index, generation, grants });
         }
         Err(Error::busy(format!(
             "all {} blocks are taken ({} of them given back but still in flight)",
@@ -98,13 +118,16 @@ impl Shared {
     }
 }
 
-/// A block of a [`BlockPool`]. Dropping it gives it back; the pool hands it out again only when
-/// no lease on it is left, so a flight that outlives the block keeps its bytes.
+/// A block of a [`BlockPool`]. Dropping it gives it back and takes its grants back
+/// ([`crate::Engine::grant_block`]): whoever still names them is told that they are Stale. The pool
+/// hands it out again only when no lease on it is left and no peer can reach it any more, so a
+/// flight that outlives the block keeps its bytes.
 #[derive(Debug)]
 pub struct Block {
     pool: Arc<Shared>,
     index: usize,
     generation: u64,
+    grants: Mutex<Vec<Strike>>,
 }
 
 impl Block {
@@ -116,6 +139,22 @@ impl Block {
     /// Which tenancy of this position it is, from 1.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    pub(crate) fn region(&self) -> &Region {
+        &self.pool.region
+    }
+
+    /// Its bytes, in the region.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.pool.range(self.index)
+    }
+
+    /// The grant ends with this tenancy.
+    pub(crate) fn tie(&self, grant: &Grant) {
+        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        grants.retain(|known| !known.quiet().is_here());
+        grants.push(grant.strike());
     }
 
     /// The first byte's address: what peers name.
@@ -142,7 +181,10 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.pool.lock().free.push_back(self.index);
+        let grants = self.grants.get_mut().unwrap_or_else(PoisonError::into_inner);
+        grants.iter().for_each(Strike::now);
+        let quiets = grants.drain(..).map(|strike| strike.quiet().clone()).collect();
+        self.pool.lock().free.push_back(Free { index: self.index, quiets });
     }
 }
 
@@ -165,6 +207,44 @@ mod tests {
         let again = pool.take().unwrap();
         assert_eq!((again.index(), again.generation()), (index, 2));
         assert_eq!(second.generation(), 1);
+    }
+
+    #[test]
+    fn a_block_that_a_peer_uses_is_not_reused_and_its_grants_go_with_it() {
+        use crate::memory::grant::{Denied, Granting, Grants};
+        use crate::memory::{Access, Operation};
+        let pool = BlockPool::new(region(2 * 4096), 4096).unwrap();
+        let (grants, block) = (Arc::new(Grants::new(None)), pool.take().unwrap());
+        let granting = || Granting {
+            region: block.region(),
+            range: block.range(),
+            access: Access::READ,
+            holder: None,
+            expires_ns: None,
+            generation: block.generation(),
+        };
+        let find = |reference: &crate::Reference| {
+            grants.find(reference.key, "", reference.addr, reference.len, Operation::Read)
+        };
+        let grant = grants.add(granting()).unwrap();
+        block.tie(&grant);
+        let early = grants.add(granting()).unwrap();
+        block.tie(&early);
+        let (_, used) = find(&early.reference()).unwrap();
+        drop(early);
+        assert!(grant.holds());
+        let (index, reference) = (block.index(), grant.reference());
+        assert_eq!(reference.generation(), 1);
+        drop(block);
+        assert!(!grant.holds());
+        assert_eq!(find(&reference).unwrap_err(), Denied::Stale);
+        let other = pool.take().unwrap();
+        assert_eq!(pool.take().unwrap_err().kind(), ErrorKind::Busy, "one grant is in use");
+        drop(used);
+        let again = pool.take().unwrap();
+        assert_eq!((again.index(), again.generation()), (index, 2));
+        assert_ne!(other.index(), index);
+        assert_eq!(find(&reference).unwrap_err(), Denied::Stale);
     }
 
     #[test]

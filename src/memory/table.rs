@@ -121,6 +121,12 @@ impl Regions {
         self.change(|map| Ok(map.remove(region))).unwrap_or(false)
     }
 
+    /// Whether it is registered now.
+    pub(crate) fn holds(&self, region: &Region) -> bool {
+        let found = self.current().find_own(region.addr(), 1).map(|(known, _)| known.clone());
+        found.is_ok_and(|known| Arc::ptr_eq(known.memory(), region.memory()))
+    }
+
     pub(crate) fn current(&self) -> Arc<RegionMap> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

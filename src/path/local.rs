@@ -24,6 +24,11 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Its grant was taken back, so that it needn't be begun.
+    fn is_struck(&self) -> bool {
+        matches!(&self.proof, Some(proof @ Proof::Use(_)) if !proof.holds())
+    }
+
     /// The node of the destination, where it has one, and the bytes that go there.
     pub(crate) fn target(&self) -> (Option<u32>, usize) {
         let target = &self.work.target;
@@ -120,7 +125,7 @@ impl Tally {
             if proof.holds() {
                 continue;
             }
-            let error = Error::new(ErrorKind::Stale, "the peer took the region back meanwhile");
+            let error = Error::new(ErrorKind::Stale, "the peer took the memory back meanwhile");
             let error = error.with_path(self.path).with_landed(Landed::Maybe);
             let fails = self.requests.iter().take(end).skip(*start);
             self.failures.extend(fails.map(|request| (*request, error.clone())));
@@ -156,6 +161,11 @@ impl LocalCopy {
             return copies.fail(&error.with_path(path));
         }
         let Copies { portion, path, jobs } = copies;
+        if jobs.iter().all(Job::is_struck) {
+            let error =
+                Error::new(ErrorKind::Stale, "the memory was taken back before it was copied");
+            return Copies { portion, path, jobs }.fail(&error.with_path(path));
+        }
         let tally = Tally::new(path, &jobs);
         let part = Part { portion, requests: VecDeque::new(), tally };
         let ticket = self.parts.insert(part);

@@ -6,6 +6,7 @@ use kvrail_reactors::region::Slice;
 
 use super::tcp::{Event, Status};
 use crate::arrivals::Arrivals;
+use crate::memory::grant::{Denied, Grants, Key, Use};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
 
@@ -13,20 +14,31 @@ use crate::metrics;
 pub(crate) trait Served {
     /// The memory that a request may touch; none where it is refused.
     fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice>;
+    /// The same under a grant, for a peer of this name: the memory, and the use that the request
+    /// makes of the grant until it drops it.
+    fn find_granted(
+        &mut self,
+        key: Key,
+        holder: &str,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Result<(Slice, Use), Denied>;
     /// Counts and queues an event; answers Ok, Busy or Refused.
     fn event(&mut self, event: Event) -> Status;
 }
 
-/// One shard's way to the engine's regions, counters and notifications.
+/// One shard's way to the engine's regions, grants, counters and notifications.
 pub(crate) struct Service {
     regions: RegionsView,
+    grants: Arc<Grants>,
     arrivals: Arc<Arrivals>,
     serving: metrics::Serving,
 }
 
 impl Service {
-    pub(crate) fn new(regions: RegionsView, arrivals: Arc<Arrivals>) -> Self {
-        Self { regions, arrivals, serving: Default::default() }
+    pub(crate) fn new(regions: RegionsView, grants: Arc<Grants>, arrivals: Arc<Arrivals>) -> Self {
+        Self { regions, grants, arrivals, serving: Default::default() }
     }
 
     /// Records what was asked since the last time.
@@ -40,6 +52,19 @@ impl Served for Service {
         let found = self.regions.current().find(addr, len, operation);
         self.serving.add(operation, len, found.is_ok());
         found.inspect_err(|error| tracing::debug!(%error, "refused a peer's request")).ok()
+    }
+
+    fn find_granted(
+        &mut self,
+        key: Key,
+        holder: &str,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Result<(Slice, Use), Denied> {
+        let found = self.grants.find(key, holder, addr, len, operation);
+        self.serving.add(operation, len, found.is_ok());
+        found.inspect_err(|denied| tracing::debug!(?key, holder, ?denied, "a peer's request"))
     }
 
     fn event(&mut self, event: Event) -> Status {

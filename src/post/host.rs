@@ -4,21 +4,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvrail_reactors::copy::CopyWork;
+use kvrail_reactors::copy::{CopyWork, Source};
 
-use super::{callers_share, tcp_request};
+use super::{callers_share, tcp_request, without_grants};
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{
     COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX, TCP_GROUP_BYTES,
 };
 use crate::memory::Operation;
-use crate::path::host::{Ask, Asked, Known, Neighbour, Offer};
+use crate::path::host::{Ask, Asked, Known, Neighbour, Offer, Proof};
 use crate::path::local::{Copies, Job};
 use crate::path::tcp::Event;
 use crate::plan::{PlannedSlice, share_out};
 use crate::transfer::Plan;
-use crate::{Error, ErrorKind, PathKind, route};
+use crate::{Error, ErrorKind, PathKind, Result, route};
 
 /// A plan's slices by the way they go.
 #[derive(Default)]
@@ -31,6 +31,8 @@ struct Sorted {
     jobs: Vec<Job>,
     /// Neither can read the other's memory.
     rest: Vec<PlannedSlice>,
+    /// What the peer's ledger says no to.
+    denied: Vec<(usize, Error)>,
 }
 
 impl Inner {
@@ -81,7 +83,10 @@ impl Inner {
     fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion) {
         let flight = gate.flight().clone();
         let plan = &flight.plan;
-        let Sorted { asks, sources, pulls, jobs, rest } = sort(plan, neighbour);
+        let Sorted { asks, sources, pulls, jobs, rest, mut denied } =
+            sort(plan, neighbour, self.name());
+        let (rest, kept_back) = without_grants(plan, rest.into());
+        denied.extend(kept_back);
         self.post_asks(&flight, neighbour, &asks, &sources);
         if !rest.is_empty() {
             let groups = share_out(&rest, self.shards().len(), TCP_GROUP_BYTES);
@@ -93,7 +98,7 @@ impl Inner {
             }
         }
         self.post_pulls(&flight, &pulls, jobs);
-        gate.back(Vec::new());
+        gate.back(denied);
     }
 
     fn post_asks(
@@ -118,7 +123,8 @@ impl Inner {
             let near = plan.memory(slice);
             let offset = near.addr() - near.region().addr();
             let (addr, len) = (slice.addr, slice.len as u64);
-            Ask { request: slice.request, source: *source, offset, addr, len }
+            let key = plan.key(slice);
+            Ask { request: slice.request, source: *source, offset, addr, len, key }
         };
         for (group, lane) in groups.into_iter().zip(lanes) {
             let asks: Vec<Ask> =
@@ -176,13 +182,14 @@ fn question(plan: &Plan, neighbour: &Neighbour) -> Option<Asked> {
             neighbour.offer(region.id()).is_none().then(|| Asked::Offer(region.clone()))
         }
         Operation::Read => {
-            let (addr, len) = (slice.addr, slice.len as u64);
-            neighbour.readable.known(addr, len).is_none().then_some(Asked::Map { addr, len })
+            let (addr, len, key) = (slice.addr, slice.len as u64, plan.key(slice));
+            let is_known = neighbour.readable.is_known(addr, len, key);
+            (!is_known).then_some(Asked::Map { addr, len, key })
         }
     })
 }
 
-fn sort(plan: &Plan, neighbour: &Neighbour) -> Sorted {
+fn sort(plan: &Plan, neighbour: &Neighbour, name: &str) -> Sorted {
     let mut sorted = Sorted::default();
     for slice in &plan.slices {
         let near = plan.memory(slice);
@@ -194,17 +201,32 @@ fn sort(plan: &Plan, neighbour: &Neighbour) -> Sorted {
                 }
                 _ => sorted.rest.push(*slice),
             },
-            Operation::Read => match neighbour.readable.source(slice.addr, slice.len as u64) {
-                Some((source, proof)) => {
+            Operation::Read => match source(plan, slice, neighbour, name) {
+                Ok(Some((source, proof))) => {
                     let work = CopyWork { tag: 0, source, target: near };
                     sorted.pulls.push(*slice);
                     sorted.jobs.push(Job { request: slice.request, work, proof: Some(proof) });
                 }
-                None => sorted.rest.push(*slice),
+                Ok(None) => sorted.rest.push(*slice),
+                Err(error) => sorted.denied.push((slice.request, error)),
             },
         }
     }
     sorted
+}
+
+/// Where a slice is read from, if it can be here.
+fn source(
+    plan: &Plan,
+    slice: &PlannedSlice,
+    neighbour: &Neighbour,
+    name: &str,
+) -> Result<Option<(Source, Proof)>> {
+    let (addr, len) = (slice.addr, slice.len as u64);
+    let Some(key) = plan.key(slice) else { return Ok(neighbour.readable.source(addr, len)) };
+    let found = neighbour.readable.granted(key, name, addr, len);
+    let blame = |denied| plan.denied(slice, denied).with_peer(plan.peer_name());
+    found.map_err(|denied| blame(denied).with_path(PathKind::Host))
 }
 
 /// Whether a peer's word on these bytes keeps them from the same-host path.

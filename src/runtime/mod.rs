@@ -205,6 +205,11 @@ impl Runtime {
         self.0.shared.clock.now_ns()
     }
 
+    /// The clock of the shards.
+    pub(crate) fn clock(&self) -> Clock {
+        self.0.shared.clock.clone()
+    }
+
     /// Stops every shard: takes nothing new, lets actors and pumps finish for the drain time, drops
     /// what is left, and waits for the threads. Who still waits for a reply gets Closed. Returns
     /// whether all threads ended; false names them in a warning: something blocks them.

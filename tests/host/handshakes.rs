@@ -34,13 +34,14 @@ fn first_words_that_are_wrong_end_the_connection() {
         };
         let firsts = [
             changed("version", json!(0)),
-            changed("version", json!(2)),
+            changed("version", json!(1)),
             changed("version", json!(u64::MAX)),
-            changed("version", json!("1")),
+            changed("version", json!("2")),
             changed("to", json!(1)),
             changed("to", json!(-1)),
             changed("name", json!(null)),
             changed("name", json!("x".repeat(5_000))),
+            changed("from", json!(7)),
             changed("type", json!("lanes")),
             changed("type", json!("no such thing")),
             b"not JSON".to_vec(),

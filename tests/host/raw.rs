@@ -149,9 +149,10 @@ impl Raw {
     pub(crate) fn hello(&self) -> Value {
         json!({
             "type": "hello",
-            "version": 1,
+            "version": 2,
             "to": self.incarnation,
             "name": "by hand",
+            "from": "by hand",
             "token": [self.token.0, self.token.1],
         })
     }
@@ -165,10 +166,10 @@ impl Raw {
     fn bells(&self) -> Vec<File> {
         self.send(&self.hello(), &[]);
         let (welcome, mut fds) = self.receive().unwrap();
-        assert_eq!((&welcome["type"], &welcome["version"]), (&json!("welcome"), &json!(1)));
+        assert_eq!((&welcome["type"], &welcome["version"]), (&json!("welcome"), &json!(2)));
         let lanes = welcome["lanes"].as_array().unwrap().len();
-        assert_eq!(fds.len(), lanes + 1);
-        fds.drain(1..).map(File::from).collect()
+        assert_eq!(fds.len(), lanes + 2, "two ledgers and the bells");
+        fds.drain(2..).map(File::from).collect()
     }
 
     /// The whole handshake; the lanes' memory.
@@ -231,7 +232,7 @@ impl Listening {
         let socket = rustix::net::accept(&self.socket).unwrap();
         let mut raw = Raw { socket, incarnation: 0, token: token() };
         let hello = raw.receive().unwrap().0;
-        assert_eq!((&hello["type"], &hello["version"]), (&json!("hello"), &json!(1)));
+        assert_eq!((&hello["type"], &hello["version"]), (&json!("hello"), &json!(2)));
         raw.incarnation = hello["to"].as_u64().unwrap();
         raw
     }

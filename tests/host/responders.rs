@@ -15,25 +15,32 @@ use super::raw::{
 };
 use super::{contents, engine, fill, pattern, region, run};
 
-/// Bytes of a ledger: a word for each region that an engine can have.
-const LEDGER_BYTES: usize = kvrail::limits::REGIONS_MAX * 8;
+/// Bytes of a ledger of either kind: a word for each region that an engine can have, or four for
+/// each grant.
+const LEDGER_BYTES: usize = kvrail::limits::GRANTS_MAX * 32;
 
 fn ledger() -> File {
-    memfd(&[0; LEDGER_BYTES], SEALED)
+    memfd(&vec![0; LEDGER_BYTES], SEALED)
 }
 
 /// Ledgers that could be changed or cut under their readers, or that are too short.
 fn unfit() -> [OwnedFd; 3] {
-    let bytes = [0; LEDGER_BYTES];
+    let bytes = vec![0; LEDGER_BYTES];
     let [open, growing] = [SealFlags::empty(), SealFlags::SHRINK].map(|seals| memfd(&bytes, seals));
     [open, growing, memfd(&bytes[8..], SEALED)].map(OwnedFd::from)
+}
+
+fn changed(raw: &Raw, key: &str, value: Value) -> Value {
+    let mut message = welcome(raw, 1);
+    message[key] = value;
+    message
 }
 
 fn welcome(raw: &Raw, lanes: usize) -> Value {
     let (incarnation, lanes) = (raw.incarnation, vec![Value::Null; lanes]);
     json!({
         "type": "welcome",
-        "version": 1,
+        "version": 2,
         "incarnation": incarnation,
         "lanes": lanes,
         "token": [raw.token.0, raw.token.1],
@@ -43,7 +50,7 @@ fn welcome(raw: &Raw, lanes: usize) -> Value {
 /// Welcomes an engine with one lane, as an honest peer does; the lane and the engine's bell.
 fn welcomed(raw: &Raw) -> (Lanes, OwnedFd) {
     let (ledger, bell) = (ledger(), bell());
-    raw.send(&welcome(raw, 1), &[ledger.as_fd(), bell.as_fd()]);
+    raw.send(&welcome(raw, 1), &[ledger.as_fd(), ledger.as_fd(), bell.as_fd()]);
     let (message, mut fds) = raw.receive().unwrap();
     assert_eq!((&message["type"], fds.len()), (&json!("lanes"), 2));
     raw.send(&json!({"type": "ready"}), &[]);
@@ -77,11 +84,6 @@ fn a_welcome_that_is_wrong_leaves_tcp() {
     run(async {
         let (ours, real) = (engine(), engine());
         let far = region(&real, 100_000, Access::READ_WRITE);
-        let changed = |raw: &Raw, key: &str, value: Value| {
-            let mut message = welcome(raw, 1);
-            message[key] = value;
-            message
-        };
         type Wrong = Box<dyn FnOnce(Raw) + Send>;
         let mut wrong: Vec<Wrong> = vec![
             Box::new(drop),
@@ -89,8 +91,8 @@ fn a_welcome_that_is_wrong_leaves_tcp() {
             Box::new(|raw| raw.send_bytes(&[b' '; 60_000], &[])),
             Box::new(|raw| raw.send(&json!({"type": "ready"}), &[])),
             Box::new(|raw| raw.send(&welcome(&raw, 1), &[])),
-            Box::new(|raw| raw.send(&welcome(&raw, 0), &[ledger().as_fd()])),
-            Box::new(|raw| raw.send(&welcome(&raw, 9), &[ledger().as_fd(); 10])),
+            Box::new(|raw| raw.send(&welcome(&raw, 0), &[ledger().as_fd(); 2])),
+            Box::new(|raw| raw.send(&welcome(&raw, 9), &[ledger().as_fd(); 11])),
             Box::new(|raw| raw.send(&welcome(&raw, 1), &[bell().as_fd(); 100])),
             // Silent until the engine gives up.
             Box::new(|raw| raw.is_closed()),
@@ -99,33 +101,39 @@ fn a_welcome_that_is_wrong_leaves_tcp() {
                 raw.is_closed();
             }),
             Box::new(|raw| {
-                raw.send(&welcome(&raw, 1), &[ledger().as_fd(), bell().as_fd()]);
+                raw.send(&welcome(&raw, 1), &[ledger().as_fd(), ledger().as_fd(), bell().as_fd()]);
                 raw.receive().unwrap();
                 raw.send(&json!({"type": "gone", "id": 1}), &[]);
                 raw.is_closed();
             }),
         ];
         for (key, value) in [
-            ("version", json!(2)),
+            ("version", json!(1)),
             ("incarnation", json!(5)),
             ("lanes", json!(2)),
             ("lanes", json!(-1)),
             ("lanes", json!(u64::MAX)),
         ] {
             wrong.push(Box::new(move |raw| {
-                raw.send(&changed(&raw, key, value), &[ledger().as_fd(), bell().as_fd()]);
+                let (ledger, bell) = (ledger(), bell());
+                let fds = [ledger.as_fd(), ledger.as_fd(), bell.as_fd()];
+                raw.send(&changed(&raw, key, value), &fds);
                 raw.is_closed();
             }));
         }
         for fd in no_memory().into_iter().chain(unfit()) {
+            let place = wrong.len() % 2;
             wrong.push(Box::new(move |raw| {
-                raw.send(&welcome(&raw, 1), &[fd.as_fd(), bell().as_fd()]);
+                let (ledger, bell) = (ledger(), bell());
+                let mut fds = [ledger.as_fd(), ledger.as_fd(), bell.as_fd()];
+                fds[place] = fd.as_fd();
+                raw.send(&welcome(&raw, 1), &fds);
                 raw.is_closed();
             }));
         }
         for fd in no_memory().into_iter().take(9) {
             wrong.push(Box::new(move |raw| {
-                raw.send(&welcome(&raw, 1), &[ledger().as_fd(), fd.as_fd()]);
+                raw.send(&welcome(&raw, 1), &[ledger().as_fd(), ledger().as_fd(), fd.as_fd()]);
                 raw.is_closed();
             }));
         }

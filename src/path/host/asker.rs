@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use kvrail_reactors::doorbell::Bell;
+use kvrail_reactors::host::NotMappable;
 use kvrail_reactors::host::lane;
 use kvrail_reactors::host::ledger::LedgerView;
 use kvrail_reactors::host::socket;
@@ -16,12 +17,13 @@ use tokio::time::{Duration, Instant, sleep_until};
 
 use super::hub::{Change, Hub, tell};
 use super::lane::Lane;
-use super::message::{ToAsker, ToResponder, VERSION};
+use super::message::{LEDGERS, ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
 use super::readable::{Visible, means, open_process};
 use super::shard::Message;
 use super::sources::{Known, PeerRegion, Readable};
-use crate::limits::{HOST_ANSWER_MS, HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
+use crate::limits::{GRANTS_MAX, HOST_ANSWER_MS, HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
+use crate::memory::grant::{Key, ROW};
 use crate::{Error, Result};
 
 /// A peer of this host, connected.
@@ -48,8 +50,8 @@ pub(crate) enum Offer {
 
 /// Something to be asked of a peer before a transfer can choose its path.
 pub(crate) enum Asked {
-    /// May these bytes of the peer's be read here?
-    Map { addr: u64, len: u64 },
+    /// May these bytes of the peer's be read here? Under the grant of this key, if any.
+    Map { addr: u64, len: u64, key: Option<Key> },
     /// Can the peer read this region?
     Offer(Arc<region::Region>),
 }
@@ -77,6 +79,7 @@ impl Neighbour {
         names: &[String],
         incarnation: u64,
         peer: Arc<str>,
+        own: &str,
     ) -> Result<Arc<Self>> {
         let candidates = hub.candidates(names);
         let mut found = Err(Error::refused("the peer names no Unix socket"));
@@ -89,14 +92,21 @@ impl Neighbour {
             }
         }
         let (packets, credentials) = Packets::new(found?)?;
-        let welcome = greet(&hub, &packets, incarnation, &peer).await?;
-        let Welcome { ledger, bells, nodes, token } = welcome;
+        let hello = ToResponder::Hello {
+            version: VERSION,
+            to: incarnation,
+            name: peer.to_string(),
+            from: own.to_owned(),
+            token: hub.token.place(),
+        };
+        let welcome = greet(&packets, incarnation, &hello).await?;
+        let Welcome { ledger, grants, bells, nodes, token } = welcome;
         let lanes = bring_lanes(&hub, &packets, bells, &peer).await?;
         let (questions, asked) = mpsc::channel(HOST_CALLS_MAX);
         let neighbour = Arc::new(Self {
             lanes,
             nodes,
-            readable: Readable::new(Arc::new(ledger)),
+            readable: Readable::new(Arc::new(ledger), Arc::new(grants)),
             offers: RwLock::default(),
             questions,
             is_over: AtomicBool::new(false),
@@ -164,18 +174,17 @@ impl Drop for Neighbour {
     }
 }
 
-/// What a responder brings: its ledger, a bell for each of its lanes, and proof of its memory.
+/// What a responder brings: its ledgers, a bell for each of its lanes, and proof of its memory.
 struct Welcome {
     ledger: LedgerView,
+    grants: LedgerView<ROW>,
     bells: Vec<Bell>,
     nodes: Vec<Option<u32>>,
     token: (u64, u64),
 }
 
-async fn greet(hub: &Hub, packets: &Packets, incarnation: u64, peer: &Arc<str>) -> Result<Welcome> {
-    let (name, token) = (peer.to_string(), hub.token.place());
-    let hello = ToResponder::Hello { version: VERSION, to: incarnation, name, token };
-    packets.send(&hello, &[]).await?;
+async fn greet(packets: &Packets, incarnation: u64, hello: &ToResponder) -> Result<Welcome> {
+    packets.send(hello, &[]).await?;
     let (welcome, mut fds) = packets.answer().await?;
     let ToAsker::Welcome { version: VERSION, incarnation: theirs, lanes, token } = welcome else {
         return Err(Error::refused("the peer does not welcome as this version does"));
@@ -183,15 +192,16 @@ async fn greet(hub: &Hub, packets: &Packets, incarnation: u64, peer: &Arc<str>) 
     if theirs != incarnation {
         return Err(Error::refused("another process listens at the peer's Unix socket"));
     }
-    if !(1..=HOST_LANES_MAX).contains(&lanes.len()) || fds.len() != lanes.len() + 1 {
+    if !(1..=HOST_LANES_MAX).contains(&lanes.len()) || fds.len() != lanes.len() + LEDGERS {
         return Err(Error::refused("the peer welcomes with other descriptors than it says"));
     }
-    let bells = fds.split_off(1);
-    let ledger = LedgerView::map(&fds[0], REGIONS_MAX)
-        .map_err(|error| Error::refused(format!("the peer's ledger: {error}")))?;
+    let bells = fds.split_off(LEDGERS);
+    let unfit = |error: NotMappable| Error::refused(format!("the peer's ledger: {error}"));
+    let ledger = LedgerView::map(&fds[0], REGIONS_MAX).map_err(unfit)?;
+    let grants = LedgerView::map(&fds[1], GRANTS_MAX).map_err(unfit)?;
     let bells = bells.into_iter().map(Bell::new).collect::<Result<_, _>>();
     let bells = bells.map_err(|error| Error::refused("the peer's bell").with_source(error))?;
-    Ok(Welcome { ledger, bells, nodes: lanes, token })
+    Ok(Welcome { ledger, grants, bells, nodes: lanes, token })
 }
 
 /// Makes the lanes, passes them to the peer, and has the shards look after them.
@@ -285,14 +295,14 @@ impl Session {
         self.next_call += 1;
         match &question.asked {
             // Two transfers may have had the same question.
-            Asked::Map { addr, len } if neighbour.readable.known(*addr, *len).is_some() => {
+            Asked::Map { addr, len, key } if neighbour.readable.is_known(*addr, *len, *key) => {
                 return known(question);
             }
             Asked::Offer(region) if neighbour.offer(region.id()).is_some() => {
                 return known(question);
             }
-            Asked::Map { addr, len } => {
-                let map = ToResponder::Map { call, addr: *addr, len: *len };
+            Asked::Map { addr, len, key } => {
+                let map = ToResponder::Map { call, addr: *addr, len: *len, key: *key };
                 self.packets.send(&map, &[]).await?;
             }
             Asked::Offer(region) => {
@@ -339,7 +349,8 @@ impl Session {
                     }
                     Err(why) => Known::Refused(why),
                 };
-                neighbour.readable.insert(addr, len, known);
+                let is_granted = matches!(&question.asked, Asked::Map { key: Some(_), .. });
+                neighbour.readable.insert(addr, len, is_granted, known);
                 answered(question);
             }
             ToAsker::Taken { call } => {
@@ -353,8 +364,9 @@ impl Session {
             ToAsker::Refused { call, why } => {
                 let question = self.pending.remove(&call).ok_or_else(unasked)?;
                 match &question.asked {
-                    Asked::Map { addr, len } => {
-                        neighbour.readable.insert(*addr, *len, Known::Refused(why.into()));
+                    Asked::Map { addr, len, key } => {
+                        let refused = Known::Refused(why.into());
+                        neighbour.readable.insert(*addr, *len, key.is_some(), refused);
                     }
                     Asked::Offer(region) => {
                         neighbour.note(region.id(), Offer::Refused(why.into()));

@@ -3,6 +3,8 @@
 
 use kvrail_reactors::host::lane::{REPLY_WORDS, REQUEST_WORDS};
 
+use crate::memory::grant::Key;
+
 /// Bytes of an event's body that one entry carries: all words but the first.
 const BODY_BYTES: usize = (REQUEST_WORDS - 1) * size_of::<u64>();
 
@@ -12,6 +14,8 @@ const EVENT: u64 = 3;
 const BODY: u64 = 4;
 /// Flag of a part's last copy.
 const LAST: u64 = 1 << 8;
+/// Flag of a copy that is asked for under a grant.
+const GRANTED: u64 = 1 << 9;
 
 const DONE: u64 = 1;
 const FAILED: u64 = 2;
@@ -21,7 +25,7 @@ const FAILED: u64 = 2;
 pub(crate) enum Entry {
     /// Copy bytes of an offered region to an address of the responder's. Copies of a part follow
     /// each other and end with the one that is `last`.
-    Copy { part: u64, last: bool, source: u64, offset: u64, addr: u64, len: u64 },
+    Copy(CopyEntry),
     /// Do no more of this part, and say when it is over.
     Cancel { part: u64 },
     /// An event of `len` body bytes follows, as a part of its own.
@@ -30,12 +34,27 @@ pub(crate) enum Entry {
     Body([u8; BODY_BYTES]),
 }
 
+/// See [`Entry::Copy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CopyEntry {
+    pub(crate) part: u64,
+    pub(crate) last: bool,
+    pub(crate) source: u64,
+    pub(crate) offset: u64,
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+    /// The grant that it is asked for under, if any.
+    pub(crate) key: Option<Key>,
+}
+
 impl Entry {
     pub(crate) fn encode(&self) -> [u64; REQUEST_WORDS] {
         match *self {
-            Self::Copy { part, last, source, offset, addr, len } => {
-                let kind = COPY | if last { LAST } else { 0 };
-                [kind, part, source, offset, addr, len, 0, 0]
+            Self::Copy(CopyEntry { part, last, source, offset, addr, len, key }) => {
+                let last = if last { LAST } else { 0 };
+                let (granted, slot, word) =
+                    key.map_or((0, 0, 0), |key| (GRANTED, key.slot.into(), key.word));
+                [COPY | last | granted, part, source, offset, addr, len, slot, word]
             }
             Self::Cancel { part } => [CANCEL, part, 0, 0, 0, 0, 0, 0],
             Self::Event { part, len } => [EVENT, part, len, 0, 0, 0, 0, 0],
@@ -52,10 +71,13 @@ impl Entry {
     /// The entry, unless nobody sends such words.
     pub(crate) fn decode(words: &[u64; REQUEST_WORDS]) -> Option<Self> {
         let [kind, part, rest @ ..] = *words;
-        match kind & !LAST {
+        match kind & !(LAST | GRANTED) {
             COPY => {
-                let [source, offset, addr, len, ..] = rest;
-                Some(Self::Copy { part, last: kind & LAST != 0, source, offset, addr, len })
+                let [source, offset, addr, len, slot, word] = rest;
+                let slot = u32::try_from(slot).ok()?;
+                let key = (kind & GRANTED != 0).then_some(Key { slot, word });
+                let last = kind & LAST != 0;
+                Some(Self::Copy(CopyEntry { part, last, source, offset, addr, len, key }))
             }
             CANCEL if kind == CANCEL => Some(Self::Cancel { part }),
             EVENT if kind == EVENT => Some(Self::Event { part, len: rest[0] }),
@@ -93,10 +115,18 @@ pub(crate) enum Verdict {
     Unreadable,
     /// It was cancelled, or the responder took its memory back.
     Ended,
+    /// The grant that it was asked for under does not hold, or not any more.
+    Stale,
 }
 
-const VERDICTS: [Verdict; 5] =
-    [Verdict::Ok, Verdict::Refused, Verdict::Busy, Verdict::Unreadable, Verdict::Ended];
+const VERDICTS: [Verdict; 6] = [
+    Verdict::Ok,
+    Verdict::Refused,
+    Verdict::Busy,
+    Verdict::Unreadable,
+    Verdict::Ended,
+    Verdict::Stale,
+];
 
 impl Verdict {
     fn word(self) -> u64 {
@@ -144,9 +174,12 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
+        let (source, offset, addr, len) = (2, 3, 4, 5);
+        let copy = CopyEntry { part: 1, last: false, source, offset, addr, len, key: None };
         let entries = [
-            Entry::Copy { part: 1, last: false, source: 2, offset: 3, addr: 4, len: 5 },
-            Entry::Copy { part: u64::MAX, last: true, source: 2, offset: 3, addr: 4, len: 5 },
+            Entry::Copy(copy),
+            Entry::Copy(CopyEntry { part: u64::MAX, last: true, ..copy }),
+            Entry::Copy(CopyEntry { key: Some(Key { slot: u32::MAX, word: 6 }), ..copy }),
             Entry::Cancel { part: 9 },
             Entry::Event { part: 9, len: 77 },
             Entry::Body(std::array::from_fn(|k| k as u8)),
@@ -164,10 +197,12 @@ mod tests {
 
     #[test]
     fn other_words_mean_nothing() {
-        for kind in [0, 5, CANCEL | LAST, COPY << 32] {
+        for kind in [0, 5, CANCEL | LAST, EVENT | GRANTED, COPY << 32] {
             assert_eq!(Entry::decode(&[kind; REQUEST_WORDS]), None, "{kind:#x}");
         }
-        assert_eq!(Reply::decode(&[DONE, 0, 0, 5]), None);
+        let slot = 1 << 32;
+        assert_eq!(Entry::decode(&[COPY | GRANTED, 0, 0, 0, 0, 0, slot, 1]), None);
+        assert_eq!(Reply::decode(&[DONE, 0, 0, 6]), None);
         assert_eq!(Reply::decode(&[3, 0, 0, 0]), None);
     }
 

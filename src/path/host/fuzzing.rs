@@ -11,12 +11,13 @@ use kvrail_reactors::region::{Region, Slice};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::entry::{Entry, Reply};
+use super::entry::{CopyEntry, Entry, Reply};
 use super::message::{ToAsker, ToResponder};
 use super::server::LaneServer;
 use super::sources::{Means, Offered, PeerRegion};
 use crate::limits::{HOST_COPIES_MAX, HOST_REPLIES_MAX};
-use crate::path::tcp::fuzzing::{WINDOWS, World};
+use crate::memory::grant::Key;
+use crate::path::tcp::fuzzing::{GRANTED, Granted, PEER, WINDOWS, WORD, World};
 
 /// Bytes of the memory with permitted ranges in it.
 const WORLD_BYTES: usize = 16 << 10;
@@ -74,7 +75,12 @@ fn changed_as_permitted(before: &[u8], after: &[u8]) {
         let holds = |window: &&crate::path::tcp::fuzzing::Window| {
             (window.start..window.start + window.len).contains(&at)
         };
-        let may = WINDOWS.iter().find(holds).is_some_and(|window| window.access.write);
+        let granted = |grant: &&Granted| {
+            let is_in = (grant.start..grant.start + grant.len).contains(&at);
+            is_in && grant.holds && grant.access.write
+        };
+        let may = WINDOWS.iter().find(holds).is_some_and(|window| window.access.write)
+            || GRANTED.iter().any(|grant| granted(&grant));
         assert!(old == new || may && SOURCES.contains(new), "byte {at}: {old} became {new}");
     }
 }
@@ -91,7 +97,11 @@ fn words(kind: u8, order: u8, input: &mut &[u8]) -> [u64; REQUEST_WORDS] {
         0 | 1 => {
             let (source, last) = (next() % 4, kind == 1);
             let (offset, addr, len) = (next() << 5, next() << 6 | next(), next() << 4 | next());
-            Entry::Copy { part, last, source, offset, addr, len }.encode()
+            let key = match next() {
+                0..0x80 => None,
+                byte => Some(Key { slot: (byte % 4) as u32, word: WORD + (byte >> 6 & 1) }),
+            };
+            Entry::Copy(CopyEntry { part, last, source, offset, addr, len, key }).encode()
         }
         2 => Entry::Cancel { part }.encode(),
         3 => Entry::Event { part, len: next() << (order / 64) }.encode(),
@@ -123,7 +133,7 @@ impl Rig {
         for (id, byte) in (1..).zip(SOURCES) {
             offered.insert(source(id, byte)).expect("room");
         }
-        let server = LaneServer::new(answers, Arc::new(bell), offered);
+        let server = LaneServer::new(answers, Arc::new(bell), offered, PEER.into());
         Self { asks: asks.pop().expect("one"), server, begun: 0, done: 0 }
     }
 

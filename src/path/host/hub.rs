@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 
 use super::shard::Message;
 use crate::limits::{HOST_CHANGES_MAX, HOST_SESSIONS_MAX, REGIONS_MAX};
+use crate::memory::grant::Grants;
 use crate::memory::{Region, Regions};
 use crate::runtime::{PumpAddress, SendError};
 use crate::{Error, Result};
@@ -32,6 +33,7 @@ pub(super) enum Change {
 pub(crate) struct Hub {
     pub(super) incarnation: u64,
     pub(super) regions: Arc<Regions>,
+    pub(super) grants: Arc<Grants>,
     pub(super) roll: Roll,
     pub(super) token: Token,
     pub(super) changes: broadcast::Sender<Change>,
@@ -53,6 +55,7 @@ impl Hub {
     pub(crate) fn new(
         incarnation: u64,
         regions: Arc<Regions>,
+        grants: Arc<Grants>,
         folder: Option<PathBuf>,
     ) -> Result<Self> {
         let no_ledger = |error| Error::refused("no memfd for the same host").with_source(error);
@@ -61,6 +64,7 @@ impl Hub {
         Ok(Self {
             incarnation,
             regions,
+            grants,
             roll: Roll { ledger, slots: Mutex::default() },
             token: Token::new(),
             changes: broadcast::channel(HOST_CHANGES_MAX).0,
@@ -196,7 +200,7 @@ impl Roll {
             slots.used - 1
         });
         slots.by_region.insert(id, slot);
-        self.ledger.enter(slot, id);
+        self.ledger.enter(slot, [id]);
     }
 
     fn strike(&self, id: u64) {
@@ -221,6 +225,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn no_grants() -> Arc<Grants> {
+        Arc::new(Grants::new(None))
+    }
+
     #[test]
     fn slots_are_used_again_and_bounded_by_living_regions() {
         let roll = Roll { ledger: Ledger::new(2).unwrap(), slots: Mutex::default() };
@@ -235,7 +243,7 @@ mod tests {
     #[test]
     fn a_socket_in_a_folder_is_looked_for_in_ours_too() {
         let folder = tempfile::tempdir().unwrap();
-        let hub = Hub::new(7, Arc::default(), Some(folder.path().to_owned())).unwrap();
+        let hub = Hub::new(7, Arc::default(), no_grants(), Some(folder.path().to_owned())).unwrap();
         let names = hub.names();
         assert!(names[0].starts_with('@') && names[1].ends_with("-7.sock"), "{names:?}");
         let theirs = ["@x".to_owned(), "/elsewhere/kvrail-1-2.sock".to_owned()];
@@ -247,7 +255,8 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_not_there_is_refused_with_its_name() {
-        let error = Hub::new(7, Arc::default(), Some("/nowhere/at/all".into())).err().unwrap();
+        let error =
+            Hub::new(7, Arc::default(), no_grants(), Some("/nowhere/at/all".into())).err().unwrap();
         assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
     }
 }

@@ -10,9 +10,10 @@ use kvrail_reactors::doorbell::{Bell, Doorbell};
 use kvrail_reactors::host::lane::{Corrupt, REQUEST_WORDS, Requester};
 use kvrail_reactors::ticket::{Table, Ticket};
 
-use super::entry::{self, Entry, Reply, Verdict};
+use super::entry::{self, CopyEntry, Entry, Reply, Verdict};
 use crate::flight::{EVENT, Portion};
 use crate::limits::{ENDING_MAX_NS, SPIN_TURNS, TURN_BURST};
+use crate::memory::grant::Key;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
 /// A copy that the peer is asked for.
@@ -26,6 +27,8 @@ pub(crate) struct Ask {
     /// Where they go, at the peer.
     pub(crate) addr: u64,
     pub(crate) len: u64,
+    /// The grant that it is asked for under, if any.
+    pub(crate) key: Option<Key>,
 }
 
 /// A lane to a peer of this host.
@@ -87,8 +90,9 @@ impl Lane {
         let last = asks.len().saturating_sub(1);
         let entries = move |part: u64, asks: &[Ask], unsent: &mut VecDeque<_>| {
             unsent.extend(asks.iter().enumerate().map(|(index, ask)| {
-                let Ask { source, offset, addr, len, .. } = *ask;
-                Entry::Copy { part, last: index == last, source, offset, addr, len }.encode()
+                let Ask { source, offset, addr, len, key, .. } = *ask;
+                let last = index == last;
+                Entry::Copy(CopyEntry { part, last, source, offset, addr, len, key }).encode()
             }));
         };
         self.add(Part { portion, asks, failed: Vec::new(), cancelled: None }, entries);
@@ -249,6 +253,13 @@ pub(crate) fn watch(lanes: &[Arc<Lane>], is_over: impl Fn() -> bool) {
     }
 }
 
+/// The error of a request under a grant that does not hold.
+pub(crate) fn stale() -> Error {
+    let what =
+        "the peer took the memory back, or granted it to others since: ask for a new reference";
+    Error::new(ErrorKind::Stale, what)
+}
+
 fn broken(corrupt: Corrupt) -> Error {
     Error::lost("the peer broke the protocol").with_source(corrupt)
 }
@@ -321,7 +332,7 @@ impl State {
             return;
         }
         self.unsent.retain(|words| match Entry::decode(words) {
-            Some(Entry::Copy { part, .. }) => match unsent_of.get_mut(&part) {
+            Some(Entry::Copy(CopyEntry { part, .. })) => match unsent_of.get_mut(&part) {
                 Some(unsent) => {
                     *unsent += 1;
                     false
@@ -410,9 +421,13 @@ impl Part {
 
     fn error(&self, verdict: Verdict, ask: Option<Ask>) -> Error {
         match (verdict, ask) {
+            (Verdict::Refused, Some(Ask { addr, len, key: Some(_), .. })) => Error::refused(
+                format!("the peer's grant does not permit us to write {len} bytes at {addr:#x}"),
+            ),
             (Verdict::Refused, Some(Ask { addr, len, .. })) => Error::refused(format!(
                 "the peer has no region that permits writing {len} bytes at {addr:#x}"
             )),
+            (Verdict::Stale, _) => stale().with_landed(Landed::Maybe),
             (Verdict::Refused, None) => {
                 Error::refused("nobody at the peer has opened this counter")
             }

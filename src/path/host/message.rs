@@ -4,7 +4,7 @@
 //! ```text
 //! asker                                        responder
 //! Hello                            →
-//!                                  ←           Welcome  [its ledger, a bell for each lane]
+//!                                  ←           Welcome  [its ledgers, a bell for each lane]
 //! Lanes  [lane memory, our bells]  →
 //!                                  ←           Ready
 //! Map / Offer [memfd] / Withdraw   →
@@ -13,8 +13,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::memory::grant::Key;
+
 /// Version of the steps above and of a lane's words.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
+
+/// Ledgers that come with a welcome: of regions, and of grants.
+pub(super) const LEDGERS: usize = 2;
 
 /// From the engine that connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,14 +29,23 @@ pub(crate) enum ToResponder {
         version: u32,
         /// The incarnation that is meant: another process may have got the name.
         to: u64,
+        /// The name by which the responder was found.
         name: String,
+        /// The asker's own name: what it may use of what is granted to one peer.
+        from: String,
         /// Where a word is in the asker's memory, and which: proof of what is read from there.
         token: (u64, u64),
     },
     /// As many lanes as were welcomed.
     Lanes,
-    /// Which region holds these bytes, and may they be read?
-    Map { call: u64, addr: u64, len: u64 },
+    /// Which region holds these bytes, and may they be read? Under the grant of this key, if any.
+    Map {
+        call: u64,
+        addr: u64,
+        len: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<Key>,
+    },
     /// Memory to copy from; its memfd comes along, unless it is foreign memory.
     Offer { call: u64, id: u64, addr: u64, len: u64, is_foreign: bool },
     /// The offered region is gone.

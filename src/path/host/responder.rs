@@ -20,6 +20,7 @@ use super::server::LaneServer;
 use super::shard::Message;
 use super::sources::{Offered, PeerRegion};
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, HOST_LANES_MAX};
+use crate::memory::grant::Key;
 use crate::memory::{Operation, Region};
 use crate::{Error, Result};
 
@@ -70,9 +71,9 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
     let changes = hub.changes.subscribe();
     let id = hub.next_session();
     let session = async {
-        let (token, offered) = greet(hub, &packets, id).await?;
+        let Greeted { token, offered, holder } = greet(hub, &packets, id).await?;
         let process = open_process(peer, token);
-        let session = Session { hub, packets: &packets, process, offered };
+        let session = Session { hub, packets: &packets, process, offered, holder };
         session.run(changes).await
     };
     let result = tokio::select! {
@@ -83,10 +84,18 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
     result
 }
 
+/// What a peer brings to a session.
+struct Greeted {
+    token: (u64, u64),
+    offered: Arc<Offered>,
+    /// Its name, as it says.
+    holder: Arc<str>,
+}
+
 /// The handshake, up to the lanes.
-async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<((u64, u64), Arc<Offered>)> {
+async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Greeted> {
     let (hello, _) = packets.answer().await?;
-    let ToResponder::Hello { version: VERSION, to, name, token } = hello else {
+    let ToResponder::Hello { version: VERSION, to, name, from, token } = hello else {
         return Err(Error::refused("the peer does not greet as this version does"));
     };
     if to != hub.incarnation {
@@ -97,7 +106,8 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<((u64, u64)
     let nodes = hub.nodes()[..lanes].to_vec();
     let (incarnation, own) = (hub.incarnation, hub.token.place());
     let welcome = ToAsker::Welcome { version: VERSION, incarnation, lanes: nodes, token: own };
-    let mut fds = vec![hub.roll.ledger.fd()];
+    let grants = hub.grants.ledger().ok_or_else(|| Error::refused("no memfd for grants"))?;
+    let mut fds = vec![hub.roll.ledger.fd(), grants.fd()];
     fds.extend(shards[..lanes].iter().map(|shard| shard.doorbell().as_fd()));
     packets.send(&welcome, &fds).await?;
     let (answer, mut fds) = packets.answer().await?;
@@ -107,15 +117,16 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<((u64, u64)
     let bells = fds.split_off(1);
     let rings = fds.first().map(|fd| lane::open(fd, lanes)).transpose();
     let rings = rings.map_err(|error| Error::refused(error.to_string()))?.unwrap_or_default();
-    let offered = Arc::new(Offered::default());
+    let (offered, holder) = (Arc::new(Offered::default()), Arc::from(from));
     for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(shards) {
         let bell = Bell::new(bell)
             .map_err(|error| Error::refused("the peer's bell is no eventfd").with_source(error))?;
-        let server = Box::new(LaneServer::new(ring, Arc::new(bell), offered.clone()));
+        let server = LaneServer::new(ring, Arc::new(bell), offered.clone(), Arc::clone(&holder));
+        let server = Box::new(server);
         tell(shard, Message::Serve { session: id, server }).await;
     }
     packets.send(&ToAsker::Ready, &[]).await?;
-    Ok((token, offered))
+    Ok(Greeted { token, offered, holder })
 }
 
 /// No shard answers the session's lanes any more when this returns.
@@ -134,6 +145,7 @@ struct Session<'a> {
     packets: &'a Packets,
     process: Visible,
     offered: Arc<Offered>,
+    holder: Arc<str>,
 }
 
 impl Session<'_> {
@@ -159,7 +171,7 @@ impl Session<'_> {
 
     async fn answer(&self, message: ToResponder, fds: Vec<OwnedFd>) -> Result<()> {
         match message {
-            ToResponder::Map { call, addr, len } => self.map(call, addr, len).await,
+            ToResponder::Map { call, addr, len, key } => self.map(call, addr, len, key).await,
             ToResponder::Offer { call, id, addr, len, is_foreign } => {
                 let region = means(&self.process, is_foreign, addr, len, fds).await;
                 let taken = region.and_then(|means| {
@@ -182,8 +194,8 @@ impl Session<'_> {
         }
     }
 
-    async fn map(&self, call: u64, addr: u64, len: u64) -> Result<()> {
-        let found = self.readable(addr, len);
+    async fn map(&self, call: u64, addr: u64, len: u64, key: Option<Key>) -> Result<()> {
+        let found = self.readable(addr, len, key);
         let (region, slot) = match found {
             Ok(found) => found,
             Err(error) => {
@@ -204,10 +216,16 @@ impl Session<'_> {
         self.say(&mapped, fd.as_slice()).await
     }
 
-    /// The region of these bytes, if peers may read it.
-    fn readable(&self, addr: u64, len: u64) -> Result<(Region, usize)> {
+    /// The region of these bytes, if peers may read it, or this one may by a grant.
+    fn readable(&self, addr: u64, len: u64, key: Option<Key>) -> Result<(Region, usize)> {
         let regions = self.hub.regions.current();
-        regions.find(addr, len, Operation::Read)?;
+        match key {
+            None => drop(regions.find(addr, len, Operation::Read)?),
+            Some(key) => {
+                let found = self.hub.grants.find(key, &self.holder, addr, len, Operation::Read);
+                found.map_err(|_| Error::refused("no grant that permits it"))?;
+            }
+        }
         let (region, _) = regions.find_own(addr, len)?;
         let slot = self.hub.roll.slot(region.memory().id());
         let slot = slot.ok_or_else(|| Error::closed("the region was unregistered"))?;

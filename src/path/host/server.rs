@@ -9,12 +9,13 @@ use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
 use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::lane::{Corrupt, Responder};
-use kvrail_reactors::region::Region;
+use kvrail_reactors::region::{Region, Slice};
 
-use super::entry::{Entry, Reply, Verdict};
+use super::entry::{CopyEntry, Entry, Reply, Verdict};
 use super::sources::Offered;
 use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_REPLIES_MAX};
 use crate::memory::Operation;
+use crate::memory::grant::{Denied, Use};
 use crate::path::served::Served;
 use crate::path::tcp::{Event, Status};
 
@@ -23,6 +24,8 @@ pub(crate) struct LaneServer {
     ring: Responder,
     bell: Arc<Bell>,
     offered: Arc<Offered>,
+    /// The peer's name, as it says.
+    holder: Arc<str>,
     copy: Copy,
     done: Vec<CopyDone>,
     /// Parts that are not over, oldest first; copies may still be added to the last one.
@@ -54,6 +57,14 @@ struct Flying {
     index: u64,
     bytes: usize,
     target: Arc<Region>,
+    /// Of the grant that it is asked for under, if any.
+    used: Option<Use>,
+}
+
+impl Flying {
+    fn is_struck(&self) -> bool {
+        self.used.as_ref().is_some_and(Use::is_struck)
+    }
 }
 
 /// An event whose body is arriving.
@@ -64,11 +75,17 @@ struct Assembly {
 }
 
 impl LaneServer {
-    pub(crate) fn new(ring: Responder, bell: Arc<Bell>, offered: Arc<Offered>) -> Self {
+    pub(crate) fn new(
+        ring: Responder,
+        bell: Arc<Bell>,
+        offered: Arc<Offered>,
+        holder: Arc<str>,
+    ) -> Self {
         Self {
             ring,
             bell,
             offered,
+            holder,
             copy: Copy::new(HOST_COPIES_MAX),
             done: Vec::new(),
             parts: VecDeque::new(),
@@ -151,7 +168,7 @@ impl LaneServer {
             (Entry::Event { part, len }, None) if len <= HOST_EVENT_MAX_BYTES as u64 => {
                 self.event = Some(Assembly { part, body: Vec::new(), missing: len as usize });
             }
-            (Entry::Copy { .. }, None) => return self.ask(entry, served),
+            (Entry::Copy(asked), None) => return self.ask(asked, served),
             (Entry::Cancel { part }, None) => self.cancel(part),
             _ => return Err(Corrupt),
         }
@@ -161,10 +178,8 @@ impl LaneServer {
         Ok(())
     }
 
-    fn ask(&mut self, entry: Entry, served: &mut impl Served) -> Result<(), Corrupt> {
-        let Entry::Copy { part: id, last, source, offset, addr, len } = entry else {
-            return Err(Corrupt);
-        };
+    fn ask(&mut self, asked: CopyEntry, served: &mut impl Served) -> Result<(), Corrupt> {
+        let CopyEntry { part: id, last, source, offset, len, .. } = asked;
         if self.parts.back().is_none_or(|part| part.is_closed) {
             let serial = self.next_serial;
             self.next_serial += 1;
@@ -174,21 +189,41 @@ impl LaneServer {
         let (serial, index) = (part.serial, part.asked);
         part.asked += 1;
         part.is_closed = last;
-        let target = served.find(addr, len, Operation::Write);
-        let source = self.offered.slice(source, offset, len);
-        let (target, source) = match (target, source) {
-            (None, _) => return self.failed(id, index, Verdict::Refused),
-            (_, None) => return self.failed(id, index, Verdict::Unreadable),
-            (Some(target), Some(source)) => (target, source),
+        let (target, used) = match self.target(&asked, served) {
+            Ok(found) => found,
+            Err(verdict) => return self.failed(id, index, verdict),
+        };
+        let Some(source) = self.offered.slice(source, offset, len) else {
+            return self.failed(id, index, Verdict::Unreadable);
         };
         let (bytes, region) = (target.len(), target.region().clone());
         // There is room, or `poll` would not have taken the request.
         let name = self.copy.submit(CopyWork { tag: 0, source, target }).map_err(|_| Corrupt)?;
-        self.flying.push_back(Flying { serial, part: id, name, index, bytes, target: region });
+        let target = region;
+        self.flying.push_back(Flying { serial, part: id, name, index, bytes, target, used });
         if let Some(part) = self.parts.back_mut() {
             part.flying += 1;
         }
         Ok(())
+    }
+
+    /// Where a copy goes, if it may.
+    fn target(
+        &self,
+        asked: &CopyEntry,
+        served: &mut impl Served,
+    ) -> Result<(Slice, Option<Use>), Verdict> {
+        let CopyEntry { addr, len, key, .. } = *asked;
+        let Some(key) = key else {
+            let found = served.find(addr, len, Operation::Write).ok_or(Verdict::Refused)?;
+            return Ok((found, None));
+        };
+        let found = served.find_granted(key, &self.holder, addr, len, Operation::Write);
+        match found {
+            Ok((target, used)) => Ok((target, Some(used))),
+            Err(Denied::Stale) => Err(Verdict::Stale),
+            Err(Denied::Refused) => Err(Verdict::Refused),
+        }
     }
 
     fn failed(&mut self, part: u64, index: u64, verdict: Verdict) -> Result<(), Corrupt> {
@@ -208,7 +243,11 @@ impl LaneServer {
         self.end_parts();
     }
 
+    /// Copies a turn's worth, of whose grants all hold at its beginning.
     fn make_copies(&mut self) -> usize {
+        for flying in self.flying.iter().filter(|flying| flying.is_struck()) {
+            self.copy.fence(flying.name);
+        }
         let mut done = std::mem::take(&mut self.done);
         let moved = self.copy.poll(HOST_COPIES_MAX, &mut done);
         for done in done.drain(..) {
@@ -224,6 +263,7 @@ impl LaneServer {
             part.flying -= 1;
         }
         let verdict = match &done.error {
+            _ if flying.is_struck() => Verdict::Stale,
             _ if done.copied_bytes == flying.bytes => Verdict::Ok,
             None => Verdict::Ended,
             Some(_) => Verdict::Unreadable,

@@ -10,6 +10,8 @@ use kvrail_reactors::host::process::{Process, ProcessSlice};
 use kvrail_reactors::host::view::{View, ViewSlice};
 
 use crate::limits::REGIONS_MAX;
+use crate::memory::Operation;
+use crate::memory::grant::{Denied, Key, ROW, Use, check};
 use crate::{Error, Result};
 
 /// How a peer's region is read.
@@ -85,23 +87,39 @@ impl Offered {
     }
 }
 
-/// Says behind a copy whether what was read is still the peer's word: the peer has not taken the
-/// region back meanwhile.
+/// Says behind a copy whether what was read is still the owner's word: it has not taken the memory
+/// back meanwhile.
 #[derive(Debug, Clone)]
-pub(crate) struct Proof {
-    ledger: Arc<LedgerView>,
-    slot: usize,
-    id: u64,
+pub(crate) enum Proof {
+    /// A region of a peer's, by its slot and number.
+    Region(Arc<LedgerView>, usize, u64),
+    /// A grant of a peer's.
+    Grant(Arc<LedgerView<ROW>>, Key),
+    /// A grant of this engine's own.
+    Use(Use),
 }
 
 impl Proof {
     pub(crate) fn holds(&self) -> bool {
-        self.ledger.holds(self.slot, self.id)
+        match self {
+            Self::Region(ledger, slot, id) => ledger.holds(*slot, *id),
+            Self::Grant(ledger, key) => ledger.holds(key.slot as usize, key.word),
+            Self::Use(used) => !used.is_struck(),
+        }
     }
 
-    /// Whether it speaks of the same region.
+    /// Whether it speaks of the same region or grant.
     pub(crate) fn is_of(&self, other: &Self) -> bool {
-        self.id == other.id && Arc::ptr_eq(&self.ledger, &other.ledger)
+        match (self, other) {
+            (Self::Region(ledger, slot, id), Self::Region(other, other_slot, other_id)) => {
+                Arc::ptr_eq(ledger, other) && (slot, id) == (other_slot, other_id)
+            }
+            (Self::Grant(ledger, key), Self::Grant(other, other_key)) => {
+                Arc::ptr_eq(ledger, other) && key == other_key
+            }
+            (Self::Use(used), Self::Use(other)) => used.is_of(other),
+            _ => false,
+        }
     }
 }
 
@@ -109,6 +127,16 @@ impl Proof {
 #[derive(Debug)]
 pub(crate) struct Readable {
     ledger: Arc<LedgerView>,
+    grants: Arc<LedgerView<ROW>>,
+    /// Those that anybody may read.
+    open: Shelf,
+    /// Those of which we may read what is granted.
+    granted: Shelf,
+}
+
+/// What the peer said of its addresses.
+#[derive(Debug, Default)]
+struct Shelf {
     regions: RwLock<BTreeMap<u64, Entry>>,
 }
 
@@ -130,26 +158,103 @@ pub(crate) enum Known {
 }
 
 impl Readable {
-    pub(crate) fn new(ledger: Arc<LedgerView>) -> Self {
-        Self { ledger, regions: RwLock::default() }
+    pub(crate) fn new(ledger: Arc<LedgerView>, grants: Arc<LedgerView<ROW>>) -> Self {
+        Self { ledger, grants, open: Shelf::default(), granted: Shelf::default() }
     }
 
     /// What is known of the region that holds these bytes; none where the peer must be asked.
     pub(crate) fn known(&self, addr: u64, len: u64) -> Option<Known> {
-        let regions = read(&self.regions);
-        let (start, entry) = regions.range(..=addr).next_back()?;
-        let end = addr.checked_add(len)?;
-        (end <= start.saturating_add(entry.len)).then(|| entry.known.clone())
+        self.open.known(addr, len)
+    }
+
+    /// Whether the peer needn't be asked, under a grant of it or without.
+    pub(crate) fn is_known(&self, addr: u64, len: u64, key: Option<Key>) -> bool {
+        // Of a grant that does not hold, the peer has nothing to say.
+        let is_over = |key: Key| self.grants.row(key.slot as usize, key.word).is_none();
+        match key {
+            None => self.open.known(addr, len).is_some(),
+            Some(key) => is_over(key) || self.region(addr, len).is_some(),
+        }
     }
 
     /// The bytes as a source, with what proves them.
     pub(crate) fn source(&self, addr: u64, len: u64) -> Option<(Source, Proof)> {
         let Some(Known::Readable { region, slot }) = self.known(addr, len) else { return None };
         let source = region.slice(addr - region.addr, len)?;
-        Some((source, Proof { ledger: self.ledger.clone(), slot, id: region.id }))
+        Some((source, Proof::Region(self.ledger.clone(), slot, region.id)))
     }
 
-    pub(crate) fn insert(&self, addr: u64, len: u64, known: Known) {
+    /// The same under a grant to an engine of this name; none where another path must do.
+    ///
+    /// # Errors
+    /// By the peer's own ledger it does not hold, or does not permit this.
+    pub(crate) fn granted(
+        &self,
+        key: Key,
+        name: &str,
+        addr: u64,
+        len: u64,
+    ) -> Result<Option<(Source, Proof)>, Denied> {
+        let row = self.grants.row(key.slot as usize, key.word).ok_or(Denied::Stale)?;
+        check(row, name, addr, len, Operation::Read)?;
+        let Some(Known::Readable { region, .. }) = self.region(addr, len) else { return Ok(None) };
+        let source = region.slice(addr - region.addr, len);
+        Ok(source.map(|source| (source, Proof::Grant(self.grants.clone(), key))))
+    }
+
+    /// The region of bytes that are granted: one that all may read, else one we were shown. One
+    /// that is gone says nothing of the next one at its address, whose grant this may be.
+    fn region(&self, addr: u64, len: u64) -> Option<Known> {
+        let is_there = |known: &Known| match known {
+            Known::Readable { region, slot } => self.ledger.holds(*slot, region.id),
+            Known::Refused(_) => false,
+        };
+        let granted = || match self.granted.known(addr, len) {
+            Some(known @ Known::Readable { .. }) => Some(known).filter(is_there),
+            refused => refused,
+        };
+        self.open.known(addr, len).filter(is_there).or_else(granted)
+    }
+
+    /// What the peer says now, of all or of what is granted to us.
+    pub(crate) fn insert(&self, addr: u64, len: u64, is_granted: bool, known: Known) {
+        let shelf = if is_granted { &self.granted } else { &self.open };
+        shelf.insert(addr, len, known);
+    }
+
+    /// The peer has taken the region back.
+    pub(crate) fn remove(&self, id: u64) {
+        self.retain(|known| match known {
+            Known::Readable { region, .. } => region.id != id,
+            Known::Refused(_) => true,
+        });
+    }
+
+    /// The peer has more regions than before.
+    pub(crate) fn forget_refusals(&self) {
+        self.retain(|known| matches!(known, Known::Readable { .. }));
+    }
+
+    pub(crate) fn clear(&self) {
+        self.retain(|_| false);
+    }
+
+    fn retain(&self, keep: impl Fn(&Known) -> bool) {
+        for shelf in [&self.open, &self.granted] {
+            write(&shelf.regions).retain(|_, entry| keep(&entry.known));
+        }
+    }
+}
+
+impl Shelf {
+    fn known(&self, addr: u64, len: u64) -> Option<Known> {
+        let regions = read(&self.regions);
+        let (start, entry) = regions.range(..=addr).next_back()?;
+        let end = addr.checked_add(len)?;
+        (end <= start.saturating_add(entry.len)).then(|| entry.known.clone())
+    }
+
+    fn insert(&self, addr: u64, len: u64, known: Known) {
         let mut regions = write(&self.regions);
         // What the peer says now replaces what it said of these addresses before.
         let end = addr.saturating_add(len);
@@ -163,23 +268,6 @@ impl Readable {
         if regions.len() < REGIONS_MAX {
             regions.insert(addr, Entry { len, known });
         }
-    }
-
-    /// The peer has taken the region back.
-    pub(crate) fn remove(&self, id: u64) {
-        write(&self.regions).retain(|_, entry| match &entry.known {
-            Known::Readable { region, .. } => region.id != id,
-            Known::Refused(_) => true,
-        });
-    }
-
-    /// The peer has more regions than before.
-    pub(crate) fn forget_refusals(&self) {
-        write(&self.regions).retain(|_, entry| matches!(entry.known, Known::Readable { .. }));
-    }
-
-    pub(crate) fn clear(&self) {
-        write(&self.regions).clear();
     }
 }
 
@@ -218,15 +306,27 @@ mod tests {
         assert!(offered.slice(7, 0, 1).is_none());
     }
 
+    /// A peer of four slots, and what is known of it.
+    struct Rig {
+        ledger: Ledger,
+        grants: Ledger<ROW>,
+        readable: Readable,
+    }
+
+    fn rig() -> Rig {
+        let (ledger, grants) = (Ledger::new(4).unwrap(), Ledger::new(4).unwrap());
+        let view = Arc::new(LedgerView::map(ledger.fd(), 4).unwrap());
+        let granted = Arc::new(LedgerView::map(grants.fd(), 4).unwrap());
+        Rig { ledger, grants, readable: Readable::new(view, granted) }
+    }
+
     #[test]
     fn a_readable_region_is_found_by_address_until_it_is_struck() {
-        let ledger = Ledger::new(4).unwrap();
-        let view = Arc::new(LedgerView::map(ledger.fd(), 4).unwrap());
-        let readable = Readable::new(view);
+        let Rig { ledger, readable, .. } = rig();
         assert!(readable.known(5000, 10).is_none());
-        ledger.enter(2, 7);
+        ledger.enter(2, [7]);
         let region = mapped(7, 5000, 100);
-        readable.insert(5000, 100, Known::Readable { region, slot: 2 });
+        readable.insert(5000, 100, false, Known::Readable { region, slot: 2 });
         let (source, proof) = readable.source(5090, 10).unwrap();
         assert!(source.len() == 10 && proof.holds());
         assert!(readable.source(5090, 11).is_none() && readable.known(4999, 1).is_none());
@@ -237,12 +337,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_granted_is_readable_under_its_grant_only() {
+        let Rig { ledger, grants, readable } = rig();
+        ledger.enter(2, [7]);
+        let key = Key { slot: 1, word: 77 };
+        // Readable by anyone.
+        grants.enter(1, [77, 5010, 20, 1]);
+        assert!(!readable.is_known(5010, 20, Some(key)), "the region is to be asked for");
+        assert!(readable.granted(key, "us", 5010, 20).unwrap().is_none());
+        let region = mapped(7, 5000, 100);
+        readable.insert(5000, 100, true, Known::Readable { region, slot: 2 });
+        let (source, proof) = readable.granted(key, "us", 5010, 20).unwrap().unwrap();
+        assert!(source.len() == 20 && proof.holds());
+        assert!(readable.source(5010, 20).is_none() && readable.known(5010, 20).is_none());
+        assert_eq!(readable.granted(key, "us", 5010, 21).unwrap_err(), Denied::Refused);
+        let other = Key { word: 78, ..key };
+        assert_eq!(readable.granted(other, "us", 5010, 20).unwrap_err(), Denied::Stale);
+        ledger.strike(2);
+        assert!(!readable.is_known(5010, 20, Some(key)), "another region may be there");
+        assert!(readable.granted(key, "us", 5010, 20).unwrap().is_none());
+        grants.strike(1);
+        assert!(!proof.holds() && readable.is_known(5010, 20, Some(key)));
+        assert_eq!(readable.granted(key, "us", 5010, 20).unwrap_err(), Denied::Stale);
+    }
+
+    #[test]
     fn news_replace_what_they_overlap() {
-        let ledger = Ledger::new(1).unwrap();
-        let readable = Readable::new(Arc::new(LedgerView::map(ledger.fd(), 1).unwrap()));
-        readable.insert(100, 100, Known::Refused("a".into()));
-        readable.insert(300, 100, Known::Refused("b".into()));
-        readable.insert(150, 200, Known::Refused("c".into()));
+        let readable = rig().readable;
+        readable.insert(100, 100, false, Known::Refused("a".into()));
+        readable.insert(300, 100, false, Known::Refused("b".into()));
+        readable.insert(150, 200, false, Known::Refused("c".into()));
         assert!(readable.known(100, 10).is_none() && readable.known(390, 10).is_none());
         assert!(matches!(readable.known(340, 10), Some(Known::Refused(why)) if &*why == "c"));
     }

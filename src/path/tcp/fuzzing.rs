@@ -11,7 +11,8 @@ use super::wire::{Event, HEADER_BYTES, Header, STATUS_BYTES, Status, Verb, Versi
 use crate::limits::{
     EVENT_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS, SMALL_ROOM_BYTES,
 };
-use crate::memory::{Access, Location, Operation, Region, Regions, RegionsView};
+use crate::memory::grant::{Denied, Granting, Grants, Key, Use};
+use crate::memory::{Access, Grant, Location, Operation, Region, Regions, RegionsView};
 use crate::path::served::Served;
 
 /// Memory with registered ranges in it and guard bytes around them. Peers name bytes by their
@@ -20,6 +21,9 @@ pub(crate) struct World {
     pub(crate) memory: Arc<region::Region>,
     windows: Vec<Window>,
     view: RegionsView,
+    grants: Arc<Grants>,
+    /// Those of [`GRANTED`], by number, as long as they hold.
+    held: Vec<Option<Grant>>,
     /// What was delivered, in order.
     pub(crate) events: Vec<Event>,
 }
@@ -40,17 +44,48 @@ pub(crate) const WINDOWS: [Window; 4] = [
     Window { start: 13_000, len: 2_000, access: Access::LOCAL },
 ];
 
+/// Grants inside of what is not published otherwise: to anyone, to one peer, and one that was
+/// taken back.
+pub(crate) const GRANTED: [Granted; 3] = [
+    Granted { start: 13_100, len: 500, access: Access::READ_WRITE, holder: None, holds: true },
+    Granted { start: 13_700, len: 300, access: Access::WRITE, holder: Some(PEER), holds: true },
+    Granted { start: 14_200, len: 300, access: Access::READ_WRITE, holder: None, holds: false },
+];
+
+/// The peer to which something is granted.
+pub(crate) const PEER: &str = "peer";
+
+/// The word of every key here, whose slot is a number in [`GRANTED`]: real ones nobody guesses.
+pub(crate) const WORD: u64 = 7;
+
+/// A granted range.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Granted {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    pub(crate) access: Access,
+    pub(crate) holder: Option<&'static str>,
+    pub(crate) holds: bool,
+}
+
 impl World {
     pub(crate) fn new(len: usize, windows: &[Window]) -> Self {
         let memory = Arc::new(region::Region::allocate(len, None).expect("memory"));
         let regions = Arc::new(Regions::default());
+        let grants = Arc::new(Grants::new(None));
+        let mut held = Vec::new();
         for window in windows {
             let inner = region::Region::within(&memory, window.start, window.len).expect("room");
             let region = Region::new(inner, window.access, Location::Cpu(None));
-            regions.insert(region).expect("no overlap");
+            regions.insert(region.clone()).expect("no overlap");
+            let end = window.start + window.len;
+            let is_in =
+                |grant: &&Granted| grant.start >= window.start && grant.start + grant.len <= end;
+            let local = GRANTED.iter().filter(|_| window.access == Access::LOCAL).filter(is_in);
+            held.extend(local.map(|grant| grant.make(&grants, &region, window.start)));
         }
-        let view = RegionsView::new(regions);
-        let world = Self { memory, windows: windows.to_vec(), view, events: Vec::new() };
+        let (view, windows) = (RegionsView::new(regions), windows.to_vec());
+        let world = Self { memory, windows, view, grants, held, events: Vec::new() };
         let bytes: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8).collect();
         world.all().write(0, &bytes).expect("all of it");
         world
@@ -67,11 +102,34 @@ impl World {
     }
 }
 
+impl Granted {
+    fn make(&self, grants: &Arc<Grants>, region: &Region, start: usize) -> Option<Grant> {
+        let range = self.start - start..self.start - start + self.len;
+        let (access, holder) = (self.access, self.holder.map(str::to_owned));
+        let granting = Granting { region, range, access, holder, expires_ns: None, generation: 0 };
+        Some(grants.add(granting).expect("it is inside")).filter(|_| self.holds)
+    }
+}
+
 impl Served for World {
     fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
         let is_ours = addr < self.memory.len() as u64;
         let addr = if is_ours { self.memory.addr() + addr } else { addr };
         self.view.current().find(addr, len, operation).ok()
+    }
+
+    fn find_granted(
+        &mut self,
+        key: Key,
+        holder: &str,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Result<(Slice, Use), Denied> {
+        let held = self.held.get(key.slot as usize).filter(|_| key.word == WORD);
+        let reference = held.and_then(Option::as_ref).ok_or(Denied::Stale)?.reference();
+        let addr = self.memory.addr().wrapping_add(addr);
+        self.grants.find(reference.key, holder, addr, len, operation)
     }
 
     fn event(&mut self, event: Event) -> Status {

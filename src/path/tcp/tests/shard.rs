@@ -60,9 +60,13 @@ fn both(test: impl Fn(Streams)) {
     }
 }
 
+fn service(view: RegionsView, arrivals: Arc<Arrivals>) -> Service {
+    Service::new(view, Arc::default(), arrivals)
+}
+
 fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
     let view = RegionsView::new(Arc::new(Regions::default()));
-    TcpShard::new(streams, Service::new(view, Arc::default()), Box::new(|_| {}), limits)
+    TcpShard::new(streams, service(view, Arc::default()), Box::new(|_| {}), limits)
 }
 
 /// Ours and the peer's.
@@ -130,7 +134,7 @@ fn strangers(streams: Streams) {
     regions.insert(memory.clone()).unwrap();
     let arrivals = Arc::new(Arrivals::default());
     let view = RegionsView::new(regions);
-    let service = Service::new(view, arrivals);
+    let service = service(view, arrivals);
     let mut shard = TcpShard::new(streams, service, Box::new(|_| {}), limits);
     let (socket, mut known) = sockets();
     shard.handle(Message::Accepted(socket.into()), 0);

@@ -1,0 +1,117 @@
+//! Grants between whole engines, through the public API alone, by every path: what is granted can
+//! be reached and nothing else, and what was taken back never ends well.
+
+mod endings;
+mod meaning;
+mod reuse;
+
+use std::time::Duration;
+
+use kvrail::{
+    Access, Batch, Engine, Error, ExclusiveLease, Lease, Location, PathKind, Peer, Reference,
+    Region,
+};
+
+/// How the holder reaches the owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Local,
+    Host,
+}
+
+pub(crate) const WAYS: [Way; 2] = [Way::Local, Way::Host];
+
+/// An owner of memory and a peer of it.
+pub(crate) struct Pair {
+    pub(crate) owner: Engine,
+    pub(crate) holder: Engine,
+    /// The owner, as the holder sees it.
+    pub(crate) peer: Peer,
+    pub(crate) way: Way,
+}
+
+impl Pair {
+    pub(crate) async fn new(way: Way) -> Self {
+        let owner = engine();
+        let holder = if way == Way::Local { owner.clone() } else { engine() };
+        let peer = holder.open(owner.name()).await.expect("the owner");
+        let path = if way == Way::Local { PathKind::Local } else { PathKind::Host };
+        assert_eq!(peer.path(), path);
+        Self { owner, holder, peer, way }
+    }
+
+    /// Reads from the start of what was granted until the lease is full.
+    pub(crate) async fn read(
+        &self,
+        into: ExclusiveLease,
+        from: &Reference,
+    ) -> (Result<(), Error>, ExclusiveLease) {
+        let mut batch = Batch::new(&self.peer);
+        batch.read_from(into, from, 0);
+        let (status, mut leases) = ended(self.holder.transfer(batch).await);
+        let Some(Lease::Exclusive(lease)) = leases.pop() else { panic!("the lease comes back") };
+        (status, lease)
+    }
+
+    /// Writes the whole region to the start of what was granted.
+    pub(crate) async fn write(&self, from: &Region, to: &Reference) -> Result<(), Error> {
+        let mut batch = Batch::new(&self.peer);
+        batch.write_to(&from.share(0..from.len()).unwrap(), to, 0);
+        ended(self.holder.transfer(batch).await).0
+    }
+}
+
+/// The status of the only request, and the leases.
+fn ended(result: Result<kvrail::Outcome, kvrail::Failed>) -> (Result<(), Error>, Vec<Lease>) {
+    let outcome = result.unwrap_or_else(kvrail::Failed::into_outcome);
+    (outcome.statuses()[0].clone(), outcome.into_leases())
+}
+
+pub(crate) fn engine() -> Engine {
+    Engine::builder().start().expect("an engine")
+}
+
+pub(crate) fn region(engine: &Engine, len: usize) -> Region {
+    engine.allocate(len, Location::Cpu(None), Access::LOCAL).expect("a region")
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        // xorshift64 (Marsaglia, 2003).
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+pub(crate) fn fill(region: &Region, bytes: &[u8]) {
+    region.lease(0..bytes.len()).expect("a lease").copy_in(0, bytes).expect("room");
+}
+
+pub(crate) fn contents(region: &Region) -> Vec<u8> {
+    let mut bytes = vec![0; region.len()];
+    region.share(0..region.len()).expect("a lease").copy_out(0, &mut bytes).expect("room");
+    bytes
+}
+
+/// Runs a test to its end on every way, and fails it rather than hang.
+pub(crate) fn on_every_way<F: Future<Output = ()>>(test: impl Fn(Pair) -> F) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("tokio");
+    let limit = Duration::from_secs(60);
+    for way in WAYS {
+        runtime.block_on(async {
+            let test = async { test(Pair::new(way).await).await };
+            tokio::time::timeout(limit, test).await.unwrap_or_else(|_| panic!("{way:?} hangs"));
+        });
+    }
+}
