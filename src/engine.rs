@@ -10,7 +10,7 @@ use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
 use crate::config::{EngineBuilder, Metadata};
-use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind};
+use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind, Resolved};
 use crate::counter::Counter;
 use crate::explain::Explanation;
 use crate::exposed::{Exposed, expose};
@@ -81,16 +81,19 @@ impl Engine {
             Service::new(regions, host.grants.clone(), host.arrivals.clone())
         };
         let started = Carriers::start(&config, runtime, &service, &control)?;
-        Self::assemble(started, control, host, links, &config)
+        let engine = Self::assemble(started, control, host, links, &config);
+        futures_lite::future::block_on(engine.publish())?;
+        Ok(engine)
     }
 
-    fn assemble(
+    /// An engine of parts that run.
+    pub(crate) fn assemble(
         (runtime, carriers): (Runtime, Carriers),
         control: Arc<Control>,
         host: Arc<Exposed>,
         links: Links,
         config: &EngineBuilder,
-    ) -> Result<Self> {
+    ) -> Self {
         let nodes: Vec<_> = runtime.placement().iter().map(|shard| shard.node).collect();
         host.start(carriers.tcp);
         if let Some(hub) = &host.hub {
@@ -112,9 +115,7 @@ impl Engine {
             caller_spin: config.caller_spin(),
             nodes,
         };
-        let engine = Self { inner: Arc::new(inner) };
-        futures_lite::future::block_on(engine.publish())?;
-        Ok(engine)
+        Self { inner: Arc::new(inner) }
     }
 
     /// The segment name: what peers open.
@@ -167,7 +168,7 @@ impl Engine {
         self.insert(Region::new(memory, access, Location::Cpu(None)))
     }
 
-    fn insert(&self, region: Region) -> Result<Region> {
+    pub(crate) fn insert(&self, region: Region) -> Result<Region> {
         self.inner.host.regions.insert(region.clone())?;
         // A descriptor that default peers can't read would take all other regions down with it.
         if let Err(error) = self.inner.host.descriptor().to_json() {
@@ -246,11 +247,17 @@ impl Engine {
             return Ok(self.local());
         }
         let resolved = self.inner.control.resolve(name, true).await?;
+        let peer = self.peer(name, &resolved);
         let Inner { links, control, .. } = &*self.inner;
-        let link = links.to(name, &resolved, self.inner.shards());
-        links.meet(&link, &resolved, control).await;
+        links.meet(&peer.inner.link, &resolved, control).await;
+        Ok(peer)
+    }
+
+    /// A peer that was resolved.
+    pub(crate) fn peer(&self, name: &str, resolved: &Resolved) -> Peer {
+        let link = self.inner.links.to(name, resolved, self.inner.shards());
         let buffers = resolved.descriptor.buffers.iter().map(remote_buffer).collect();
-        Ok(Peer::new(link, buffers))
+        Peer::new(link, buffers)
     }
 
     /// Says by which path transfers between `region` and `peer` go: every candidate, what speaks

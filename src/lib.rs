@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod arrivals;
+mod canary;
 mod config;
 mod control;
 mod counter;
@@ -39,6 +40,9 @@ mod post;
 mod request;
 mod route;
 pub mod runtime;
+#[cfg(any(test, feature = "sim"))]
+#[doc(hidden)]
+pub mod sim;
 pub mod topology;
 mod transfer;
 mod window;

@@ -103,6 +103,12 @@ impl<R: Ringer> Doorbell<R> {
         fence(Ordering::SeqCst);
     }
 
+    /// Whether the sleeper has announced its sleep and nobody has rung since.
+    #[cfg(feature = "sim")]
+    pub fn is_sleeping(&self) -> bool {
+        self.sleeping.load(Ordering::Acquire)
+    }
+
     /// For the sleeper alone: awake again, rings cost nothing.
     pub fn wake(&self) {
         self.sleeping.store(false, Ordering::Release);

@@ -104,6 +104,26 @@ impl Control {
         Ok(Self { shared, runtime, calls, stop, ended })
     }
 
+    /// A control plane that has no thread and hears nobody: the simulator carries its messages.
+    /// What is detached from it waits on `runtime`.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn detached(identity: Identity, host: Arc<dyn Host>, runtime: Handle) -> Self {
+        let limits = ControlLimits::default();
+        let (stop, _) = watch::channel(false);
+        let (_, ended) = watch::channel(true);
+        let calls = Arc::new(Semaphore::new(limits.calls));
+        let shared = Shared {
+            identity,
+            host,
+            metadata: Metadata::P2p,
+            limits,
+            directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
+            registered: tokio::sync::Mutex::new(false),
+            stopping: AtomicBool::new(true),
+        };
+        Self { shared: Arc::new(shared), runtime, calls, stop, ended }
+    }
+
     /// The name that peers open.
     pub fn name(&self) -> &str {
         &self.shared.identity.name

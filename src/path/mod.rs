@@ -62,6 +62,24 @@ impl TcpActor {
     }
 }
 
+#[cfg(any(test, feature = "sim"))]
+impl TcpActor {
+    /// Starts it on a simulated network, whose connections `dial` asks for.
+    pub(crate) fn simulated(
+        runtime: &Runtime,
+        shard: usize,
+        service: Service,
+        streams: kvrail_reactors::sim::Streams,
+        dial: impl Fn(&Arc<Route>) + Send + 'static,
+        limits: TcpLimits,
+    ) -> Result<PumpAddress<Message>> {
+        runtime.spawn_pump(shard, move |context| {
+            let streams = Streams::Sim(streams);
+            Self { shard: TcpShard::new(streams, service, Box::new(dial), limits), context }
+        })
+    }
+}
+
 /// The reactor that fits the shard's doorbell.
 fn streams(driver: Driver, doorbell: &Doorbell) -> std::io::Result<Streams> {
     match driver {

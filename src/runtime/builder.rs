@@ -109,7 +109,7 @@ impl RuntimeBuilder {
 
     /// Starts every shard, or none: dropping the owner stops those that did start.
     fn start(&self, driver: Driver, placements: &[ShardPlacement]) -> Result<Runtime> {
-        let (shared, seeds) = self.shared(driver, placements.to_vec())?;
+        let (shared, seeds) = self.shared(driver, placements.to_vec(), Clock::new())?;
         let owner = Owner { shared, threads: Mutex::default() };
         let (started, starts) = mpsc::channel();
         for (seed, index) in seeds.into_iter().zip(0..) {
@@ -124,14 +124,27 @@ impl RuntimeBuilder {
         Ok(Runtime(Arc::new(owner)))
     }
 
+    /// Shards without threads, for the simulator to drive.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn detached(
+        &self,
+        placements: Vec<ShardPlacement>,
+        clock: quanta::Clock,
+    ) -> Result<(Runtime, Vec<super::Shard>)> {
+        let (shared, parts) = self.shared(Driver::Uring, placements, Clock::of(clock))?;
+        let owner = Owner { shared, threads: Mutex::default() };
+        Ok((Runtime(Arc::new(owner)), parts.into_iter().map(super::Shard::new).collect()))
+    }
+
     fn shared(
         &self,
         driver: Driver,
         placements: Vec<ShardPlacement>,
+        clock: Clock,
     ) -> Result<(Arc<Shared>, Vec<ShardParts>)> {
         static RUNTIMES: AtomicU64 = AtomicU64::new(0);
         let runtime = RUNTIMES.fetch_add(1, Ordering::Relaxed);
-        let (clock, stop) = (Clock::new(), Arc::new(Stop::new()));
+        let stop = Arc::new(Stop::new());
         let mut shards = Vec::new();
         let mut seeds = Vec::new();
         for index in 0..placements.len() {

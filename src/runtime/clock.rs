@@ -9,7 +9,11 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        let clock = quanta::Clock::new();
+        Self::of(quanta::Clock::new())
+    }
+
+    /// Time begins now; it need not be the machine's.
+    pub(crate) fn of(clock: quanta::Clock) -> Self {
         let origin = clock.raw();
         Self { clock, origin }
     }

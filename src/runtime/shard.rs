@@ -90,6 +90,18 @@ impl Stop {
     }
 }
 
+/// What a shard does next, where the simulator drives it.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It takes another turn.
+    Awake,
+    /// It sleeps until it is rung, and for so long at most.
+    Parked { nap: Option<Duration> },
+    /// It has ended.
+    Over,
+}
+
 thread_local! {
     /// The runtime whose shard this thread is.
     static RUNTIME: Cell<Option<u64>> = const { Cell::new(None) };
@@ -181,6 +193,26 @@ impl Shard {
         }
     }
 
+    /// One turn of the loop for the simulator, which has the clock and the threads.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn step(&mut self, now_ns: u64) -> Step {
+        self.parts.doorbell.wake();
+        let done = self.turn(now_ns);
+        if self.is_over(now_ns) {
+            return Step::Over;
+        }
+        if done > 0 || !self.may_park(now_ns) {
+            return Step::Awake;
+        }
+        Step::Parked { nap: self.nap(now_ns) }
+    }
+
+    /// Whether somebody has rung since it parked.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn is_rung(&self) -> bool {
+        !self.parts.doorbell.is_sleeping()
+    }
+
     /// Drops every task and pump, whatever it waits for.
     pub(crate) fn clear(&mut self) {
         let (shard, on_panic) = (self.parts.index, &self.parts.on_panic);
@@ -254,14 +286,20 @@ impl Shard {
     }
 
     async fn park(&mut self, waiter: &Waiter, now_ns: u64) -> crate::Result<()> {
-        let doorbell = self.parts.doorbell.clone();
-        if !may_wait(&doorbell, || self.is_quiet(now_ns)) {
+        if !self.may_park(now_ns) {
             return Ok(());
         }
+        let doorbell = self.parts.doorbell.clone();
         let parked = waiter.rung(self.nap(now_ns)).await;
         doorbell.wake();
         doorbell.drain();
         parked
+    }
+
+    /// Announces the sleep; `false`, and awake again, where something came meanwhile.
+    fn may_park(&mut self, now_ns: u64) -> bool {
+        let doorbell = self.parts.doorbell.clone();
+        may_wait(&doorbell, || self.is_quiet(now_ns))
     }
 
     /// For how long to park at most: for ever, unless a pump has a clock or the shard stops.

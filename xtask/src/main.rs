@@ -9,6 +9,7 @@
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
 //! - `compare`: kvrail beside its peers and the machine's limits
 //! - `price`: instructions per request, `cargo xtask price`
+//! - `sim`: whole engines on a simulated network, `cargo xtask sim`
 //! - `proof`: tests that run somewhere else, and what they must say
 //! - `shell` `wheels`: running commands, and installing what they need
 
@@ -21,6 +22,7 @@ mod price;
 mod proof;
 mod rust;
 mod shell;
+mod sim;
 #[path = "../../src/bin/kvrail/size.rs"]
 mod size;
 mod steps;
@@ -47,6 +49,8 @@ enum Chore {
     Compare(compare::Options),
     /// Counts the instructions of a request by callgrind, on every path.
     Price(price::Options),
+    /// Runs whole engines on a simulated network, seed after seed.
+    Sim(sim::Options),
     /// Runs a command in a guest that sees this host's files.
     Vm(vm::Options),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         }),
         Chore::Compare(options) => compare::compare(&options).map(|_| ExitCode::SUCCESS),
         Chore::Price(options) => price::price(&options).map(|()| ExitCode::SUCCESS),
+        Chore::Sim(options) => sim::sim(&options),
         Chore::Vm(options) => vm::run(options),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };

@@ -13,6 +13,7 @@ use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
 use super::server::ServerStream;
+use crate::canary::{self, Canary};
 use crate::limits::LINGER_NS;
 use crate::path::served::Served;
 
@@ -261,6 +262,11 @@ impl Connection {
     /// Nothing is under way: the kernel does not touch any memory for this connection.
     pub(super) fn is_quiet(&self) -> bool {
         self.sending.is_none() && self.receiving.is_none()
+    }
+
+    /// It has ended and its memory is quiet.
+    pub(super) fn is_over(&self) -> bool {
+        self.end.is_some() && (self.is_quiet() || canary::is_on(Canary::ReuseBeforeFence))
     }
 
     /// Whether it may read from or write to `region`.

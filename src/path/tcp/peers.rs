@@ -9,6 +9,7 @@ use kvrail_reactors::ticket::Ticket;
 use super::client::{Action, Broken, Request};
 use super::connection::{Connection, End};
 use super::wire::Version;
+use crate::canary::{self, Canary};
 use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
 use crate::peer::{Route, RouteKind};
 use crate::{Error, ErrorKind, Landed, PathKind};
@@ -79,7 +80,9 @@ impl Lanes {
             is_unwell |= is_exhausted;
             // An event that arrived and whose answer was lost would count twice; behind a refusal
             // nothing is carried out.
-            let may_repeat = loss.was_rejected || !matches!(request.action, Action::Event(_));
+            let may_repeat = loss.was_rejected
+                || !matches!(request.action, Action::Event(_))
+                || canary::is_on(Canary::CountedTwice);
             // Nothing lands in our own memory any more, whatever the peer does.
             let is_safe = matches!((&loss.end, &request.action), (End::GivenUp, Action::Read(_)));
             if (may_resend || is_safe) && may_repeat && !is_exhausted {

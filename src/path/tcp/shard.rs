@@ -1,7 +1,7 @@
 //! The TCP actor of one shard: it owns a reactor, the connections on it and the parts of transfers
 //! that they carry. It decides nothing about bytes: streams, lanes and flights do.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
@@ -67,7 +67,8 @@ pub(crate) struct TcpShard {
     pub(super) done: Vec<Done>,
     pub(super) connections: Table<Connection>,
     served: Service,
-    pub(super) peers: HashMap<u64, Lanes>,
+    /// In an order that a seed repeats.
+    pub(super) peers: BTreeMap<u64, Lanes>,
     pub(super) parts: Table<Part>,
     pub(super) fences: Vec<Fence>,
     pub(super) dial: Dial,
@@ -89,7 +90,7 @@ impl TcpShard {
             done: Vec::new(),
             connections: Table::default(),
             served,
-            peers: HashMap::new(),
+            peers: BTreeMap::new(),
             parts: Table::default(),
             fences: Vec::new(),
             dial,

@@ -13,8 +13,7 @@ use crate::{Error, ErrorKind, Landed, PathKind};
 impl TcpShard {
     /// Takes a connection down once it has ended and nothing is under way on it.
     pub(super) fn reap_if_over(&mut self, ticket: Ticket<Connection>, now_ns: u64) {
-        let over = |c: &Connection| c.end.is_some() && c.is_quiet();
-        if !self.connections.get(ticket).is_some_and(over) {
+        if !self.connections.get(ticket).is_some_and(Connection::is_over) {
             return;
         }
         let Some(connection) = self.connections.remove(ticket) else { return };
@@ -163,7 +162,7 @@ impl TcpShard {
         let over: Vec<_> = self
             .connections
             .iter()
-            .filter(|(_, connection)| connection.end.is_some() && connection.is_quiet())
+            .filter(|(_, connection)| connection.is_over())
             .map(|(ticket, _)| ticket)
             .collect();
         over.into_iter().for_each(|ticket| self.reap_if_over(ticket, now_ns));
