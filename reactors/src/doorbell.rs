@@ -6,10 +6,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
 use crate::epoll::{self, Epoll, LEVEL};
+use crate::sync::{AtomicBool, Ordering, fence};
 
 /// Wakes a sleeper. The kernel's is [`EventFd`]; tests bring their own.
 pub trait Ringer: Send + Sync + 'static {
@@ -99,7 +99,9 @@ impl<R: Ringer> Doorbell<R> {
     /// For the sleeper alone: every ring from here on wakes. Look at every queue once more before
     /// waiting, and call [`Doorbell::wake`] instead of waiting if one isn't empty.
     pub fn sleep(&self) {
-        self.sleeping.store(true, Ordering::Relaxed);
+        // A swap only for the model checker's sake: it takes a plain store and a ringer's swap that
+        // read an older one for unordered. Here it costs nothing beside a wait.
+        self.sleeping.swap(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 

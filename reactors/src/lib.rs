@@ -23,6 +23,8 @@ pub mod region;
 pub mod sim;
 pub mod sockets;
 pub mod stream;
+#[doc(hidden)]
+pub mod sync;
 pub mod ticket;
 pub mod uring;
 pub mod vector;

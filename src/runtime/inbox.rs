@@ -1,11 +1,20 @@
 //! From any thread to one shard: a bounded queue that its reader polls, and that rings the shard's
 //! doorbell only while it sleeps.
 
+#[cfg(all(test, kvrail_loom))]
+mod models;
+#[cfg(kvrail_loom)]
+mod queue;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(kvrail_loom))]
 use std::sync::mpsc;
 
 use kvrail_reactors::doorbell::{Doorbell, EventFd, Ringer};
+use kvrail_reactors::sync::{AtomicBool, Ordering};
+
+#[cfg(kvrail_loom)]
+use self::queue as mpsc;
 
 use crate::canary::{self, Canary};
 
@@ -116,7 +125,7 @@ pub(crate) fn may_wait<R: Ringer>(doorbell: &Doorbell<R>, quiet: impl FnOnce() -
     wait
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(kvrail_loom)))]
 mod tests {
     use super::*;
     use std::sync::{Condvar, Mutex};

@@ -8,11 +8,13 @@
 //! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
 //! - `compare`: kvrail beside its peers and the machine's limits
+//! - `checkers`: sanitizers, and every order of threads' steps
 //! - `price`: instructions per request, `cargo xtask price`
 //! - `sim`: whole engines on a simulated network, `cargo xtask sim`
 //! - `proof`: tests that run somewhere else, and what they must say
 //! - `shell` `wheels`: running commands, and installing what they need
 
+mod checkers;
 mod compare;
 mod environments;
 mod example;

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::shell::Shell;
-use crate::{compare, environments, example, fuzz, mooncake, rust, sim, vm, without_uring};
+use crate::{
+    checkers, compare, environments, example, fuzz, mooncake, rust, sim, vm, without_uring,
+};
 
 /// What a step answers: a few words for the summary, or what went wrong.
 pub type Outcome = Result<String, String>;
@@ -17,7 +19,7 @@ struct Step {
 }
 
 /// Cheap and likely to fail first; what takes minutes or a download last.
-const STEPS: [Step; 14] = [
+const STEPS: &[Step] = &[
     step("fmt", "the sources are formatted", |shell, _| rust::fmt(shell)),
     step("style", "lengths, headers, unsafe", |shell, _| rust::style(shell)),
     step("no-c", "default features compile no C", |shell, _| rust::no_c(shell)),
@@ -26,6 +28,8 @@ const STEPS: [Step; 14] = [
     step("sim", "seeds and canaries", |shell, _| sim::seeds_and_canaries(shell)),
     step("no-uring", "the same where io_uring is refused", |shell, _| without_uring::suite(shell)),
     step("doc", "doc tests, and docs without a warning", |shell, _| rust::doc(shell)),
+    step("loom", "inbox and doorbell in every order", |shell, _| checkers::loom(shell)),
+    step("sanitize", "owners of memory, sanitized", |shell, _| checkers::sanitize(shell)),
     step("environments", "what a host may lack", |shell, _| environments::all(shell)),
     step("vm", "NUMA layouts, in guests", |shell, _| vm::cases::all(shell)),
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
