@@ -220,6 +220,14 @@ fn checked_event(mut event: Event, peer: &Peer, name: &str) -> Result<Option<Eve
 }
 
 /// A batch that was checked and planned, to be posted again and again.
+///
+/// Who has its leases back can't post it any more:
+/// ```compile_fail,E0382
+/// # fn wrong(engine: kvrail::Engine, prepared: kvrail::Prepared) {
+/// let leases = prepared.into_leases();
+/// let transfer = engine.post(&prepared);
+/// # }
+/// ```
 pub struct Prepared {
     plan: Arc<Plan>,
 }

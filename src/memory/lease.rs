@@ -162,6 +162,14 @@ impl Drop for Hold {
 }
 
 /// A lease to read from. Clones share the hold; the last one gives it back.
+///
+/// Nobody writes through it:
+/// ```compile_fail,E0599
+/// # fn wrong(region: kvrail::Region) -> kvrail::Result<()> {
+/// let mut lease = region.share(0..4096)?;
+/// lease.copy_in(0, b"a write may be reading this")?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct SharedLease {
     hold: Arc<Hold>,
@@ -211,6 +219,34 @@ impl SharedLease {
 }
 
 /// A lease to write into: while it lives, nobody else has a lease on these bytes.
+///
+/// A read takes it along, and its outcome brings it back:
+/// ```
+/// # use kvrail::{Batch, Engine, Peer, Region, Result};
+/// # async fn right(engine: Engine, peer: Peer, region: Region, addr: u64) -> Result<()> {
+/// let mut batch = Batch::new(&peer);
+/// batch.read(region.lease(0..4096)?, addr);
+/// let leases = engine.transfer(batch).await?.into_leases();
+/// let lease = leases.into_iter().next().and_then(kvrail::Lease::into_exclusive);
+/// # Ok(()) }
+/// ```
+/// Meanwhile it is out of reach, and there is no second one:
+/// ```compile_fail,E0382
+/// # use kvrail::{Batch, Engine, Peer, Region, Result};
+/// # fn wrong(engine: Engine, peer: Peer, region: Region, addr: u64) -> Result<()> {
+/// let mut lease = region.lease(0..4096)?;
+/// let mut batch = Batch::new(&peer);
+/// batch.read(lease, addr);
+/// let transfer = engine.transfer(batch);
+/// lease.copy_in(0, b"the peer's bytes may be landing here")?;
+/// # Ok(()) }
+/// ```
+/// ```compile_fail,E0599
+/// # fn wrong(region: kvrail::Region) -> kvrail::Result<()> {
+/// let lease = region.lease(0..4096)?;
+/// let second = lease.clone();
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ExclusiveLease {
     hold: Hold,

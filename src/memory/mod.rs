@@ -83,6 +83,14 @@ impl From<&NumaPolicy> for Location {
 
 /// A registered region. Clones name the same region; the memory goes when the last clone, lease
 /// and flight have let go of it.
+///
+/// Its bytes are reached through leases, never as a slice: peers may change them at any time, which
+/// no `&[u8]` allows.
+/// ```compile_fail,E0308
+/// # fn wrong(region: kvrail::Region) {
+/// let bytes: &[u8] = &region;
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Region {
     state: Arc<Registered>,
