@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use kvrail_reactors::region::{Region, Slice};
+use kvrail_reactors::region::Slice;
 
 use crate::engine::Inner;
 use crate::flight::{Flight, Landing};
@@ -111,11 +111,6 @@ impl Plan {
             .memory
             .part(slice.offset, slice.len)
             .expect("the planner checked it against the lease")
-    }
-
-    /// The region of this process that a slice reads from or writes to.
-    pub(crate) fn region(&self, slice: &PlannedSlice) -> &Arc<Region> {
-        self.requests[slice.request].memory.region()
     }
 
     pub(crate) fn operation(&self, slice: &PlannedSlice) -> Operation {

@@ -91,12 +91,13 @@ impl Tally {
                 proofs.push((index, proof.clone()));
             }
         }
+        // Requests are needed again only to say which of them a broken proof fails.
+        let requests = Vec::with_capacity(if proofs.is_empty() { 0 } else { jobs.len() });
         let (failures, carried) = (Vec::new(), metrics::Carried::default());
-        Self { path, proofs, requests: Vec::new(), failures, carried }
+        Self { path, proofs, requests, failures, carried }
     }
 
     fn add(&mut self, request: usize, bytes: usize, done: &CopyDone) {
-        // Requests are needed again only to say which of them a broken proof fails.
         if !self.proofs.is_empty() {
             self.requests.push(request);
         }

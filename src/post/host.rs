@@ -33,6 +33,8 @@ struct Sorted {
     rest: Vec<PlannedSlice>,
     /// What the peer's ledger says no to.
     denied: Vec<(usize, Error)>,
+    /// What must be asked before all of it can be sorted, if anything.
+    question: Option<Asked>,
 }
 
 impl Inner {
@@ -51,8 +53,9 @@ impl Inner {
             requests => 0..=requests - 1,
         };
         let gate = Portion::new(flight.clone(), requests);
-        match question(plan, neighbour) {
-            None => self.post_sorted(neighbour, gate),
+        let mut sorted = sort(plan, neighbour, self.name());
+        match sorted.question.take() {
+            None => self.post_sorted(neighbour, gate, sorted),
             Some(first) => self.post_when_known(neighbour, gate, first),
         }
         flight
@@ -68,11 +71,13 @@ impl Inner {
                 if !neighbour.ask(asked).await {
                     break;
                 }
-                next = question(&gate.flight().plan, &neighbour);
+                let Some(engine) = engine.upgrade() else { break };
+                next = sort(&gate.flight().plan, &neighbour, engine.name()).question;
             }
             // Without the engine the gate fails the flight as Closed.
             if let Some(engine) = engine.upgrade() {
-                engine.post_sorted(&neighbour, gate);
+                let sorted = sort(&gate.flight().plan, &neighbour, engine.name());
+                engine.post_sorted(&neighbour, gate, sorted);
                 // The caller has looked for the end in vain already.
                 neighbour.lanes.iter().for_each(|lane| lane.entrust());
             }
@@ -80,11 +85,10 @@ impl Inner {
     }
 
     /// Sends every slice its way; what nobody knows how to read goes by TCP.
-    fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion) {
+    fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion, sorted: Sorted) {
         let flight = gate.flight().clone();
         let plan = &flight.plan;
-        let Sorted { asks, sources, pulls, jobs, rest, mut denied } =
-            sort(plan, neighbour, self.name());
+        let Sorted { asks, sources, pulls, jobs, rest, mut denied, .. } = sorted;
         let (rest, kept_back) = without_grants(plan, rest.into());
         denied.extend(kept_back);
         self.post_asks(&flight, neighbour, &asks, &sources);
@@ -174,45 +178,54 @@ impl Inner {
     }
 }
 
-/// What must be asked before the plan's paths can be chosen, if anything.
-fn question(plan: &Plan, neighbour: &Neighbour) -> Option<Asked> {
-    plan.slices.iter().find_map(|slice| match plan.operation(slice) {
-        Operation::Write => {
-            let region = plan.region(slice);
-            neighbour.offer(region.id()).is_none().then(|| Asked::Offer(region.clone()))
-        }
-        Operation::Read => {
-            let (addr, len, key) = (slice.addr, slice.len as u64, plan.key(slice));
-            let is_known = neighbour.readable.is_known(addr, len, key);
-            (!is_known).then_some(Asked::Map { addr, len, key })
-        }
-    })
-}
-
 fn sort(plan: &Plan, neighbour: &Neighbour, name: &str) -> Sorted {
     let mut sorted = Sorted::default();
+    let room = plan.slices.len();
     for slice in &plan.slices {
         let near = plan.memory(slice);
         match plan.operation(slice) {
             Operation::Write => match neighbour.offer(near.region().id()) {
                 Some(Offer::Taken { .. }) => {
-                    sorted.asks.push(*slice);
-                    sorted.sources.push(near.region().id());
+                    push(&mut sorted.asks, room, *slice);
+                    push(&mut sorted.sources, room, near.region().id());
                 }
-                _ => sorted.rest.push(*slice),
+                Some(Offer::Refused(_)) => sorted.rest.push(*slice),
+                None => {
+                    sorted.question.get_or_insert_with(|| Asked::Offer(near.region().clone()));
+                    sorted.rest.push(*slice);
+                }
             },
             Operation::Read => match source(plan, slice, neighbour, name) {
                 Ok(Some((source, proof))) => {
                     let work = CopyWork { tag: 0, source, target: near };
-                    sorted.pulls.push(*slice);
-                    sorted.jobs.push(Job { request: slice.request, work, proof: Some(proof) });
+                    let job = Job { request: slice.request, work, proof: Some(proof) };
+                    push(&mut sorted.pulls, room, *slice);
+                    push(&mut sorted.jobs, room, job);
                 }
-                Ok(None) => sorted.rest.push(*slice),
+                Ok(None) => {
+                    sorted.question = sorted.question.or_else(|| unknown(plan, slice, neighbour));
+                    sorted.rest.push(*slice);
+                }
                 Err(error) => sorted.denied.push((slice.request, error)),
             },
         }
     }
     sorted
+}
+
+/// Batches mostly go one way: what gets one item is given room for all.
+fn push<T>(list: &mut Vec<T>, room: usize, item: T) {
+    if list.is_empty() {
+        list.reserve_exact(room);
+    }
+    list.push(item);
+}
+
+/// What must be asked before the bytes of a read are known to be of no use here.
+fn unknown(plan: &Plan, slice: &PlannedSlice, neighbour: &Neighbour) -> Option<Asked> {
+    let (addr, len, key) = (slice.addr, slice.len as u64, plan.key(slice));
+    let is_known = neighbour.readable.is_known(addr, len, key);
+    (!is_known).then_some(Asked::Map { addr, len, key })
 }
 
 /// Where a slice is read from, if it can be here.

@@ -167,7 +167,9 @@ impl ProcessSlice {
     /// # Errors
     /// As [`ProcessSlice::copy_to`].
     pub fn copy_all<'a>(pairs: impl Iterator<Item = (&'a Self, &'a Slice)>) -> io::Result<usize> {
-        let (mut local, mut remote) = (Vec::new(), Vec::new());
+        // And one for the token.
+        let room = pairs.size_hint().1.unwrap_or(READ_MAX_PARTS) + 1;
+        let (mut local, mut remote) = (Vec::with_capacity(room), Vec::with_capacity(room));
         let (mut process, mut bytes) = (None, 0);
         for (source, target) in pairs {
             let len = source.len.min(target.len());
