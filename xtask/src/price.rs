@@ -1,7 +1,7 @@
 //! What a request costs, in instructions: examples/price.rs under callgrind, which counts every
 //! thread of the process. Counts outlive a busy machine, so two revisions can be compared that were
 //! never measured side by side: one against itself differs by nothing where the caller copies, and
-//! by up to 3 % where threads wake each other.
+//! by up to 5 % where threads wake each other.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,7 +38,7 @@ pub fn price(options: &Options) -> Result<(), String> {
         shell.apt(&["valgrind"], "counting instructions")?;
     }
     let folder = shell.root.join("target/price");
-    let program = build(&shell, &shell.root, &folder, "now")?;
+    let program = build(&shell, &shell.root, &shell.root.join("target"))?;
     let baseline = options.baseline.as_deref();
     let before = baseline.map(|rev| build_baseline(&shell, &folder, rev)).transpose()?;
     let before = before.map(|program| count(&shell, &program, options.count)).transpose()?;
@@ -56,20 +56,17 @@ fn build_baseline(shell: &Shell, folder: &Path, rev: &str) -> Result<PathBuf, St
     let example = "examples/price.rs";
     fs::copy(shell.root.join(example), tree.join(example))
         .map_err(|error| format!("{example}: {error}"))?;
-    let built = build(shell, &tree, folder, "before");
+    // By its file times alone, cargo would take one tree's programs for the other's.
+    let built = build(shell, &tree, &folder.join("build"));
     run(shell.command("git").args(["worktree", "remove", "--force"]).arg(&tree))?;
     built
 }
 
-/// Builds the example in `tree`; answers where its copy is.
-fn build(shell: &Shell, tree: &Path, folder: &Path, name: &str) -> Result<PathBuf, String> {
-    let target = folder.join("build");
+/// Builds the example in `tree`; answers where it is.
+fn build(shell: &Shell, tree: &Path, target: &Path) -> Result<PathBuf, String> {
     let mut cargo = shell.cargo("build --release --locked -p kvrail --example price");
-    run(cargo.current_dir(tree).env("CARGO_TARGET_DIR", &target))?;
-    let program = folder.join(name);
-    fs::copy(target.join("release/examples/price"), &program)
-        .map_err(|error| format!("{}: {error}", program.display()))?;
-    Ok(program)
+    run(cargo.current_dir(tree).env("CARGO_TARGET_DIR", target))?;
+    Ok(target.join("release/examples/price"))
 }
 
 /// Runs a program under callgrind; answers its instructions per batch.
