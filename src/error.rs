@@ -6,6 +6,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::receipt::{Fenced, Proof};
+
 /// What the caller can do: one word per remedy, also used as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -83,6 +85,7 @@ pub struct Error {
     peer: Option<Arc<str>>,
     path: Option<PathKind>,
     landed: Landed,
+    fenced: Option<Fenced>,
     source: Option<Source>,
 }
 
@@ -92,7 +95,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`; `what` says what happened and what to do.
     pub fn new(kind: ErrorKind, what: impl Into<Arc<str>>) -> Self {
-        Self { kind, what: what.into(), peer: None, path: None, landed: Landed::No, source: None }
+        Self {
+            kind,
+            what: what.into(),
+            peer: None,
+            path: None,
+            landed: Landed::No,
+            fenced: None,
+            source: None,
+        }
     }
 
     /// The request is wrong: see [`ErrorKind::Refused`].
@@ -136,6 +147,13 @@ impl Error {
         self
     }
 
+    /// Says by whose word nothing more of the request lands at the peer.
+    #[must_use]
+    pub(crate) fn with_fence(mut self, fenced: Fenced) -> Self {
+        self.fenced = Some(fenced);
+        self
+    }
+
     /// Keeps the error beneath.
     #[must_use]
     pub fn with_source(
@@ -159,6 +177,19 @@ impl Error {
     /// The path that was in use, where one was chosen.
     pub fn path(&self) -> Option<PathKind> {
         self.path
+    }
+
+    /// Whether the peer's memory is provably untouched by this request from here on.
+    pub fn remote(&self) -> Proof {
+        self.fenced().proof()
+    }
+
+    /// By whose word [`Error::remote`] is known.
+    pub fn fenced(&self) -> Fenced {
+        self.fenced.unwrap_or(match self.landed {
+            Landed::No => Fenced::Unposted,
+            Landed::Maybe | Landed::Yes => Fenced::Nobody,
+        })
     }
 
     /// Whether bytes of the request may have reached their destination.

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use crate::memory::Visit;
 use crate::path::host::{self, Lane};
+use crate::receipt::Receipt;
 use crate::transfer::Plan;
-use crate::{Error, ErrorKind, Landed};
+use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
 /// What is to be done after a part has come back.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,13 +31,14 @@ pub(crate) struct Life {
     parts_out: usize,
     has_event: bool,
     failures: Vec<(usize, Error)>,
+    receipt: Option<Receipt>,
     is_done: bool,
 }
 
 impl Life {
     /// A batch whose data goes out in `parts`, followed by an event or not.
     pub(crate) fn new(parts: usize, has_event: bool) -> Self {
-        Self { parts_out: parts, has_event, failures: Vec::new(), is_done: false }
+        Self { parts_out: parts, has_event, failures: Vec::new(), receipt: None, is_done: false }
     }
 
     /// More parts go out while at least one is.
@@ -66,6 +68,11 @@ impl Life {
         self.is_done
     }
 
+    /// What has failed so far.
+    fn failures(&self) -> &[(usize, Error)] {
+        &self.failures
+    }
+
     /// How it ended, for a batch of `requests`.
     pub(crate) fn landing(&mut self, requests: usize) -> Landing {
         let mut statuses = vec![Ok(()); requests];
@@ -77,7 +84,7 @@ impl Life {
             }
             first_error.get_or_insert(error);
         }
-        Landing { statuses, first_error }
+        Landing { statuses, first_error, receipt: self.receipt }
     }
 }
 
@@ -88,6 +95,8 @@ pub(crate) struct Landing {
     pub(crate) statuses: Vec<Result<(), Error>>,
     /// The first failure of anything, the event included.
     pub(crate) first_error: Option<Error>,
+    /// What is known of the memory; none where nothing took off.
+    pub(crate) receipt: Option<Receipt>,
 }
 
 /// The request number of a batch's event.
@@ -100,7 +109,11 @@ pub(crate) type Announce = Box<dyn FnOnce(Portion) + Send>;
 pub(crate) struct Flight {
     pub(crate) plan: Arc<Plan>,
     pub(crate) deadline_ns: Option<u64>,
+    path: PathKind,
+    started: quanta::Instant,
     abandoned: AtomicBool,
+    /// When somebody wanted it to end.
+    ended: OnceLock<quanta::Instant>,
     shared: Mutex<Shared>,
     /// The lanes that its end comes by, if any.
     lanes: OnceLock<Vec<Arc<Lane>>>,
@@ -125,8 +138,18 @@ impl Flight {
         let life = Life::new(parts, announce.is_some());
         let shared = Mutex::new(Shared { life, announce, waker: None });
         let abandoned = AtomicBool::new(false);
-        let lanes = OnceLock::new();
-        Arc::new(Self { plan, deadline_ns, abandoned, shared, lanes, _visits: visits })
+        let path = plan.peer.path();
+        Arc::new(Self {
+            plan,
+            deadline_ns,
+            path,
+            started: quanta::Instant::now(),
+            abandoned,
+            ended: OnceLock::new(),
+            shared,
+            lanes: OnceLock::new(),
+            _visits: visits,
+        })
     }
 
     /// More parts go out while at least one is.
@@ -164,6 +187,8 @@ impl Flight {
 
     /// Nobody waits any more: what wasn't posted yet needn't be.
     pub(crate) fn abandon(&self) {
+        // The first cause stands.
+        let _ = self.ended.set(quanta::Instant::now());
         self.abandoned.store(true, Ordering::Relaxed);
         // Whoever looks after it learns that nobody waits.
         self.lanes().iter().for_each(|lane| lane.entrust());
@@ -188,6 +213,8 @@ impl Flight {
                 announce(Portion::new(self.clone(), EVENT..=EVENT));
             }
             Next::Finish => {
+                let receipt = self.receipt(shared.life.failures());
+                shared.life.receipt = Some(receipt);
                 let waker = shared.waker.take();
                 self.plan.landed();
                 drop(shared);
@@ -196,6 +223,22 @@ impl Flight {
                 }
             }
         }
+    }
+
+    /// What is known of the memory of a flight that is over, of which this failed.
+    fn receipt(&self, failures: &[(usize, Error)]) -> Receipt {
+        let deadline = self.plan.deadline.map(|after| self.started + after);
+        let now = quanta::Instant::now();
+        let passed = deadline.filter(|deadline| *deadline <= now);
+        let since = self.ended.get().copied().into_iter().chain(passed).min();
+        let took = now.duration_since(since.unwrap_or(self.started));
+        if failures.is_empty() && since.is_none() {
+            return Receipt::success(self.path, took);
+        }
+        let slices = self.plan.slices_of_requests();
+        let receipt = Receipt::sum(self.path, failures, &slices, took);
+        metrics::receipt(self.path, &receipt);
+        receipt
     }
 
     pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<Landing> {

@@ -6,8 +6,8 @@
 //!
 //! The data path, in the order a transfer walks it: `engine` (the handle), `request` (what is
 //! asked), `plan` (slices, pure), `post` (parts to shards), `path` (copies; the same host's lanes;
-//! TCP streams; one shard's actors), `flight` (the life of a batch, pure), `transfer` (the future
-//! and its outcome), `counter` and `notification` (what arrives behind the data). Beside it:
+//! TCP streams; one shard's actors), `flight` (the life of a batch, pure), `receipt` (whose memory
+//! is quiet behind it), `transfer` (the future and its outcome), `counter` and `notification` (what arrives behind the data). Beside it:
 //! `memory` (regions, leases, pools, what fits), `route` (which shard, pure), `links` (ways to
 //! peers), `exposed` (what peers reach), `explain` (which path, and why), `runtime` (shards and
 //! actors), `control` (daemon, descriptors, metadata), `topology` and `doctor` (the machine), and
@@ -37,6 +37,7 @@ mod path;
 mod peer;
 mod plan;
 mod post;
+mod receipt;
 mod request;
 mod route;
 pub mod runtime;
@@ -61,5 +62,6 @@ pub use memory::{
 };
 pub use notification::Notification;
 pub use peer::{Peer, RemoteBuffer};
+pub use receipt::{Fenced, Proof, Receipt};
 pub use request::{Batch, Pages, Strided};
 pub use transfer::{Failed, Outcome, Prepared, Transfer};

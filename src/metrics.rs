@@ -4,6 +4,7 @@
 use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
 
 use crate::memory::Operation;
+use crate::receipt::{Proof, Receipt};
 use crate::{Error, PathKind};
 
 /// Bytes of our own requests that were carried. Labels: path.
@@ -16,6 +17,11 @@ pub const SERVED_BYTES: &str = "kvrail_served_bytes_total";
 pub const SERVED_REFUSED: &str = "kvrail_served_refused_total";
 /// From posting a batch to its end. Labels: path.
 pub const BATCH_SECONDS: &str = "kvrail_batch_seconds";
+/// Ends of batches that failed, were cancelled or passed their deadline. Labels: path, remote
+/// (quiet or unproven), fenced (by whose word).
+pub const RECEIPTS: &str = "kvrail_receipts_total";
+/// From such an end's cause until the memory was quiet. Labels: path.
+pub const RECEIPT_SECONDS: &str = "kvrail_receipt_seconds";
 
 /// Tells the installed recorder each metric's unit and meaning.
 pub fn describe() {
@@ -24,6 +30,8 @@ pub fn describe() {
     describe_counter!(SERVED_BYTES, Unit::Bytes, "payload of peers' requests");
     describe_counter!(SERVED_REFUSED, Unit::Count, "peers' requests that were refused");
     describe_histogram!(BATCH_SECONDS, Unit::Seconds, "from posting a batch to its end");
+    describe_counter!(RECEIPTS, Unit::Count, "ends of batches that did not succeed");
+    describe_histogram!(RECEIPT_SECONDS, Unit::Seconds, "from such an end's cause to quiet");
 }
 
 /// What a part of a transfer carried; recorded once, when the part is back.
@@ -90,4 +98,14 @@ impl Serving {
 
 pub(crate) fn batch_ended(path: PathKind, elapsed: std::time::Duration) {
     histogram!(BATCH_SECONDS, "path" => path.label()).record(elapsed);
+}
+
+pub(crate) fn receipt(path: PathKind, receipt: &Receipt) {
+    let remote = match receipt.remote() {
+        Proof::Quiet => "quiet",
+        Proof::Unproven => "unproven",
+    };
+    let (path, fenced) = (path.label(), receipt.fenced().label());
+    counter!(RECEIPTS, "path" => path, "remote" => remote, "fenced" => fenced).increment(1);
+    histogram!(RECEIPT_SECONDS, "path" => path).record(receipt.took());
 }

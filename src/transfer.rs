@@ -16,8 +16,9 @@ use crate::memory::{Lease, Operation, Reference};
 use crate::path::tcp::Event;
 use crate::peer::{Peer, RouteKind};
 use crate::plan::{PlannedSlice, plan};
+use crate::receipt::{Fenced, Receipt};
 use crate::request::{Asked, Batch, Shape};
-use crate::{Error, ErrorKind, PathKind, Result, metrics};
+use crate::{Error, ErrorKind, Landed, PathKind, Result, metrics};
 
 /// A batch, checked and cut into slices. Owns its leases: they live as long as any flight of it.
 pub(crate) struct Plan {
@@ -142,6 +143,13 @@ impl Plan {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// How many slices each request was cut into.
+    pub(crate) fn slices_of_requests(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.requests.len()];
+        self.slices.iter().for_each(|slice| counts[slice.request] += 1);
+        counts
+    }
 }
 
 /// The slices of all requests, each inside of what it is asked for under.
@@ -264,12 +272,18 @@ impl Drop for Prepared {
 pub struct Outcome {
     statuses: Vec<Result<()>>,
     leases: Vec<Lease>,
+    receipt: Receipt,
 }
 
 impl Outcome {
     /// Each request's end, in the order of the requests.
     pub fn statuses(&self) -> &[Result<()>] {
         &self.statuses
+    }
+
+    /// Whose memory is quiet, by whose word, and what landed.
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
     }
 
     /// The leases, in the order of the requests; none of a prepared batch, which keeps its own.
@@ -292,7 +306,12 @@ impl Failed {
         &self.error
     }
 
-    /// Statuses and leases.
+    /// Whose memory is quiet, by whose word, and what landed.
+    pub fn receipt(&self) -> &Receipt {
+        self.outcome.receipt()
+    }
+
+    /// Statuses, leases and receipt.
     pub fn into_outcome(self) -> Outcome {
         self.outcome
     }
@@ -382,6 +401,20 @@ impl Transfer {
 }
 
 impl Transfer {
+    /// Ends the transfer: nothing more of it is posted, and what was posted is fenced. Resolves
+    /// when our memory is quiet and the peer's too, or nobody can say so; the outcome's receipt
+    /// tells which. What had landed before is there; a transfer that was over already is the
+    /// success that it was.
+    pub async fn cancel(self) -> Outcome {
+        if let State::Flying(flight) = &self.state {
+            flight.abandon();
+        }
+        match self.await {
+            Ok(outcome) => outcome,
+            Err(failed) => failed.into_outcome(),
+        }
+    }
+
     /// What the path has cost, for [`crate::Engine::explain`].
     fn note(&self, plan: &Plan, landing: &Landing) {
         if landing.first_error.is_none() {
@@ -405,7 +438,7 @@ impl Future for Transfer {
             State::Done => panic!("a transfer was polled after its end"),
             State::Refused(error, leases, requests) => {
                 let statuses = vec![Err(error.clone()); requests];
-                (Landing { statuses, first_error: Some(error) }, leases)
+                (Landing { statuses, first_error: Some(error), receipt: None }, leases)
             }
             State::Flying(flight) => match flight.poll(context) {
                 Poll::Pending => {
@@ -423,8 +456,14 @@ impl Future for Transfer {
             },
         };
         metrics::batch_ended(self.path, self.started.elapsed());
-        let Landing { statuses, first_error: error } = landing;
-        let outcome = Outcome { statuses, leases };
+        let Landing { statuses, first_error: error, receipt } = landing;
+        // What never took off has touched nothing.
+        let receipt = receipt.unwrap_or(Receipt {
+            landed: Landed::No,
+            fenced: Fenced::Unposted,
+            took: Duration::ZERO,
+        });
+        let outcome = Outcome { statuses, leases, receipt };
         Poll::Ready(match error {
             None => Ok(outcome),
             Some(error) => Err(Failed { error, outcome }),

@@ -12,6 +12,7 @@ use crate::flight::{EVENT, Flight, Portion};
 use crate::limits::COPIES_MAX;
 use crate::metrics;
 use crate::path::host::Proof;
+use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind};
 
 /// A copy with the request it belongs to.
@@ -109,7 +110,10 @@ impl Tally {
                 .with_source(std::io::Error::from(error.kind())),
             None => Error::new(ErrorKind::Cancelled, "the copy was fenced"),
         };
-        self.failures.push((request, error.with_path(self.path).with_landed(Landed::Maybe)));
+        self.failures.push((
+            request,
+            error.with_path(self.path).with_landed(Landed::Maybe).with_fence(Fenced::Copier),
+        ));
     }
 
     /// The shard has no room for a copy.
@@ -128,6 +132,7 @@ impl Tally {
             }
             let error = Error::new(ErrorKind::Stale, "the peer took the memory back meanwhile");
             let error = error.with_path(self.path).with_landed(Landed::Maybe);
+            let error = error.with_fence(Fenced::Copier);
             let fails = self.requests.iter().take(end).skip(*start);
             self.failures.extend(fails.map(|request| (*request, error.clone())));
         }

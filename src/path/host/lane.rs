@@ -14,6 +14,7 @@ use super::entry::{self, CopyEntry, Entry, Reply, Verdict};
 use crate::flight::{EVENT, Portion};
 use crate::limits::{ENDING_MAX_NS, SPIN_TURNS, TURN_BURST};
 use crate::memory::grant::Key;
+use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
 /// A copy that the peer is asked for.
@@ -435,12 +436,14 @@ impl Part {
             (Verdict::Unreadable, _) => {
                 Error::lost("the peer could not read this process's memory")
                     .with_landed(Landed::Maybe)
+                    .with_fence(Fenced::Copier)
             }
             (Verdict::Ok | Verdict::Ended, _) => match self.cancelled {
                 Some((_, kind)) => Error::new(kind, "the transfer ended while this was under way"),
                 None => Error::new(ErrorKind::Closed, "the peer took the region back"),
             }
-            .with_landed(Landed::Maybe),
+            .with_landed(Landed::Maybe)
+            .with_fence(Fenced::Copier),
         }
     }
 }
