@@ -406,7 +406,7 @@ impl Drop for Inner {
 }
 
 /// Passes a message on to a shard whose inbox may be full.
-async fn tell<M>(shard: &PumpAddress<M>, mut message: M) {
+pub(crate) async fn tell<M>(shard: &PumpAddress<M>, mut message: M) {
     while let Err(SendError::Full(back)) = shard.send(message) {
         message = back;
         futures_lite::future::yield_now().await;

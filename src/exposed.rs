@@ -10,18 +10,16 @@ use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
 use crate::config::SameHost;
-use crate::control::{Buffer, Descriptor, Extras, Host, Identity};
+use crate::control::{Buffer, Descriptor, Ending, Extras, Host, Identity};
+use crate::engine::tell;
 use crate::limits::GRANTS_MAX;
 use crate::memory::grant::{GrantLedger, Grants};
 use crate::memory::{Access, Regions};
 use crate::notification::Notification;
 use crate::path::host::Hub;
-use crate::path::tcp;
+use crate::path::tcp::{self, LaneName};
 use crate::runtime::{PumpAddress, SendError};
 use crate::{Error, Result};
-
-/// Version of the steps that only kvrail peers take: events on data connections.
-const EXTRAS_VERSION: u32 = 1;
 
 /// What peers are to reach, and by what those of this host are met, or why they aren't.
 pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>)> {
@@ -107,7 +105,7 @@ impl Host for Exposed {
             })
             .collect();
         let extras = Extras {
-            version: EXTRAS_VERSION,
+            version: Extras::VERSION,
             incarnation: self.incarnation,
             sockets: self.sockets.clone(),
         };
@@ -126,6 +124,20 @@ impl Host for Exposed {
             Err(SendError::Full(tcp::Message::Accepted(Socket::Tcp(stream)))) => Err(stream),
             _ => Ok(()),
         }
+    }
+
+    fn end_lane(&self, lane: LaneName) -> Ending {
+        let shards = self.shards().to_vec();
+        Box::pin(async move {
+            let (guard, quiet) = flume::bounded(0);
+            for shard in &shards {
+                let guard = guard.clone();
+                tell(shard, tcp::Message::EndLane { lane, guard }).await;
+            }
+            drop(guard);
+            // Nobody sends: the channel closes when the last shard has let go of its guard.
+            let _ = quiet.recv_async().await;
+        })
     }
 
     fn crowded(&self) {

@@ -321,3 +321,10 @@ pub const HOST_QUESTIONS_MAX: usize = 64;
 /// Bytes of the copy by which a path's cost is estimated: past the caches of one core, and done in
 /// a millisecond.
 pub const CALIBRATION_BYTES: usize = 4 << 20;
+
+/// Time for a peer to end a connection that it is asked to end and to say so. It needs a round
+/// trip, unless it is stopped or out of reach; nobody waits longer for a receipt.
+pub const FENCE_MS: u64 = 2_000;
+
+/// When a shard goes on without the word of the control thread, which should have come.
+pub const FENCE_PATIENCE_NS: u64 = 2 * FENCE_MS * 1_000_000;

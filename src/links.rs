@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::control::{Control, Resolved};
+use crate::control::{Control, Extras, Resolved};
 use crate::path::host::{Hub, Neighbour};
 use crate::path::tcp;
 use crate::peer::{Link, Route, RouteKind, TcpRoute, Vicinity};
@@ -33,11 +33,14 @@ impl Links {
         resolved: &Resolved,
         shards: &[PumpAddress<tcp::Message>],
     ) -> Arc<Link> {
+        let extras = resolved.descriptor.kvrail.as_ref();
+        let speaks_v2 = resolved.descriptor.tcp_proto_version >= 2 && !self.tcp_v1;
         let tcp = TcpRoute {
             host: resolved.data.host.clone(),
             port: resolved.data.port,
-            speaks_v2: resolved.descriptor.tcp_proto_version >= 2 && !self.tcp_v1,
-            incarnation: resolved.descriptor.kvrail.as_ref().map(|extras| extras.incarnation),
+            speaks_v2,
+            incarnation: extras.map(|extras| extras.incarnation),
+            names_lanes: speaks_v2 && extras.is_some_and(Extras::has_named_lanes),
         };
         let mut links = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|link| link.strong_count() > 0);

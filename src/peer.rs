@@ -172,6 +172,8 @@ pub(crate) struct TcpRoute {
     pub(crate) speaks_v2: bool,
     /// Which process of that name it is; none for Mooncake's, which know no events.
     pub(crate) incarnation: Option<u64>,
+    /// Whether connections begin with their name, by which the peer can be asked to end them.
+    pub(crate) names_lanes: bool,
 }
 
 impl TcpRoute {

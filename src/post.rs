@@ -18,6 +18,7 @@ use crate::path::local::{Copies, Job};
 use crate::path::tcp::{Action, Event, Message, Request, Status};
 use crate::peer::RouteKind;
 use crate::plan::{PlannedSlice, share_out};
+use crate::receipt::Fenced;
 use crate::transfer::Plan;
 use crate::{Error, ErrorKind, Landed, PathKind, Result, route};
 
@@ -114,6 +115,7 @@ impl Inner {
                         addr: 0,
                         attempts: 0,
                         landed: Landed::No,
+                        fenced: Fenced::Unposted,
                     };
                     engine.carry_portion(portion, engine.next_shard(), vec![request]);
                 }
@@ -293,5 +295,6 @@ fn tcp_request(plan: &Plan, slice: &PlannedSlice) -> Request {
         addr: slice.addr,
         attempts: 0,
         landed: Landed::No,
+        fenced: Fenced::Unposted,
     }
 }

@@ -27,8 +27,6 @@ pub enum Fenced {
     Reader,
     /// The peer has closed the connection at our request and stores nothing from it any more.
     Lane,
-    /// The process that had the memory is gone.
-    Gone,
     /// Nobody: the peer is out of reach, or speaks Mooncake's protocol only.
     Nobody,
 }
@@ -47,7 +45,6 @@ impl Fenced {
             Self::Answered => "answered",
             Self::Reader => "reader",
             Self::Lane => "lane",
-            Self::Gone => "gone",
             Self::Nobody => "nobody",
         }
     }

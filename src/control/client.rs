@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::ControlLimits;
 use super::address::Address;
 use super::descriptor::Descriptor;
-use super::wire::{self, AnyObject, Decoder, Frame, Kind, Notify};
+use super::wire::{self, AnyObject, Decoder, EndLane, Frame, Kind, LaneEnded, Notify};
 use crate::error::{Error, ErrorKind, Landed, Result};
 
 /// Bytes read at once; most answers fit.
@@ -73,6 +73,21 @@ pub(super) async fn probe(address: &Address, limits: &ControlLimits) -> Result<(
     let reply = exchange(stream, Kind::Probe, &frame, limits).await;
     let alive = reply.and_then(|reply| Ok(reply.parse::<AnyObject>().map(drop)?));
     alive.map_err(|error| error.with_peer(address.to_string()))
+}
+
+/// Has the engine end a data connection; an error unless it says that nothing is stored from it.
+pub(super) async fn end_lane(
+    address: &Address,
+    which: &EndLane,
+    limits: &ControlLimits,
+) -> Result<()> {
+    let frame = wire::encode_message(Kind::EndLane, false, which)?;
+    let stream = connect(address, limits).await?;
+    let reply = exchange(stream, Kind::EndLane, &frame, limits).await?;
+    match reply.parse::<LaneEnded>()?.quiet {
+        true => Ok(()),
+        false => Err(Error::busy("the peer could not end the connection in time")),
+    }
 }
 
 /// Sends `frame`, returns the answer, and closes at once: a Mooncake daemon serves nobody else

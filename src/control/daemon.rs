@@ -14,11 +14,13 @@ use tokio::time::{sleep, timeout};
 
 use super::seats::{Phase, Seat, Seats};
 use super::wire::{
-    self, AnyObject, Decoder, Frame, FrameError, Handshake, Kind, Notify, ProbeReply,
+    self, AnyObject, Decoder, EndLane, Frame, FrameError, Handshake, Kind, LaneEnded, Notify,
+    ProbeReply,
 };
 use super::{ControlLimits, Host};
 use crate::error::Result;
-use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS};
+use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS, FENCE_MS};
+use crate::path::tcp::LaneName;
 
 /// Bytes read at once, on the stack: a waiting connection holds only what has arrived.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -116,7 +118,7 @@ async fn converse(mut stream: TcpStream, seat: &Seat, daemon: &Daemon) -> Result
     let limits = &daemon.limits;
     let request = in_time(limits.request, read_request(&stream, seat)).await?;
     seat.enter(Phase::Answering);
-    let reply = answer(&request, daemon)?;
+    let reply = answer(&request, daemon).await?;
     drop(request);
     seat.hold(reply.len());
     in_time(limits.request, async { Ok(stream.write_all(&reply).await?) }).await?;
@@ -167,7 +169,7 @@ async fn read_to_end(stream: &TcpStream) -> Result<(), Ended> {
 
 /// The frame that answers `request`, of the same type and form. A body that is no JSON object of
 /// the right types gets no answer, as with Mooncake.
-fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
+async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
     let (kind, legacy) = (request.kind, request.legacy);
     let reply = match kind {
         Kind::Notify => {
@@ -182,12 +184,28 @@ fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
             request.parse::<AnyObject>()?;
             wire::encode(kind, legacy, &introduction(daemon)?)?
         }
+        Kind::EndLane => {
+            let quiet = end_lane(request.parse()?, daemon).await;
+            wire::encode_message(kind, legacy, &LaneEnded { quiet })?
+        }
         Kind::Probe => {
             request.parse::<AnyObject>()?;
             wire::encode_message(kind, legacy, &ProbeReply::success())?
         }
     };
     Ok(reply)
+}
+
+/// Whether nothing is stored from the connection any more. Those of another process are nothing
+/// that we could vouch for.
+async fn end_lane(EndLane { incarnation, lane }: EndLane, daemon: &Daemon) -> bool {
+    let own = daemon.host.descriptor().kvrail;
+    match lane.parse::<LaneName>() {
+        Ok(lane) if own.is_some_and(|own| own.incarnation == incarnation) => {
+            timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(lane)).await.is_ok()
+        }
+        _ => false,
+    }
 }
 
 /// Our descriptor under the name by which the daemon itself can be found: Mooncake resolves the

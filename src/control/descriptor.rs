@@ -83,6 +83,16 @@ pub struct Extras {
     pub sockets: Vec<String>,
 }
 
+impl Extras {
+    /// Version of the steps that we know: 2 has connections with names, which are ended on demand.
+    pub const VERSION: u32 = 2;
+
+    /// Whether its connections are to be named.
+    pub fn has_named_lanes(&self) -> bool {
+        self.version >= 2
+    }
+}
+
 impl Descriptor {
     /// Reads a descriptor of any protocol. A TCP descriptor with a buffer that has no name, no
     /// address or no length is refused whole, as Mooncake does.

@@ -19,6 +19,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
@@ -29,8 +30,10 @@ use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Landed, Result};
 use crate::limits::{
-    CONTROL_LOOKUP_THREADS, CONTROL_STOP_MS, DIRECTORY_MAX_BYTES, DIRECTORY_MAX_PEERS,
+    CONTROL_LOOKUP_THREADS, CONTROL_STOP_MS, DIRECTORY_MAX_BYTES, DIRECTORY_MAX_PEERS, FENCE_MS,
 };
+use crate::path::tcp::LaneName;
+use crate::receipt::Fenced;
 pub(crate) use address::Address;
 use daemon::Daemon;
 pub(crate) use descriptor::{Buffer, Descriptor, Extras};
@@ -39,7 +42,7 @@ pub(crate) use directory::Resolved;
 use metadata::Metadata;
 pub use metadata::MetadataKind;
 pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
-use wire::Notify;
+use wire::{EndLane, Notify};
 
 /// What the control plane asks of the engine. Called on the control thread: none may block.
 ///
@@ -54,10 +57,15 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// Gives it back where no shard has room now: it is offered again, and meanwhile the kernel's
     /// backlog keeps the next ones.
     fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
+    /// Ends the data connection that its peer calls so; over when nothing is stored from it.
+    fn end_lane(&self, lane: LaneName) -> Ending;
     /// Accepting fails, most likely for want of descriptors: close some data connection that
     /// nobody misses. Called again while it fails.
     fn crowded(&self) {}
 }
+
+/// A connection on its way to its end.
+pub(crate) type Ending = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The running control plane. Dropping it stops it soon; [`Control::stop`] waits for that.
 pub(crate) struct Control {
@@ -188,6 +196,22 @@ impl Control {
         self.call(|_| work).await
     }
 
+    /// Has a peer end the data connection that we call `lane`: by whose word nothing is stored
+    /// from it any more. Answers within [`FENCE_MS`].
+    pub async fn end_lane(&self, name: &str, to: Option<u64>, lane: LaneName) -> Fenced {
+        let Some(incarnation) = to else { return Fenced::Nobody };
+        let question = EndLane { incarnation, lane: lane.to_string() };
+        let asked = self.ask(name, Question::EndLane(question));
+        match timeout(Duration::from_millis(FENCE_MS), asked).await {
+            Ok(Ok(())) => Fenced::Lane,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a connection's end is unproven");
+                Fenced::Nobody
+            }
+            Err(_) => Fenced::Nobody,
+        }
+    }
+
     /// Runs `work` on the control thread and tells nobody how it ended.
     pub fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
         drop(self.runtime.spawn(work));
@@ -224,6 +248,7 @@ impl Control {
 enum Question {
     Notify(Notify),
     Probe,
+    EndLane(EndLane),
 }
 
 impl Question {
@@ -231,6 +256,7 @@ impl Question {
         match self {
             Self::Notify(notification) => client::notify(address, notification, limits).await,
             Self::Probe => client::probe(address, limits).await,
+            Self::EndLane(which) => client::end_lane(address, which, limits).await,
         }
     }
 }

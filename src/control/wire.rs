@@ -28,6 +28,8 @@ pub enum Kind {
     Notify = 2,
     /// Are you alive?
     Probe = 3,
+    /// End a connection and say so; between kvrail peers only.
+    EndLane = 0xC0,
 }
 
 impl Kind {
@@ -37,6 +39,7 @@ impl Kind {
             1 => Some(Self::Metadata),
             2 => Some(Self::Notify),
             3 => Some(Self::Probe),
+            0xC0 => Some(Self::EndLane),
             _ => None,
         }
     }
@@ -55,7 +58,7 @@ pub enum FrameError {
         claimed: u64,
     },
     /// The first payload byte is neither a type nor the start of legacy text.
-    #[error("type byte {0:#04x} is neither a message type (0 to 3) nor legacy text")]
+    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0) nor legacy text")]
     UnknownType(u8),
     /// The body is not the JSON object that the type asks for.
     #[error("the body is not the JSON object expected: {0}")]
@@ -232,6 +235,22 @@ impl ProbeReply {
     pub fn success() -> Self {
         Self { status: "success" }
     }
+}
+
+/// Asks an engine to end the data connection that the sender calls so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndLane {
+    /// The process that is meant: another one may have got its name.
+    pub incarnation: u64,
+    /// 32 hexadecimal digits.
+    pub lane: String,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneEnded {
+    /// Whether nothing is stored from that connection any more.
+    pub quiet: bool,
 }
 
 /// The RDMA handshake. An engine without RDMA answers with an empty one, as Mooncake's does.

@@ -16,7 +16,7 @@ pub(crate) use self::carriers::Carriers;
 use self::host::HostShard;
 use self::local::{Copies, LocalCopy};
 use self::served::Service;
-use self::tcp::{Dial, Message, TcpShard};
+use self::tcp::{Errands, LaneName, Message, TcpShard};
 use crate::config::TcpLimits;
 use crate::control::Control;
 use crate::limits::RING_OPERATIONS_MAX;
@@ -43,8 +43,8 @@ impl TcpActor {
         let driver = runtime.driver();
         let address = runtime.try_spawn_pump(shard, move |context| {
             let started = streams(driver, &context.doorbell).map(|streams| {
-                let dial = dial(control, context.address.clone());
-                Self { shard: TcpShard::new(streams, service, dial, limits), context }
+                let errands = errands(&control, &context.address);
+                Self { shard: TcpShard::new(streams, service, errands, limits), context }
             });
             let (actor, error) = match started {
                 Ok(actor) => (Some(actor), None),
@@ -119,26 +119,47 @@ impl Pump for TcpActor {
     }
 }
 
-/// Connections are made on the control thread, which knows names and time-outs.
-fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> Dial {
-    Box::new(move |route: &Arc<Route>| {
+/// What the control thread does for a shard: it knows names and time-outs.
+fn errands(control: &Arc<Control>, shard: &PumpAddress<Message>) -> Errands {
+    let dial = Box::new(dial(control.clone(), shard.clone()));
+    let fence = Box::new(fence(control.clone(), shard.clone()));
+    Errands { dial, fence }
+}
+
+fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Route>) {
+    move |route: &Arc<Route>| {
         let RouteKind::Tcp(tcp) = &route.kind else { return };
         let (host, port, peer) = (tcp.host.clone(), tcp.port, route.key);
         let (caller, shard) = (control.clone(), shard.clone());
         control.detach(async move {
             let result = caller.connect(&host, port).await.map(Socket::from);
-            let mut message = Message::Dialed { peer, result };
-            // Requests wait for the answer, so a full inbox must not lose it.
-            while let Err(crate::runtime::SendError::Full(back)) = shard.send(message) {
-                message = back;
-                tokio::time::sleep(DIAL_RETRY).await;
-            }
+            report(&shard, Message::Dialed { peer, result }).await;
         });
-    })
+    }
+}
+
+fn fence(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Route>, LaneName) {
+    move |route: &Arc<Route>, lane: LaneName| {
+        let RouteKind::Tcp(tcp) = &route.kind else { return };
+        let (name, incarnation, peer) = (route.name.clone(), tcp.incarnation, route.key);
+        let (caller, shard) = (control.clone(), shard.clone());
+        control.detach(async move {
+            let fenced = caller.end_lane(&name, incarnation, lane).await;
+            report(&shard, Message::Fenced { peer, lane, fenced }).await;
+        });
+    }
+}
+
+/// Requests wait for the answer, so a full inbox must not lose it.
+async fn report(shard: &PumpAddress<Message>, mut message: Message) {
+    while let Err(crate::runtime::SendError::Full(back)) = shard.send(message) {
+        message = back;
+        tokio::time::sleep(REPORT_RETRY).await;
+    }
 }
 
 /// Pause before a full inbox is tried again; a shard empties it within microseconds.
-const DIAL_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
+const REPORT_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// The local copies of one shard.
 pub(crate) struct CopyActor {

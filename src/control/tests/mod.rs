@@ -46,6 +46,10 @@ impl Host for Engine {
         Ok(())
     }
 
+    fn end_lane(&self, _lane: LaneName) -> Ending {
+        Box::pin(std::future::ready(()))
+    }
+
     fn accepted(&self, stream: TcpStream) -> std::result::Result<(), TcpStream> {
         // The first offer finds no room.
         if !self.has_refused.swap(true, Ordering::Relaxed) {

@@ -428,7 +428,7 @@ impl Part {
             (Verdict::Refused, Some(Ask { addr, len, .. })) => Error::refused(format!(
                 "the peer has no region that permits writing {len} bytes at {addr:#x}"
             )),
-            (Verdict::Stale, _) => stale().with_landed(Landed::Maybe),
+            (Verdict::Stale, _) => stale().with_landed(Landed::Maybe).with_fence(Fenced::Copier),
             (Verdict::Refused, None) => {
                 Error::refused("nobody at the peer has opened this counter")
             }

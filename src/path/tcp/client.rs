@@ -12,13 +12,14 @@ use std::sync::Arc;
 use kvrail_reactors::region::Slice;
 use kvrail_reactors::vector::{Filled, Vector};
 
-use super::wire::{BUSY_CODE, Header, STATUS_BYTES, Status, Verb, Version};
-use crate::Landed;
+use super::wire::{BUSY_CODE, Header, LaneName, NAME_BYTES, STATUS_BYTES, Status, Verb, Version};
 use crate::limits::{
     LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS, RECEIVE_MAX_BYTES, SEND_MAX_BYTES, SEND_MAX_PARTS,
 };
 use crate::memory::Operation;
+use crate::receipt::Fenced;
 use crate::window::Window;
+use crate::{Error, Landed};
 
 /// One slice of a transfer on its way, or the event behind it.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct Request {
     pub(crate) attempts: u32,
     /// Whether bytes of an earlier attempt may have landed.
     pub(crate) landed: Landed,
+    /// By whose word nothing more of earlier attempts lands.
+    pub(crate) fenced: Fenced,
 }
 
 #[derive(Debug)]
@@ -50,6 +53,24 @@ impl Request {
             Action::Write(slice) | Action::Read(slice) => slice.len(),
             Action::Event(body) => body.len(),
         }
+    }
+
+    /// Whether it stores anything at the peer.
+    pub(crate) fn stores(&self) -> bool {
+        !matches!(self.action, Action::Read(_))
+    }
+
+    /// Its error while it is not on its way: what is known of the attempts before.
+    pub(crate) fn at_rest(&self, error: Error) -> Error {
+        match self.landed {
+            Landed::No => error.with_landed(Landed::No),
+            landed => error.with_landed(landed).with_fence(self.fence(self.fenced)),
+        }
+    }
+
+    /// By whose word it is over at the peer, where what it stores there is so by `fenced`.
+    pub(crate) fn fence(&self, fenced: Fenced) -> Fenced {
+        if self.stores() { fenced } else { Fenced::Reader }
     }
 
     fn header(&self, version: Version) -> Header {
@@ -93,12 +114,25 @@ pub(crate) struct ClientStream {
     window: Window,
     /// One request at a time, so that a peer that closes without a word names the culprit.
     careful: bool,
+    naming: Naming,
+}
+
+/// Whether the peer knows what we call the connection. Nothing else is sent before, so a
+/// connection that the peer knows by no name has stored nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    /// It has no name.
+    Nameless,
+    Unsent(LaneName),
+    Sent(LaneName),
+    Known(LaneName),
 }
 
 #[derive(Debug)]
 struct Unanswered {
-    /// None: the one-byte READ that proves the WRITEs before it.
+    /// None: the one-byte READ that proves the WRITEs before it, or our name for the connection.
     request: Option<Request>,
+    is_name: bool,
     status: [u8; STATUS_BYTES],
     status_len: usize,
     received: usize,
@@ -113,7 +147,26 @@ impl ClientStream {
             answers: 0,
             window: Window::new(window, LANE_WINDOW_BYTES),
             careful,
+            naming: Naming::Nameless,
         }
+    }
+
+    /// One that is called `name`.
+    pub(crate) fn named(self, name: Option<LaneName>) -> Self {
+        Self { naming: name.map_or(Naming::Nameless, Naming::Unsent), ..self }
+    }
+
+    /// What the peer knows it by.
+    pub(crate) fn name(&self) -> Option<LaneName> {
+        match self.naming {
+            Naming::Known(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether it carries requests.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.naming, Naming::Nameless | Naming::Known(_))
     }
 
     pub(crate) fn is_careful(&self) -> bool {
@@ -133,7 +186,11 @@ impl ClientStream {
         queue: &mut VecDeque<Request>,
         mut unwanted: impl FnMut(&Request) -> bool,
     ) -> Vec<Request> {
+        self.send_name(vector);
         let mut dropped = Vec::new();
+        if !self.is_ready() {
+            return dropped;
+        }
         let mut unproven = None;
         while vector.parts() < SEND_MAX_PARTS && vector.len() < SEND_MAX_BYTES {
             let Some(request) = queue.front() else { break };
@@ -164,6 +221,7 @@ impl ClientStream {
                 vector.push_room(STATUS_BYTES - entry.status_len);
             }
             match &entry.request {
+                None if entry.is_name => {}
                 None => vector.push_room(1),
                 Some(Request { action: Action::Read(slice), .. }) => {
                     let mut rest = slice.clone();
@@ -213,6 +271,15 @@ impl ClientStream {
     /// Ends the stream: the requests that were sent and not answered, in order.
     pub(crate) fn into_unanswered(self) -> Vec<Request> {
         self.unanswered.into_iter().filter_map(|entry| entry.request).collect()
+    }
+
+    fn send_name(&mut self, vector: &mut Vector) {
+        let Naming::Unsent(name) = self.naming else { return };
+        let (len, version) = (NAME_BYTES as u64, self.version);
+        vector.push_bytes(&Header { len, addr: 0, verb: Verb::Name, version }.encode());
+        vector.push_bytes(&name.to_bytes());
+        self.unanswered.push_back(Unanswered { is_name: true, ..Unanswered::new(None) });
+        self.naming = Naming::Sent(name);
     }
 
     fn needs_proof(&self, request: &Request) -> bool {
@@ -276,6 +343,7 @@ impl ClientStream {
         let is_event = matches!(entry.request, Some(Request { action: Action::Event(_), .. }));
         match Status::decode(&entry.status).map_err(|_| Broken::NotAStatus)? {
             Status::Ok if is_read => {}
+            Status::Ok if entry.is_name => self.is_named(answered),
             Status::Ok => self.finish(Answer::Done, answered),
             Status::Busy if is_event => self.finish(Answer::Busy, answered),
             // Nobody knows whether data follows, so nothing behind it can be told apart.
@@ -295,6 +363,13 @@ impl ClientStream {
             }
         }
         Ok(())
+    }
+
+    fn is_named(&mut self, answered: &mut impl FnMut(Request, Answer)) {
+        if let Naming::Sent(name) = self.naming {
+            self.naming = Naming::Known(name);
+        }
+        self.finish(Answer::Done, answered);
     }
 
     /// `len` bytes of the front entry's data: in place already, or in `bytes`.
@@ -332,13 +407,13 @@ impl ClientStream {
 
 impl Unanswered {
     fn new(request: Option<Request>) -> Self {
-        Self { request, status: [0; STATUS_BYTES], status_len: 0, received: 0 }
+        Self { request, is_name: false, status: [0; STATUS_BYTES], status_len: 0, received: 0 }
     }
 
     /// Data bytes that answer it, the status aside.
     fn expected(&self) -> usize {
         match &self.request {
-            None => 1,
+            None => usize::from(!self.is_name),
             Some(Request { action: Action::Read(slice), .. }) => slice.len(),
             Some(_) => 0,
         }

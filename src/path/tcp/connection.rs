@@ -13,6 +13,8 @@ use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
 use super::server::ServerStream;
+use super::shard::Guard;
+use super::wire::LaneName;
 use crate::canary::{self, Canary};
 use crate::limits::LINGER_NS;
 use crate::path::served::Served;
@@ -64,6 +66,8 @@ pub(super) struct Connection {
     given_up: Option<(u64, u64)>,
     /// When a connection whose replies are out is closed, whether the peer has closed it or not.
     linger_until_ns: Option<u64>,
+    /// Who waits for its end.
+    guards: Vec<Guard>,
     /// Vectors to use again.
     spare: Vec<Vector>,
 }
@@ -82,6 +86,7 @@ impl Connection {
             progress_ns: now_ns,
             given_up: None,
             linger_until_ns: None,
+            guards: Vec::new(),
             spare: Vec::new(),
         }
     }
@@ -257,6 +262,17 @@ impl Connection {
         for name in [self.sending, self.receiving].into_iter().flatten() {
             ring.fence(name);
         }
+    }
+
+    /// Whether the peer calls it so.
+    pub(super) fn is_called(&self, lane: LaneName) -> bool {
+        matches!(&self.role, Role::Server(stream) if stream.name() == Some(lane))
+    }
+
+    /// Ends it for somebody who waits until it is quiet.
+    pub(super) fn end_for(&mut self, ring: &mut Streams, guard: Guard) {
+        self.guards.push(guard);
+        self.close(ring, End::Ours);
     }
 
     /// Nothing is under way: the kernel does not touch any memory for this connection.

@@ -7,7 +7,7 @@ use kvrail_reactors::region::{self, Slice};
 use kvrail_reactors::vector::Vector;
 
 use super::server::ServerStream;
-use super::wire::{Event, HEADER_BYTES, Header, STATUS_BYTES, Status, Verb, Version};
+use super::wire::{Event, HEADER_BYTES, Header, NAME_BYTES, STATUS_BYTES, Status, Verb, Version};
 use crate::limits::{
     EVENT_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS, SMALL_ROOM_BYTES,
 };
@@ -161,6 +161,7 @@ pub(crate) struct Expected {
 /// Reads the input as one piece, with plain slices and no state.
 pub(crate) fn expected(world: &World, mut input: &[u8]) -> Expected {
     let mut expected = Expected { memory: world.contents(), ..Expected::default() };
+    let mut has_name = false;
     while let Some((header, rest)) = input.split_first_chunk::<HEADER_BYTES>() {
         let header = match Header::decode(header) {
             Ok(header) => header,
@@ -173,7 +174,14 @@ pub(crate) fn expected(world: &World, mut input: &[u8]) -> Expected {
             Verb::Event if !(1..=EVENT_MAX_BYTES).contains(&header.len) => {
                 return expected.refused(header.version);
             }
-            Verb::Event if body.len() < len => break,
+            Verb::Name if len != NAME_BYTES || has_name => {
+                return expected.refused(header.version);
+            }
+            Verb::Event | Verb::Name if body.len() < len => break,
+            Verb::Name => {
+                has_name = true;
+                expected.status(Status::Ok);
+            }
             Verb::Event => {
                 let event = Event::decode(body);
                 expected.status(event.as_ref().map_or(Status::Refused, status_of));

@@ -13,5 +13,5 @@ mod tests;
 mod wire;
 
 pub(crate) use self::client::{Action, Request};
-pub(crate) use self::shard::{Dial, Guard, Message, TcpShard};
-pub(crate) use self::wire::{Event, Status};
+pub(crate) use self::shard::{Errands, Guard, Message, TcpShard};
+pub(crate) use self::wire::{Event, LaneName, Status};

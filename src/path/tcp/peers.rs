@@ -8,10 +8,11 @@ use kvrail_reactors::ticket::Ticket;
 
 use super::client::{Action, Broken, Request};
 use super::connection::{Connection, End};
-use super::wire::Version;
+use super::wire::{LaneName, Version};
 use crate::canary::{self, Canary};
 use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
 use crate::peer::{Route, RouteKind};
+use crate::receipt::{Fenced, Proof};
 use crate::{Error, ErrorKind, Landed, PathKind};
 
 /// How a lane died.
@@ -20,6 +21,18 @@ pub(super) struct Loss {
     pub(super) was_careful: bool,
     /// The peer had refused a request on it.
     pub(super) was_rejected: bool,
+    /// What the peer knew it by.
+    pub(super) name: Option<LaneName>,
+    /// It carried requests: the peer had taken its name, if it has one.
+    pub(super) was_ready: bool,
+}
+
+/// A lane that is gone here, and of which the peer has still to say that it stores nothing more.
+pub(super) struct Fencing {
+    pub(super) loss: Loss,
+    pub(super) unanswered: Vec<Request>,
+    /// When it is not waited for any longer.
+    pub(super) patience_ns: u64,
 }
 
 /// Requests for one peer and the connections to it.
@@ -31,11 +44,34 @@ pub(super) struct Lanes {
     pub(super) dialing: usize,
     /// The peer closed without a word: one request at a time, to find out at which.
     careful: bool,
+    /// Lanes that the peer is asked to end.
+    pub(super) fencing: Vec<Fencing>,
+    /// Lanes that died one after the other before they carried a request.
+    stillborn: u32,
+}
+
+impl Loss {
+    fn is_given_up(&self) -> bool {
+        matches!(self.end, End::GivenUp)
+    }
+
+    /// It need not be a request's fault, or the careful lane finds out whose.
+    fn is_blameless(&self) -> bool {
+        matches!(self.end, End::GivenUp | End::PeerClosed)
+    }
 }
 
 impl Lanes {
     pub(super) fn new(route: Arc<Route>) -> Self {
-        Self { route, waiting: VecDeque::new(), lanes: Vec::new(), dialing: 0, careful: false }
+        Self {
+            route,
+            waiting: VecDeque::new(),
+            lanes: Vec::new(),
+            dialing: 0,
+            careful: false,
+            fencing: Vec::new(),
+            stillborn: 0,
+        }
     }
 
     /// How many connections should be made for what waits now.
@@ -57,25 +93,52 @@ impl Lanes {
         }
     }
 
-    /// A lane died with these requests unanswered, and nothing of them moves any more on our
-    /// side. Those that the peer provably doesn't work on either wait for another lane; the rest
-    /// is returned with its error.
+    /// What a new lane is called, where the peer is to know.
+    pub(super) fn name(&self) -> Option<LaneName> {
+        match &self.route.kind {
+            RouteKind::Tcp(tcp) if tcp.names_lanes => Some(LaneName::new()),
+            _ => None,
+        }
+    }
+
+    /// Whether the peer must end a lane that died before what it carried can be settled. Behind a
+    /// refusal the peer carries nothing out, and reads leave nothing at the peer.
+    pub(super) fn must_fence(loss: &Loss, unanswered: &[Request]) -> Option<LaneName> {
+        loss.name.filter(|_| !loss.was_rejected && unanswered.iter().any(Request::stores))
+    }
+
+    /// A lane died before it carried a request: whether to try another one.
+    pub(super) fn may_retry(&mut self, loss: &Loss) -> bool {
+        self.stillborn = if loss.was_ready { 0 } else { self.stillborn + 1 };
+        let is_hopeless = self.stillborn >= ATTEMPTS_MAX || matches!(loss.end, End::Stalled);
+        let may_retry = loss.was_ready || !is_hopeless || !self.lanes.is_empty();
+        self.stillborn = if may_retry { self.stillborn } else { 0 };
+        may_retry
+    }
+
+    /// A lane died with these requests unanswered, nothing of them moves any more on our side, and
+    /// the peer's side is as `fenced` says. Those that the peer provably doesn't work on either
+    /// wait for another lane; the rest is returned with its error.
     ///
     /// A refusal may get lost with the connection it ends (a reset throws away what the peer had
     /// still to send), so the next lane is careful: one request at a time, which names the culprit.
-    pub(super) fn lane_lost(
+    pub(super) fn settle(
         &mut self,
-        lane: Ticket<Connection>,
         loss: &Loss,
         unanswered: Vec<Request>,
+        fenced: Fenced,
     ) -> Vec<(Request, Error)> {
-        self.lanes.retain(|other| *other != lane);
-        // Only a peer that closed has stopped storing what we sent.
-        let may_resend = matches!(loss.end, End::PeerClosed | End::Broken(Broken::Rejected));
+        // A nameless peer that closed has stopped storing what we sent; one with names says so.
+        let may_resend = match loss.name {
+            Some(_) => fenced.proof() == Proof::Quiet || loss.was_rejected,
+            None => matches!(loss.end, End::PeerClosed | End::Broken(Broken::Rejected)),
+        };
+        let may_resend = may_resend && !matches!(loss.end, End::Ours);
+        let is_costly = loss.was_careful || (loss.name.is_some() && !loss.is_blameless());
         let mut failed = Vec::new();
         let mut is_unwell = false;
         for mut request in unanswered.into_iter().rev() {
-            request.attempts += u32::from(loss.was_careful && !loss.was_rejected);
+            request.attempts += u32::from(is_costly && !loss.was_rejected);
             let is_exhausted = request.attempts >= self.attempts_max();
             is_unwell |= is_exhausted;
             // An event that arrived and whose answer was lost would count twice; behind a refusal
@@ -84,25 +147,30 @@ impl Lanes {
                 || !matches!(request.action, Action::Event(_))
                 || canary::is_on(Canary::CountedTwice);
             // Nothing lands in our own memory any more, whatever the peer does.
-            let is_safe = matches!((&loss.end, &request.action), (End::GivenUp, Action::Read(_)));
+            let is_safe = loss.is_given_up() && !request.stores();
             if (may_resend || is_safe) && may_repeat && !is_exhausted {
                 if !loss.was_rejected {
                     request.landed = Landed::Maybe;
+                    request.fenced = fenced;
                 }
                 self.waiting.push_front(request);
             } else {
-                let error = self.lost(loss);
+                let error = self.lost(loss).with_fence(request.fence(fenced));
                 failed.push((request, error));
             }
         }
-        if may_resend && !loss.was_rejected && !self.waiting.is_empty() {
+        if may_resend
+            && matches!(loss.end, End::PeerClosed | End::Broken(_))
+            && !loss.was_rejected
+            && !self.waiting.is_empty()
+        {
             self.careful = true;
         }
         if is_unwell && self.framing().0 == Version::V2 {
             // It closed on one request thrice and said nothing: it is the peer, not the request.
             let error = self.lost(loss);
             failed.extend(self.waiting.drain(..).map(|request| {
-                let error = error.clone().with_landed(request.landed);
+                let error = request.at_rest(error.clone());
                 (request, error)
             }));
         }
@@ -121,7 +189,7 @@ impl Lanes {
     }
 
     /// The error of a request that was sent and not answered.
-    fn lost(&self, loss: &Loss) -> Error {
+    pub(super) fn lost(&self, loss: &Loss) -> Error {
         let is_v1 = self.framing().0 == Version::V1;
         let error = match &loss.end {
             End::Ours => Error::closed("the engine closed the connection"),
@@ -149,6 +217,6 @@ impl Lanes {
             ErrorKind::Closed => "the engine stopped before it was sent",
             _ => "the transfer was dropped before it was sent",
         };
-        self.blame(Error::new(kind, what)).with_landed(request.landed)
+        request.at_rest(self.blame(Error::new(kind, what)))
     }
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::{Filled, Vector};
 
-use super::wire::{Event, HEADER_BYTES, Header, Status, Verb, Version};
+use super::wire::{Event, HEADER_BYTES, Header, LaneName, NAME_BYTES, Status, Verb, Version};
 use crate::limits::{
     EVENT_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS,
     SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
@@ -30,6 +30,8 @@ pub(crate) struct ServerStream {
     ended: bool,
     /// It has asked for something that it may have.
     is_known: bool,
+    /// What the peer calls this connection.
+    name: Option<LaneName>,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
 }
@@ -39,6 +41,7 @@ enum Receiving {
     Header,
     Body { target: Slice, version: Version },
     Event { body: Vec<u8>, len: usize },
+    Name { body: [u8; NAME_BYTES], len: usize },
 }
 
 #[derive(Debug)]
@@ -58,6 +61,7 @@ impl Default for ServerStream {
             closing: false,
             ended: false,
             is_known: false,
+            name: None,
             read_ahead: false,
         }
     }
@@ -160,6 +164,11 @@ impl ServerStream {
             || self.has_replies()
     }
 
+    /// What the peer calls this connection.
+    pub(crate) fn name(&self) -> Option<LaneName> {
+        self.name
+    }
+
     /// Whether it has never asked for anything that it may have.
     pub(crate) fn is_stranger(&self) -> bool {
         !self.is_known
@@ -233,6 +242,17 @@ impl ServerStream {
                 self.stored(used);
                 used
             }
+            Receiving::Name { body, len } => {
+                let used = bytes.len().min(NAME_BYTES - *len);
+                body[*len..][..used].copy_from_slice(&bytes[..used]);
+                *len += used;
+                if *len == NAME_BYTES {
+                    self.name = Some(LaneName::from_bytes(*body));
+                    self.receiving = Receiving::Header;
+                    self.acknowledge(Version::V2, Status::Ok);
+                }
+                used
+            }
             Receiving::Event { body, len } => {
                 let used = bytes.len().min(*len - body.len());
                 body.extend_from_slice(&bytes[..used]);
@@ -257,7 +277,11 @@ impl ServerStream {
             Verb::Event if (1..=EVENT_MAX_BYTES).contains(&header.len) => {
                 self.receiving = Receiving::Event { body: Vec::new(), len: header.len as usize };
             }
-            Verb::Event => self.refuse(header.version),
+            // A connection has one name, for good.
+            Verb::Name if header.len == NAME_BYTES as u64 && self.name.is_none() => {
+                self.receiving = Receiving::Name { body: [0; NAME_BYTES], len: 0 };
+            }
+            Verb::Event | Verb::Name => self.refuse(header.version),
             Verb::Transfer(operation) => match served.find(header.addr, header.len, operation) {
                 None => self.refuse(header.version),
                 Some(memory) => self.transfer(operation, memory, header.version),

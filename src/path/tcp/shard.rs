@@ -14,12 +14,14 @@ use super::connection::{Connection, End, Role};
 use super::peers::Lanes;
 use super::server::ServerStream;
 use super::sweep::ended_early;
+use super::wire::LaneName;
 use crate::config::TcpLimits;
 use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
 use crate::metrics;
 use crate::path::served::Service;
 use crate::peer::Route;
+use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind, Result};
 
 /// What a shard's TCP actor is told.
@@ -34,6 +36,11 @@ pub(crate) enum Message {
     Dialed { peer: u64, result: Result<Socket> },
     /// End whatever touches this region, then drop the guard.
     Fence { region: Arc<Region>, guard: Guard },
+    /// A peer asks to end the connection that it calls so: drop the guard once nothing is stored
+    /// from it any more.
+    EndLane { lane: LaneName, guard: Guard },
+    /// What the peer says of a lane that it was asked to end.
+    Fenced { peer: u64, lane: LaneName, fenced: Fenced },
     /// Nobody holds the peer with this key any more.
     Forget { peer: u64 },
 }
@@ -41,8 +48,13 @@ pub(crate) enum Message {
 /// Says by being dropped that a shard has done what it was asked.
 pub(crate) type Guard = flume::Sender<()>;
 
-/// Asks the control thread for a connection, to be answered by [`Message::Dialed`].
-pub(crate) type Dial = Box<dyn Fn(&Arc<Route>)>;
+/// What a shard has others do, which know names and time-outs.
+pub(crate) struct Errands {
+    /// Asks for a connection, to be answered by [`Message::Dialed`].
+    pub(crate) dial: Box<dyn Fn(&Arc<Route>)>,
+    /// Asks the peer to end a lane, to be answered by [`Message::Fenced`].
+    pub(crate) fence: Box<dyn Fn(&Arc<Route>, LaneName)>,
+}
 
 /// A part of a transfer, from the shard's side.
 pub(super) struct Part {
@@ -71,7 +83,7 @@ pub(crate) struct TcpShard {
     pub(super) peers: BTreeMap<u64, Lanes>,
     pub(super) parts: Table<Part>,
     pub(super) fences: Vec<Fence>,
-    pub(super) dial: Dial,
+    pub(super) errands: Errands,
     pub(super) limits: TcpLimits,
     pub(super) servers: usize,
     /// Requests of all parts that have not ended.
@@ -84,7 +96,7 @@ pub(crate) struct TcpShard {
 const TURN_COMPLETIONS: usize = 32;
 
 impl TcpShard {
-    pub(crate) fn new(ring: Streams, served: Service, dial: Dial, limits: TcpLimits) -> Self {
+    pub(crate) fn new(ring: Streams, served: Service, errands: Errands, limits: TcpLimits) -> Self {
         Self {
             ring,
             done: Vec::new(),
@@ -93,7 +105,7 @@ impl TcpShard {
             peers: BTreeMap::new(),
             parts: Table::default(),
             fences: Vec::new(),
-            dial,
+            errands,
             limits,
             servers: 0,
             outstanding: 0,
@@ -117,6 +129,8 @@ impl TcpShard {
                 self.fences.push(Fence { region, patience_ns, _guard: guard });
                 self.check_fences(now_ns);
             }
+            Message::EndLane { lane, guard } => self.end_lane(lane, &guard, now_ns),
+            Message::Fenced { peer, lane, fenced } => self.fenced(peer, lane, fenced, now_ns),
             Message::Forget { peer } => self.forget(peer),
         }
     }
@@ -155,7 +169,10 @@ impl TcpShard {
                 connection.close(&mut self.ring, End::Ours);
             }
             let keys: Vec<u64> = self.peers.keys().copied().collect();
-            keys.into_iter().for_each(|key| self.fail_waiting(key, |_, _| Some(ErrorKind::Closed)));
+            for key in keys {
+                self.fail_waiting(key, |_, _| Some(ErrorKind::Closed));
+                self.settle_fencing(key, Fenced::Nobody, now_ns, |_| true);
+            }
             self.reap_quiet(now_ns);
         }
         self.connections.is_empty() && self.parts.is_empty()
@@ -204,7 +221,7 @@ impl TcpShard {
         let Some(lanes) = self.peers.get_mut(&key) else { return };
         for _ in 0..lanes.missing() {
             lanes.dialing += 1;
-            (self.dial)(&lanes.route);
+            (self.errands.dial)(&lanes.route);
         }
     }
 
@@ -214,7 +231,7 @@ impl TcpShard {
         match result.and_then(in_blocking_mode) {
             Ok(socket) if !self.is_stopping => {
                 let (version, careful) = lanes.framing();
-                let stream = ClientStream::new(version, careful);
+                let stream = ClientStream::new(version, careful).named(lanes.name());
                 let role = Role::Client { stream, peer: key };
                 let lane = self.connections.insert(Connection::new(socket, role, now_ns));
                 lanes.lanes.push(lane);
@@ -325,7 +342,6 @@ impl TcpShard {
     fn answered(&mut self, request: Request, answer: Answer) {
         // Nobody knows what a code that no version defines means for the bytes.
         let is_known = !matches!(answer, Answer::Failed(_));
-        let landed = if is_known { request.landed } else { Landed::Maybe };
         let what = match answer {
             Answer::Done => return self.ended(request, Ok(())),
             Answer::Refused => Error::refused(format!(
@@ -338,7 +354,10 @@ impl TcpShard {
         };
         let name = self.part(&request).map(|part| part.portion.flight().plan.peer_name());
         let error = name.into_iter().fold(what, |error, name| error.with_peer(name));
-        self.ended(request, Err(error.with_path(PathKind::Tcp).with_landed(landed)));
+        let error = error.with_path(PathKind::Tcp);
+        let error =
+            if is_known { request.at_rest(error) } else { error.with_landed(Landed::Maybe) };
+        self.ended(request, Err(error));
     }
 
     fn part(&self, request: &Request) -> Option<&Part> {
@@ -367,10 +386,20 @@ impl TcpShard {
     /// A request that was never sent, since its transfer has ended.
     fn end_unsent(&mut self, request: Request, now_ns: u64) {
         let kind = ended_early(&self.parts, &request, now_ns).unwrap_or(ErrorKind::Cancelled);
-        let error = Error::new(kind, "the transfer ended before this was sent")
-            .with_path(PathKind::Tcp)
-            .with_landed(request.landed);
+        let error =
+            Error::new(kind, "the transfer ended before this was sent").with_path(PathKind::Tcp);
+        let error = request.at_rest(error);
         self.ended(request, Err(error));
+    }
+
+    /// Ends the connection that a peer calls so; the guard goes with it, when it is quiet.
+    fn end_lane(&mut self, lane: LaneName, guard: &Guard, now_ns: u64) {
+        for (_, connection) in self.connections.iter_mut() {
+            if connection.is_called(lane) {
+                connection.end_for(&mut self.ring, guard.clone());
+            }
+        }
+        self.reap_quiet(now_ns);
     }
 
     fn forget(&mut self, key: u64) {

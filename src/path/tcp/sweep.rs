@@ -5,9 +5,11 @@ use kvrail_reactors::ticket::{Table, Ticket};
 
 use super::client::Request;
 use super::connection::{Connection, End, Role};
-use super::peers::Loss;
+use super::peers::{Fencing, Lanes, Loss};
 use super::shard::{Part, TcpShard};
-use crate::limits::{ENDING_GRACE_NS, ENDING_MAX_NS, TICK_NS};
+use super::wire::LaneName;
+use crate::limits::{ENDING_GRACE_NS, ENDING_MAX_NS, FENCE_PATIENCE_NS, TICK_NS};
+use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind};
 
 impl TcpShard {
@@ -24,8 +26,10 @@ impl TcpShard {
                     end: connection.end.unwrap_or(End::Ours),
                     was_careful: stream.is_careful(),
                     was_rejected: connection.rejected,
+                    name: stream.name(),
+                    was_ready: stream.is_ready(),
                 };
-                self.lane_lost(ticket, peer, &loss, stream.into_unanswered(), now_ns);
+                self.lane_lost(ticket, peer, loss, stream.into_unanswered(), now_ns);
             }
         }
     }
@@ -34,7 +38,7 @@ impl TcpShard {
         &mut self,
         lane: Ticket<Connection>,
         key: u64,
-        loss: &Loss,
+        loss: Loss,
         unanswered: Vec<Request>,
         now_ns: u64,
     ) {
@@ -48,13 +52,64 @@ impl TcpShard {
             let (peer, requests) = (&lanes.route.name, unanswered.len());
             tracing::debug!(%peer, end = ?loss.end, requests, "lost a lane");
         }
-        let failed = lanes.lane_lost(lane, loss, unanswered);
+        lanes.lanes.retain(|other| *other != lane);
+        if !lanes.may_retry(&loss) {
+            let error = lanes.lost(&loss);
+            let waiting: Vec<_> = lanes.waiting.drain(..).collect();
+            for request in waiting {
+                let error = request.at_rest(error.clone());
+                self.ended(request, Err(error));
+            }
+            return;
+        }
+        match Lanes::must_fence(&loss, &unanswered).filter(|_| !self.is_stopping) {
+            Some(name) => {
+                (self.errands.fence)(&lanes.route, name);
+                let patience_ns = now_ns + FENCE_PATIENCE_NS;
+                lanes.fencing.push(Fencing { loss, unanswered, patience_ns });
+                self.dispatch(key, now_ns);
+            }
+            None => self.settle(key, &loss, unanswered, Fenced::Nobody, now_ns),
+        }
+    }
+
+    /// The peer has said what it knows of a lane that it was asked to end.
+    pub(super) fn fenced(&mut self, key: u64, lane: LaneName, fenced: Fenced, now_ns: u64) {
+        self.settle_fencing(key, fenced, now_ns, |fencing| fencing.loss.name == Some(lane));
+    }
+
+    /// Settles what waits for the peer's word on those lanes that `which` picks.
+    pub(super) fn settle_fencing(
+        &mut self,
+        key: u64,
+        fenced: Fenced,
+        now_ns: u64,
+        which: impl Fn(&Fencing) -> bool,
+    ) {
+        let Some(lanes) = self.peers.get_mut(&key) else { return };
+        let settled: Vec<_> = lanes.fencing.extract_if(.., |fencing| which(fencing)).collect();
+        for Fencing { loss, unanswered, .. } in settled {
+            self.settle(key, &loss, unanswered, fenced, now_ns);
+        }
+    }
+
+    fn settle(
+        &mut self,
+        key: u64,
+        loss: &Loss,
+        unanswered: Vec<Request>,
+        fenced: Fenced,
+        now_ns: u64,
+    ) {
+        let Some(lanes) = self.peers.get_mut(&key) else { return };
+        let failed = lanes.settle(loss, unanswered, fenced);
         for (request, error) in failed {
             // The user's own end of the transfer explains more than the lane's.
             let error = match ended_early(&self.parts, &request, now_ns) {
                 Some(kind) => Error::new(kind, "the transfer ended while this was under way")
                     .with_path(PathKind::Tcp)
-                    .with_landed(Landed::Maybe),
+                    .with_landed(Landed::Maybe)
+                    .with_fence(error.fenced()),
                 None => error,
             };
             self.ended(request, Err(error));
@@ -101,6 +156,8 @@ impl TcpShard {
         for key in keys {
             self.fail_waiting(key, |parts, request| ended_early(parts, request, now_ns));
             self.relax_if_answered(key);
+            let is_late = |fencing: &Fencing| fencing.patience_ns <= now_ns;
+            self.settle_fencing(key, Fenced::Nobody, now_ns, is_late);
         }
         self.check_fences(now_ns);
         self.reap_quiet(now_ns);

@@ -1,6 +1,8 @@
 //! Mooncake's TCP framing: the 24-byte request header, the 8-byte status of version 2, and the
 //! event frame that only kvrail peers send each other. Pure.
 
+use std::hash::{BuildHasher, RandomState};
+
 use crate::memory::Operation;
 
 /// Request header: size u64, address u64, opcode u8, 7 bytes of padding; little-endian.
@@ -22,6 +24,33 @@ const OPCODE_READ: u8 = 0;
 const OPCODE_WRITE: u8 = 1;
 /// An event for counters and notifications; sent only to peers that publish kvrail's extras.
 const OPCODE_EVENT: u8 = 0x40;
+/// The name of the connection, its first frame; to peers that publish kvrail's extras.
+const OPCODE_NAME: u8 = 0x42;
+
+/// Body of a naming frame.
+pub(crate) const NAME_BYTES: usize = 16;
+
+/// What a client calls a connection, so that it can ask by another way for its end. Nobody who
+/// wasn't told guesses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct LaneName(pub(crate) u128);
+
+impl LaneName {
+    /// A name that no other connection has.
+    pub(crate) fn new() -> Self {
+        // The keys are random and differ from call to call.
+        let half = || u128::from(RandomState::new().hash_one(0u8));
+        Self(half() << 64 | half())
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; NAME_BYTES] {
+        self.0.to_le_bytes()
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; NAME_BYTES]) -> Self {
+        Self(u128::from_le_bytes(bytes))
+    }
+}
 
 /// Which of the two framings a request uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +61,26 @@ pub(crate) enum Version {
     V2,
 }
 
+impl std::fmt::Display for LaneName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl std::str::FromStr for LaneName {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u128::from_str_radix(text, 16).map(Self)
+    }
+}
+
 /// What a header asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
     Transfer(Operation),
     Event,
+    Name,
 }
 
 /// A request header.
@@ -48,7 +92,7 @@ pub(crate) struct Header {
     pub(crate) version: Version,
 }
 
-/// An opcode that is neither READ, WRITE nor EVENT.
+/// An opcode that nobody sends.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnknownOpcode(pub(crate) Version);
 
@@ -58,6 +102,7 @@ impl Header {
             Verb::Transfer(Operation::Read) => OPCODE_READ,
             Verb::Transfer(Operation::Write) => OPCODE_WRITE,
             Verb::Event => OPCODE_EVENT,
+            Verb::Name => OPCODE_NAME,
         };
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&self.len.to_le_bytes());
@@ -72,6 +117,7 @@ impl Header {
             OPCODE_READ => Verb::Transfer(Operation::Read),
             OPCODE_WRITE => Verb::Transfer(Operation::Write),
             OPCODE_EVENT if version == Version::V2 => Verb::Event,
+            OPCODE_NAME if version == Version::V2 => Verb::Name,
             _ => return Err(UnknownOpcode(version)),
         };
         Ok(Self { len: word(bytes, 0), addr: word(bytes, 8), verb, version })

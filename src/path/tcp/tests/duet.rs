@@ -15,6 +15,7 @@ use crate::path::tcp::client::{Action, Answer, Broken, ClientStream, Request};
 use crate::path::tcp::fuzzing::{Window, World};
 use crate::path::tcp::server::ServerStream;
 use crate::path::tcp::wire::{Event, HEADER_BYTES, Header, STATUS_BYTES, Status, Verb, Version};
+use crate::receipt::Fenced;
 
 /// Bytes on the way in one direction at most: small, so that both sides wait for each other.
 const PIPE_BYTES: usize = 5_000;
@@ -179,7 +180,15 @@ fn bytes_of(slice: &Slice) -> Vec<u8> {
 }
 
 fn request(index: usize, action: Action, addr: usize) -> Request {
-    Request { part: 0, index, action, addr: addr as u64, attempts: 0, landed: Landed::No }
+    Request {
+        part: 0,
+        index,
+        action,
+        addr: addr as u64,
+        attempts: 0,
+        landed: Landed::No,
+        fenced: Fenced::Unposted,
+    }
 }
 
 fn local(len: usize) -> Arc<Region> {

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 
 use kvrail_reactors::region::{Region, Slice};
-use kvrail_reactors::ticket::Ticket;
 
 use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
 use crate::path::tcp::client::{Action, Broken, Request};
@@ -13,15 +12,30 @@ use crate::path::tcp::connection::End;
 use crate::path::tcp::peers::{Lanes, Loss};
 use crate::path::tcp::wire::Version;
 use crate::peer::{Route, RouteKind, TcpRoute};
+use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed};
 
 fn lanes(speaks_v2: bool) -> Lanes {
-    let tcp = TcpRoute { host: "peer".into(), port: 1, speaks_v2, incarnation: Some(1) };
+    let tcp = TcpRoute {
+        host: "peer".into(),
+        port: 1,
+        speaks_v2,
+        incarnation: Some(1),
+        names_lanes: false,
+    };
     Lanes::new(Arc::new(Route { key: 1, name: "peer:1".into(), kind: RouteKind::Tcp(tcp) }))
 }
 
 fn request(index: usize, action: Action) -> Request {
-    Request { part: 0, index, action, addr: 0, attempts: 0, landed: Landed::No }
+    Request {
+        part: 0,
+        index,
+        action,
+        addr: 0,
+        attempts: 0,
+        landed: Landed::No,
+        fenced: Fenced::Unposted,
+    }
 }
 
 fn writes(count: usize) -> Vec<Request> {
@@ -31,14 +45,20 @@ fn writes(count: usize) -> Vec<Request> {
 }
 
 fn loss(end: End) -> Loss {
-    Loss { end, was_careful: false, was_rejected: false }
+    Loss { end, was_careful: false, was_rejected: false, name: None, was_ready: true }
 }
 
 /// A lane with one request at a time, closed by the peer.
-const CAREFUL: Loss = Loss { end: End::PeerClosed, was_careful: true, was_rejected: false };
+const CAREFUL: Loss = Loss {
+    end: End::PeerClosed,
+    was_careful: true,
+    was_rejected: false,
+    name: None,
+    was_ready: true,
+};
 
 fn lose(lanes: &mut Lanes, loss: &Loss, requests: Vec<Request>) -> Vec<(Request, Error)> {
-    lanes.lane_lost(Ticket::from_raw(0), loss, requests)
+    lanes.settle(loss, requests, Fenced::Nobody)
 }
 
 fn indexes<'a>(requests: impl IntoIterator<Item = &'a Request>) -> Vec<usize> {
@@ -77,7 +97,13 @@ fn a_peer_that_closes_on_a_lonely_request_again_and_again_is_lost() {
 #[test]
 fn a_refusal_is_not_held_against_those_behind_it() {
     let mut lanes = lanes(true);
-    let rejected = Loss { end: End::PeerClosed, was_careful: false, was_rejected: true };
+    let rejected = Loss {
+        end: End::PeerClosed,
+        was_careful: false,
+        was_rejected: true,
+        name: None,
+        was_ready: true,
+    };
     for _ in 0..10 * ATTEMPTS_MAX {
         assert!(lose(&mut lanes, &rejected, writes(2)).is_empty());
         assert!(lanes.waiting.drain(..).all(|request| request.attempts == 0));
@@ -148,7 +174,13 @@ fn an_event_is_sent_again_only_behind_a_refusal() {
     let failed = lose(&mut lanes, &loss(End::PeerClosed), event());
     assert_eq!(failed.len(), 1);
     assert_eq!((failed[0].1.kind(), failed[0].1.landed()), (ErrorKind::Lost, Landed::Maybe));
-    let rejected = Loss { end: End::PeerClosed, was_careful: false, was_rejected: true };
+    let rejected = Loss {
+        end: End::PeerClosed,
+        was_careful: false,
+        was_rejected: true,
+        name: None,
+        was_ready: true,
+    };
     assert!(lose(&mut lanes, &rejected, event()).is_empty());
     assert_eq!(lanes.waiting.len(), 1);
 }

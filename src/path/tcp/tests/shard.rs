@@ -19,8 +19,9 @@ use crate::flight::{Flight, Landing, Portion};
 use crate::memory::{Operation, Region, Regions, RegionsView, tests::region};
 use crate::path::served::Service;
 use crate::path::tcp::wire::{Header, Verb, Version};
-use crate::path::tcp::{Action, Message, Request, Status, TcpShard};
+use crate::path::tcp::{Action, Errands, Message, Request, Status, TcpShard};
 use crate::peer::{Link, Peer, Route, RouteKind, TcpRoute};
+use crate::receipt::Fenced;
 use crate::request::Batch;
 use crate::runtime::{Pump, Runtime, Shards};
 use crate::transfer::Plan;
@@ -30,7 +31,13 @@ use crate::{ErrorKind, Landed};
 const LEN: usize = 32 << 20;
 
 fn route() -> Route {
-    let tcp = TcpRoute { host: "peer".into(), port: 1, speaks_v2: true, incarnation: Some(1) };
+    let tcp = TcpRoute {
+        host: "peer".into(),
+        port: 1,
+        speaks_v2: true,
+        incarnation: Some(1),
+        names_lanes: false,
+    };
     Route { key: 1, name: "peer:1".into(), kind: RouteKind::Tcp(tcp) }
 }
 
@@ -43,8 +50,15 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
     let Ok(plan) = Plan::new(batch, "us") else { panic!("a plan") };
     let flight = Flight::new(Arc::new(plan), 1, None, None, Vec::new());
     let action = Action::Write(lease.memory().clone());
-    let requests =
-        vec![Request { part: 0, index: 0, action, addr: 4_096, attempts: 0, landed: Landed::No }];
+    let requests = vec![Request {
+        part: 0,
+        index: 0,
+        action,
+        addr: 4_096,
+        attempts: 0,
+        landed: Landed::No,
+        fenced: Fenced::Unposted,
+    }];
     let portion = Portion::new(flight.clone(), 0..=0);
     let message = Message::Carry { portion, route: Arc::new(route()), requests };
     (flight, message)
@@ -64,9 +78,13 @@ fn service(view: RegionsView, arrivals: Arc<Arrivals>) -> Service {
     Service::new(view, Arc::default(), arrivals)
 }
 
+fn errands() -> Errands {
+    Errands { dial: Box::new(|_| {}), fence: Box::new(|_, _| {}) }
+}
+
 fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
     let view = RegionsView::new(Arc::new(Regions::default()));
-    TcpShard::new(streams, service(view, Arc::default()), Box::new(|_| {}), limits)
+    TcpShard::new(streams, service(view, Arc::default()), errands(), limits)
 }
 
 /// Ours and the peer's.
@@ -135,7 +153,7 @@ fn strangers(streams: Streams) {
     let arrivals = Arc::new(Arrivals::default());
     let view = RegionsView::new(regions);
     let service = service(view, arrivals);
-    let mut shard = TcpShard::new(streams, service, Box::new(|_| {}), limits);
+    let mut shard = TcpShard::new(streams, service, errands(), limits);
     let (socket, mut known) = sockets();
     shard.handle(Message::Accepted(socket.into()), 0);
     let read = Header {
