@@ -154,6 +154,14 @@ impl Error {
         self
     }
 
+    /// Together with another part of the same request, which ended so.
+    #[must_use]
+    pub(crate) fn joined(mut self, landed: Landed, fenced: Fenced) -> Self {
+        self.fenced = Some(self.fenced().max(fenced));
+        self.landed = if self.landed == landed { landed } else { Landed::Maybe };
+        self
+    }
+
     /// Keeps the error beneath.
     #[must_use]
     pub fn with_source(

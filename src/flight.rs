@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::memory::Visit;
 use crate::path::host::{self, Lane};
-use crate::receipt::Receipt;
+use crate::receipt::{Fenced, Receipt};
 use crate::transfer::Plan;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
@@ -73,16 +73,29 @@ impl Life {
         &self.failures
     }
 
-    /// How it ended, for a batch of `requests`.
-    pub(crate) fn landing(&mut self, requests: usize) -> Landing {
+    /// How it ended, for a batch of `requests`. Failures are of slices: `slices` says how many
+    /// each request has, and `done` by whose word the others are over.
+    pub(crate) fn landing(
+        &mut self,
+        requests: usize,
+        done: Fenced,
+        slices: impl FnOnce() -> Vec<usize>,
+    ) -> Landing {
         let mut statuses = vec![Ok(()); requests];
-        let mut first_error = None;
-        for (request, error) in std::mem::take(&mut self.failures) {
-            match statuses.get_mut(request) {
-                Some(status) if status.is_ok() => *status = Err(error.clone()),
-                _ => {}
-            }
-            first_error.get_or_insert(error);
+        let failures = std::mem::take(&mut self.failures);
+        let first_error = failures.first().map(|(_, error)| error.clone());
+        let mut left = if failures.is_empty() { Vec::new() } else { slices() };
+        for (request, error) in failures {
+            let Some(status) = statuses.get_mut(request) else { continue };
+            left[request] = left[request].saturating_sub(1);
+            *status = match std::mem::replace(status, Ok(())) {
+                Ok(()) => Err(error),
+                Err(first) => Err(first.joined(error.landed(), error.fenced())),
+            };
+        }
+        for (status, _) in statuses.iter_mut().zip(left).filter(|(_, left)| *left > 0) {
+            let landed_in_part = |error: Error| error.joined(Landed::Yes, done);
+            *status = std::mem::replace(status, Ok(())).map_err(landed_in_part);
         }
         Landing { statuses, first_error, receipt: self.receipt }
     }
@@ -241,10 +254,19 @@ impl Flight {
         receipt
     }
 
+    /// By whose word a slice of it is over that didn't fail.
+    fn done(&self) -> Fenced {
+        Receipt::success(self.path, Duration::ZERO).fenced
+    }
+
     pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<Landing> {
         let mut shared = self.lock();
         if shared.life.is_done() {
-            return Poll::Ready(shared.life.landing(self.plan.requests()));
+            return Poll::Ready(
+                shared
+                    .life
+                    .landing(self.plan.requests(), self.done(), || self.plan.slices_of_requests()),
+            );
         }
         shared.waker = Some(context.waker().clone());
         Poll::Pending
@@ -305,15 +327,35 @@ mod tests {
         assert_eq!(life.part_back(Vec::new()), Next::Announce);
         assert!(!life.is_done());
         assert_eq!(life.part_back(Vec::new()), Next::Finish);
-        let landing = life.landing(2);
+        let landing = life.landing(2, Fenced::Answered, || vec![1; 2]);
         assert!(landing.first_error.is_none() && landing.statuses.iter().all(Result::is_ok));
 
         let mut life = Life::new(2, true);
         assert_eq!(life.part_back(failed(1)), Next::Wait);
         assert_eq!(life.part_back(Vec::new()), Next::Finish, "no event behind a failure");
-        let landing = life.landing(2);
+        let landing = life.landing(2, Fenced::Answered, || vec![1; 2]);
         assert!(landing.statuses[0].is_ok() && landing.statuses[1].is_err());
         assert!(landing.first_error.is_some());
+    }
+
+    #[test]
+    fn a_request_of_which_some_slices_failed_may_have_landed() {
+        let mut life = Life::new(1, false);
+        let unsent = Error::new(ErrorKind::Cancelled, "test");
+        let doubtful = Error::lost("test").with_landed(Landed::Maybe);
+        life.part_back(vec![(0, unsent.clone()), (1, unsent.clone()), (1, doubtful), (2, unsent)]);
+        let slices = || vec![1, 2, 5];
+        let statuses = life.landing(3, Fenced::Answered, slices).statuses;
+        let ends = statuses.iter().map(|status| {
+            let error = status.as_ref().unwrap_err();
+            (error.kind(), error.landed(), error.fenced())
+        });
+        let wanted = [
+            (ErrorKind::Cancelled, Landed::No, Fenced::Unposted),
+            (ErrorKind::Cancelled, Landed::Maybe, Fenced::Nobody),
+            (ErrorKind::Cancelled, Landed::Maybe, Fenced::Answered),
+        ];
+        assert!(ends.eq(wanted));
     }
 
     #[test]
@@ -321,7 +363,7 @@ mod tests {
         let mut life = Life::new(1, true);
         life.part_back(Vec::new());
         assert_eq!(life.part_back(failed(EVENT)), Next::Finish);
-        let landing = life.landing(3);
+        let landing = life.landing(3, Fenced::Answered, || vec![1; 3]);
         assert!(landing.first_error.is_some() && landing.statuses.iter().all(Result::is_ok));
     }
 }

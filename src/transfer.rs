@@ -297,7 +297,8 @@ impl Outcome {
 #[derive(Debug)]
 pub struct Failed {
     error: Error,
-    outcome: Outcome,
+    /// Boxed, to keep results small.
+    outcome: Box<Outcome>,
 }
 
 impl Failed {
@@ -313,7 +314,7 @@ impl Failed {
 
     /// Statuses, leases and receipt.
     pub fn into_outcome(self) -> Outcome {
-        self.outcome
+        *self.outcome
     }
 }
 
@@ -466,7 +467,7 @@ impl Future for Transfer {
         let outcome = Outcome { statuses, leases, receipt };
         Poll::Ready(match error {
             None => Ok(outcome),
-            Some(error) => Err(Failed { error, outcome }),
+            Some(error) => Err(Failed { error, outcome: Box::new(outcome) }),
         })
     }
 }

@@ -48,12 +48,15 @@ pub(crate) enum Message {
 /// Says by being dropped that a shard has done what it was asked.
 pub(crate) type Guard = flume::Sender<()>;
 
+type Dial = Box<dyn Fn(&Arc<Route>)>;
+type AskFence = Box<dyn Fn(&Arc<Route>, LaneName)>;
+
 /// What a shard has others do, which know names and time-outs.
 pub(crate) struct Errands {
     /// Asks for a connection, to be answered by [`Message::Dialed`].
-    pub(crate) dial: Box<dyn Fn(&Arc<Route>)>,
+    pub(crate) dial: Dial,
     /// Asks the peer to end a lane, to be answered by [`Message::Fenced`].
-    pub(crate) fence: Box<dyn Fn(&Arc<Route>, LaneName)>,
+    pub(crate) fence: AskFence,
 }
 
 /// A part of a transfer, from the shard's side.

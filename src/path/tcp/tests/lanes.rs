@@ -10,9 +10,9 @@ use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
 use crate::path::tcp::client::{Action, Broken, Request};
 use crate::path::tcp::connection::End;
 use crate::path::tcp::peers::{Lanes, Loss};
-use crate::path::tcp::wire::Version;
+use crate::path::tcp::wire::{LaneName, Version};
 use crate::peer::{Route, RouteKind, TcpRoute};
-use crate::receipt::Fenced;
+use crate::receipt::{Fenced, Proof};
 use crate::{Error, ErrorKind, Landed};
 
 fn lanes(speaks_v2: bool) -> Lanes {
@@ -183,6 +183,52 @@ fn an_event_is_sent_again_only_behind_a_refusal() {
     };
     assert!(lose(&mut lanes, &rejected, event()).is_empty());
     assert_eq!(lanes.waiting.len(), 1);
+}
+
+fn named(end: End) -> Loss {
+    Loss { name: Some(LaneName::new()), ..loss(end) }
+}
+
+#[test]
+fn a_named_lane_is_fenced_wherever_something_may_be_stored_from_it() {
+    let region = Arc::new(Region::allocate(4_096, None).unwrap());
+    let read = || vec![request(0, Action::Read(Slice::new(region.clone(), 0, 10).unwrap()))];
+    let event = || vec![request(0, Action::Event(Arc::from(&b"event"[..])))];
+    let must = |loss: &Loss, requests: Vec<Request>| Lanes::must_fence(loss, &requests).is_some();
+    assert!(must(&named(End::PeerClosed), writes(1)), "its last store may be under way");
+    assert!(must(&named(End::GivenUp), event()));
+    assert!(!must(&named(End::GivenUp), read()) && !must(&named(End::GivenUp), Vec::new()));
+    assert!(!must(&loss(End::GivenUp), writes(1)), "nobody knows its name");
+    let rejected = Loss { was_rejected: true, ..named(End::PeerClosed) };
+    assert!(!must(&rejected, writes(1)), "behind a refusal nothing is carried out");
+}
+
+#[test]
+fn only_behind_a_fence_is_a_write_sent_again() {
+    for end in [End::PeerClosed, End::GivenUp, End::Stalled] {
+        let (mut fenced, mut unproven) = (lanes(true), lanes(true));
+        let loss = named(end.clone());
+        assert!(fenced.settle(&loss, writes(2), Fenced::Lane).is_empty(), "{end:?}");
+        assert_eq!(indexes(&fenced.waiting), [0, 1]);
+        let error = fenced.unsent(&fenced.waiting[0], ErrorKind::Cancelled);
+        assert_eq!((error.landed(), error.fenced()), (Landed::Maybe, Fenced::Lane));
+        let failed = unproven.settle(&loss, writes(2), Fenced::Nobody);
+        assert!(failed.iter().all(|(_, error)| error.remote() == Proof::Unproven), "{end:?}");
+        assert_eq!((failed.len(), unproven.waiting.len()), (2, 0));
+    }
+}
+
+#[test]
+fn a_peer_that_takes_no_name_is_not_dialled_for_ever() {
+    let unnamed = || Loss { was_ready: false, ..loss(End::PeerClosed) };
+    let mut lanes = lanes(true);
+    for _ in 1..ATTEMPTS_MAX {
+        assert!(lanes.may_retry(&unnamed()));
+    }
+    assert!(!lanes.may_retry(&unnamed()));
+    assert!(lanes.may_retry(&unnamed()), "it begins anew");
+    assert!(lanes.may_retry(&named(End::Stalled)), "it has carried requests");
+    assert!(!lanes.may_retry(&Loss { was_ready: false, ..loss(End::Stalled) }), "30 s are enough");
 }
 
 #[test]
