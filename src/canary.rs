@@ -6,6 +6,8 @@
 pub enum Canary {
     /// A request ends while the reactor may still store into its memory.
     ReuseBeforeFence,
+    /// Our own side is quiet, and the peer's is claimed to be so too.
+    LocalFence,
     /// An event that may have been delivered is sent again.
     CountedTwice,
     /// A message does not ring the doorbell of the shard that sleeps.
@@ -24,12 +26,14 @@ mod switch {
 
     impl Canary {
         /// Every one of them.
-        pub const ALL: [Self; 3] = [Self::ReuseBeforeFence, Self::CountedTwice, Self::LostWake];
+        pub const ALL: [Self; 4] =
+            [Self::ReuseBeforeFence, Self::LocalFence, Self::CountedTwice, Self::LostWake];
 
         /// Its name on the command line.
         pub fn name(self) -> &'static str {
             match self {
                 Self::ReuseBeforeFence => "reuse-before-fence",
+                Self::LocalFence => "local-fence",
                 Self::CountedTwice => "counted-twice",
                 Self::LostWake => "lost-wake",
             }

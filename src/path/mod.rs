@@ -64,18 +64,18 @@ impl TcpActor {
 
 #[cfg(any(test, feature = "sim"))]
 impl TcpActor {
-    /// Starts it on a simulated network, whose connections `dial` asks for.
+    /// Starts it on a simulated network.
     pub(crate) fn simulated(
         runtime: &Runtime,
         shard: usize,
         service: Service,
         streams: kvrail_reactors::sim::Streams,
-        dial: impl Fn(&Arc<Route>) + Send + 'static,
+        errands: Errands,
         limits: TcpLimits,
     ) -> Result<PumpAddress<Message>> {
         runtime.spawn_pump(shard, move |context| {
             let streams = Streams::Sim(streams);
-            Self { shard: TcpShard::new(streams, service, Box::new(dial), limits), context }
+            Self { shard: TcpShard::new(streams, service, errands, limits), context }
         })
     }
 }

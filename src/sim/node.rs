@@ -17,6 +17,7 @@ use crate::links::Links;
 use crate::memory::RegionsView;
 use crate::memory::grant::Grants;
 use crate::path::served::Service;
+use crate::path::tcp::{Errands, LaneName};
 use crate::path::{Carriers, CopyActor, TcpActor, tcp};
 use crate::peer::{Peer, Route, RouteKind};
 use crate::runtime::{Runtime, SendError, Shard, ShardPlacement, Step};
@@ -38,8 +39,27 @@ pub(super) struct Dialing {
     pub(super) port: u16,
 }
 
+/// What a node asks of a peer's control plane: to end a lane of this shard's.
+#[derive(Clone)]
+pub(super) struct EndLane {
+    pub(super) node: usize,
+    pub(super) incarnation: u64,
+    pub(super) shard: usize,
+    pub(super) key: u64,
+    /// Whose lane it is: a name, and the process that is meant.
+    pub(super) peer: String,
+    pub(super) to: u64,
+    pub(super) lane: LaneName,
+}
+
+/// What nodes ask of others than their peers' shards.
+pub(super) enum Asked {
+    Dial(Dialing),
+    EndLane(EndLane),
+}
+
 /// Where nodes leave what they ask.
-pub(super) type Outbox = Arc<Mutex<Vec<Dialing>>>;
+pub(super) type Outbox = Arc<Mutex<Vec<Asked>>>;
 
 /// A process.
 pub(super) struct Node {
@@ -126,10 +146,10 @@ impl Node {
             let (reactor, streams) = ground.network.reactor(ground.capacity);
             let regions = RegionsView::new(host.regions.clone());
             let service = Service::new(regions, host.grants.clone(), host.arrivals.clone());
-            let dial = dial(ground.outbox.clone(), number, incarnation, index);
+            let errands = errands(&ground.outbox, number, incarnation, index);
             let limits =
                 TcpLimits { progress_ns: PROGRESS_NS, connections_max: ground.connections_max };
-            let tcp = TcpActor::simulated(&runtime, index, service, streams, dial, limits);
+            let tcp = TcpActor::simulated(&runtime, index, service, streams, errands, limits);
             carriers.tcp.push(tcp.expect("a new shard takes commands"));
             let copies = CopyActor::spawn(&runtime, index).expect("a new shard takes commands");
             carriers.copies.push(copies);
@@ -162,7 +182,7 @@ impl Node {
         let _ = shards[self.next_shard % shards.len()].send(tcp::Message::Accepted(socket));
     }
 
-    /// Tells a shard of the connection that it asked for; gives it back where the inbox is full.
+    /// Tells a shard of what it asked for; gives it back where the inbox is full.
     pub(super) fn dialed(
         &self,
         shard: usize,
@@ -224,6 +244,12 @@ impl Node {
     }
 }
 
+fn errands(outbox: &Outbox, node: usize, incarnation: u64, shard: usize) -> Errands {
+    let dial = Box::new(dial(outbox.clone(), node, incarnation, shard));
+    let fence = Box::new(end_lane(outbox.clone(), node, incarnation, shard));
+    Errands { dial, fence }
+}
+
 fn dial(
     outbox: Outbox,
     node: usize,
@@ -234,6 +260,24 @@ fn dial(
         let RouteKind::Tcp(tcp) = &route.kind else { return };
         let (key, host, port) = (route.key, tcp.host.clone(), tcp.port);
         let dialing = Dialing { node, incarnation, shard, key, host, port };
-        outbox.lock().unwrap_or_else(PoisonError::into_inner).push(dialing);
+        leave(&outbox, Asked::Dial(dialing));
     }
+}
+
+fn end_lane(
+    outbox: Outbox,
+    node: usize,
+    incarnation: u64,
+    shard: usize,
+) -> impl Fn(&Arc<Route>, LaneName) + Send + 'static {
+    move |route: &Arc<Route>, lane| {
+        let RouteKind::Tcp(tcp) = &route.kind else { return };
+        let (key, peer, to) = (route.key, route.name.to_string(), tcp.incarnation.unwrap_or(0));
+        let asked = EndLane { node, incarnation, shard, key, peer, to, lane };
+        leave(&outbox, Asked::EndLane(asked));
+    }
+}
+
+fn leave(outbox: &Outbox, asked: Asked) {
+    outbox.lock().unwrap_or_else(PoisonError::into_inner).push(asked);
 }

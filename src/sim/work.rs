@@ -9,7 +9,7 @@ use super::transfer::{Asked, Under};
 use super::world::{World, note};
 use crate::memory::Operation;
 use crate::request::Batch;
-use crate::{Failed, Landed, Outcome, Result};
+use crate::{Failed, Landed, Outcome, Proof, Result};
 
 impl World {
     /// A process asks for a transfer, if there are blocks for it.
@@ -202,6 +202,7 @@ impl World {
             .map(|status| match status {
                 Ok(()) => Ended::Whole,
                 Err(error) if error.landed() == Landed::No => Ended::Untouched,
+                Err(error) if error.remote() == Proof::Quiet => Ended::Quiet,
                 Err(_) => Ended::Unproven,
             })
             .collect();
@@ -254,6 +255,8 @@ enum Ended {
     Whole,
     /// Quiet, without a byte of it.
     Untouched,
+    /// Some of its bytes may be there; no more come.
+    Quiet,
     /// Nothing is known of the far side.
     Unproven,
 }

@@ -9,12 +9,14 @@ use kvrail_reactors::region::Region;
 use kvrail_reactors::sim::Network;
 use kvrail_reactors::stream::Socket;
 
-use super::node::{Dialing, Ground, name_of, port_of};
+use super::node::{Asked, Dialing, EndLane, Ground, name_of, port_of};
 use super::process::Process;
 use super::schedule::Schedule;
 use super::transfer::Under;
 use crate::Error;
+use crate::limits::FENCE_MS;
 use crate::path::tcp::Message;
+use crate::receipt::Fenced;
 
 /// Steps of one seed: ten times what the longest take. More means that something spins.
 const STEPS_MAX: u64 = 400_000;
@@ -26,6 +28,10 @@ const PATIENCE_NS: u64 = 10_000_000_000;
 /// What is to come at a moment.
 pub(super) enum Coming {
     Dialed(Dialing),
+    /// A question to a peer's control plane.
+    EndLane(EndLane),
+    /// Its answer, or that nobody waits for it any longer.
+    Fenced(EndLane, Fenced),
     /// A connection's side is stalled no longer.
     Unstall(usize),
     /// A process of this incarnation runs again.
@@ -52,6 +58,8 @@ pub(super) struct World {
     pub(super) ended: usize,
     pub(super) succeeded: usize,
     coming: BTreeMap<(u64, u64), Coming>,
+    /// Lanes that are being ended; over when the last shard has let go.
+    ending: Vec<(EndLane, flume::Receiver<()>)>,
     comings: u64,
     pub(super) steps: u64,
     pub(super) trace: Option<Vec<String>>,
@@ -98,6 +106,7 @@ impl World {
             ended: 0,
             succeeded: 0,
             coming: BTreeMap::new(),
+            ending: Vec::new(),
             comings: 0,
             steps: 0,
             trace: is_traced.then(Vec::new),
@@ -189,6 +198,11 @@ impl World {
             }
             match entry.remove() {
                 Coming::Dialed(dialing) => self.dialed(dialing),
+                Coming::EndLane(asked) => self.end_lane(asked),
+                Coming::Fenced(EndLane { node, incarnation, shard, key, lane, .. }, fenced) => {
+                    let message = Message::Fenced { peer: key, lane, fenced };
+                    self.tell(node, incarnation, shard, message);
+                }
                 Coming::Unstall(end) => self.ground.network.stall(end, false),
                 Coming::Resume(node, incarnation) => self.resume(node, incarnation),
                 Coming::Retry { node, incarnation, shard, message } => {
@@ -230,6 +244,40 @@ impl World {
             None => Err(Error::lost("nobody listens")),
         };
         self.tell(node, incarnation, shard, Message::Dialed { peer: key, result });
+    }
+
+    /// A peer's control plane has every shard end a lane, as the daemon does.
+    fn end_lane(&mut self, asked: EndLane) {
+        let is_meant = |node: &usize| {
+            name_of(*node) == asked.peer && self.processes[*node].node.incarnation == asked.to
+        };
+        let Some(to) = (0..self.processes.len()).find(is_meant) else { return };
+        note!(self, "node {to}    is to end lane {}", asked.lane);
+        let (guard, quiet) = flume::bounded(0);
+        for shard in 0..self.processes[to].node.shards.len() {
+            let (lane, guard) = (asked.lane, guard.clone());
+            self.tell(to, asked.to, shard, Message::EndLane { lane, guard });
+        }
+        self.ending.push((asked, quiet));
+    }
+
+    /// Answers for lanes that have ended; those of a process that died get none.
+    fn ended_lanes(&mut self) {
+        let mut ending = std::mem::take(&mut self.ending);
+        for (asked, _) in ending.extract_if(.., |(_, quiet)| quiet.is_disconnected()) {
+            let is_alive = self.processes.iter().any(|one| one.node.incarnation == asked.to);
+            if is_alive && !self.is_lost() {
+                note!(self, "lane {} has ended", asked.lane);
+                let after_ns = self.rng.u64(5_000..300_000);
+                self.later(after_ns, Coming::Fenced(asked, Fenced::Lane));
+            }
+        }
+        self.ending.append(&mut ending);
+    }
+
+    /// Whether a message of the control planes gets lost.
+    fn is_lost(&mut self) -> bool {
+        self.schedule.has_faults() && self.rng.u8(..16) == 0
     }
 
     fn tell(&mut self, node: usize, incarnation: u64, shard: usize, message: Message) {
@@ -286,10 +334,27 @@ impl World {
     fn collect(&mut self) {
         let outbox = &self.ground.outbox;
         let asked = std::mem::take(&mut *outbox.lock().unwrap_or_else(PoisonError::into_inner));
-        for dialing in asked {
+        for asked in asked {
             let after_ns = self.rng.u64(5_000..300_000);
-            self.later(after_ns, Coming::Dialed(dialing));
+            match asked {
+                Asked::Dial(dialing) => self.later(after_ns, Coming::Dialed(dialing)),
+                Asked::EndLane(asked) => self.ask_end(after_ns, asked),
+            }
         }
+        self.ended_lanes();
+    }
+
+    /// The question may get lost, or arrive twice; who asks waits so long and no longer.
+    fn ask_end(&mut self, after_ns: u64, asked: EndLane) {
+        self.later(FENCE_MS * 1_000_000, Coming::Fenced(asked.clone(), Fenced::Nobody));
+        if self.is_lost() {
+            return;
+        }
+        if self.is_lost() {
+            let again_ns = self.rng.u64(5_000..3_000_000);
+            self.later(again_ns, Coming::EndLane(asked.clone()));
+        }
+        self.later(after_ns, Coming::EndLane(asked));
     }
 
     /// The oracle looks, then callers look for the ends of their transfers.
@@ -319,6 +384,7 @@ impl World {
         }
         self.processes.clear();
         self.coming.clear();
+        self.ending.clear();
         self.ground.outbox.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let (ends, operations) = (self.ground.network.ends(), self.ground.network.operations());
         if !ends.is_empty() || operations > 0 {

@@ -9,7 +9,7 @@ use crate::shell::{Shell, run};
 use crate::steps::Outcome;
 
 /// Each of them is found within so many seeds.
-const CANARIES: [&str; 3] = ["reuse-before-fence", "counted-twice", "lost-wake"];
+const CANARIES: [&str; 4] = ["reuse-before-fence", "counted-twice", "lost-wake", "local-fence"];
 
 /// What is passed on.
 #[derive(Args)]

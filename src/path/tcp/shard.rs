@@ -48,8 +48,8 @@ pub(crate) enum Message {
 /// Says by being dropped that a shard has done what it was asked.
 pub(crate) type Guard = flume::Sender<()>;
 
-type Dial = Box<dyn Fn(&Arc<Route>)>;
-type AskFence = Box<dyn Fn(&Arc<Route>, LaneName)>;
+type Dial = Box<dyn Fn(&Arc<Route>) + Send>;
+type AskFence = Box<dyn Fn(&Arc<Route>, LaneName) + Send>;
 
 /// What a shard has others do, which know names and time-outs.
 pub(crate) struct Errands {
