@@ -7,11 +7,12 @@
 //! The data path, in the order a transfer walks it: `engine` (the handle), `request` (what is
 //! asked), `plan` (slices, pure), `post` (parts to shards), `path` (copies; the same host's lanes;
 //! TCP streams; one shard's actors), `flight` (the life of a batch, pure), `receipt` (whose memory
-//! is quiet behind it), `transfer` (the future and its outcome), `counter` and `notification` (what arrives behind the data). Beside it:
-//! `memory` (regions, leases, pools, what fits), `route` (which shard, pure), `links` (ways to
-//! peers), `exposed` (what peers reach), `explain` (which path, and why), `runtime` (shards and
-//! actors), `control` (daemon, descriptors, metadata), `topology` and `doctor` (the machine), and
-//! `limits`, where every bound has its name and reason.
+//! is quiet behind it), `transfer` (the future and its outcome), `counter` and `notification`
+//! (what arrives behind the data). Beside it: `memory` (regions, leases, pools, what fits),
+//! `route` (which shard, pure), `links` (ways to peers), `exposed` (what peers reach), `explain`
+//! (which path, and why), `runtime` (shards and actors), `control` (daemon, descriptors,
+//! metadata), `topology` and `doctor` (the machine), and `limits`, where every bound has its name
+//! and reason.
 #![forbid(unsafe_code)]
 
 mod arrivals;
