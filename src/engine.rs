@@ -78,7 +78,7 @@ impl Engine {
         let control = Arc::new(control);
         let service = || {
             let regions = RegionsView::new(host.regions.clone());
-            Service::new(regions, host.grants.clone(), host.arrivals.clone())
+            Service::new(regions, host.grants.clone(), host.arrivals.clone(), host.incarnation)
         };
         let started = Carriers::start(&config, runtime, &service, &control)?;
         let engine = Self::assemble(started, control, host, links, &config);

@@ -51,7 +51,7 @@ pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>
 /// An engine as its peers see it.
 pub(crate) struct Exposed {
     identity: Identity,
-    incarnation: u64,
+    pub(crate) incarnation: u64,
     pub(crate) regions: Arc<Regions>,
     pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,

@@ -406,13 +406,15 @@ impl Transfer {
     /// when our memory is quiet and the peer's too, or nobody can say so; the outcome's receipt
     /// tells which. What had landed before is there; a transfer that was over already is the
     /// success that it was.
-    pub async fn cancel(self) -> Outcome {
+    pub fn cancel(self) -> impl Future<Output = Outcome> + Send {
         if let State::Flying(flight) = &self.state {
             flight.abandon();
         }
-        match self.await {
-            Ok(outcome) => outcome,
-            Err(failed) => failed.into_outcome(),
+        async {
+            match self.await {
+                Ok(outcome) => outcome,
+                Err(failed) => failed.into_outcome(),
+            }
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) trait Served {
     ) -> Result<(Slice, Use), Denied>;
     /// Counts and queues an event; answers Ok, Busy or Refused.
     fn event(&mut self, event: Event) -> Status;
+    /// Whether the engine is this incarnation of its name.
+    fn is_process(&self, incarnation: u64) -> bool;
 }
 
 /// One shard's way to the engine's regions, grants, counters and notifications.
@@ -34,11 +36,18 @@ pub(crate) struct Service {
     grants: Arc<Grants>,
     arrivals: Arc<Arrivals>,
     serving: metrics::Serving,
+    incarnation: u64,
 }
 
 impl Service {
-    pub(crate) fn new(regions: RegionsView, grants: Arc<Grants>, arrivals: Arc<Arrivals>) -> Self {
-        Self { regions, grants, arrivals, serving: Default::default() }
+    /// What the engine of this incarnation serves.
+    pub(crate) fn new(
+        regions: RegionsView,
+        grants: Arc<Grants>,
+        arrivals: Arc<Arrivals>,
+        incarnation: u64,
+    ) -> Self {
+        Self { regions, grants, arrivals, serving: Default::default(), incarnation }
     }
 
     /// Records what was asked since the last time.
@@ -69,5 +78,9 @@ impl Served for Service {
 
     fn event(&mut self, event: Event) -> Status {
         self.arrivals.event(event)
+    }
+
+    fn is_process(&self, incarnation: u64) -> bool {
+        self.incarnation == incarnation
     }
 }

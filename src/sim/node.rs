@@ -145,7 +145,8 @@ impl Node {
         for (index, shard) in shards.into_iter().enumerate() {
             let (reactor, streams) = ground.network.reactor(ground.capacity);
             let regions = RegionsView::new(host.regions.clone());
-            let service = Service::new(regions, host.grants.clone(), host.arrivals.clone());
+            let (grants, arrivals) = (host.grants.clone(), host.arrivals.clone());
+            let service = Service::new(regions, grants, arrivals, incarnation);
             let errands = errands(&ground.outbox, number, incarnation, index);
             let limits =
                 TcpLimits { progress_ns: PROGRESS_NS, connections_max: ground.connections_max };

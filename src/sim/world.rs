@@ -252,7 +252,7 @@ impl World {
             name_of(*node) == asked.peer && self.processes[*node].node.incarnation == asked.to
         };
         let Some(to) = (0..self.processes.len()).find(is_meant) else { return };
-        note!(self, "node {to}    is to end lane {}", asked.lane);
+        note!(self, "node {to}    is to end a lane of node {}", asked.node);
         let (guard, quiet) = flume::bounded(0);
         for shard in 0..self.processes[to].node.shards.len() {
             let (lane, guard) = (asked.lane, guard.clone());
@@ -267,7 +267,7 @@ impl World {
         for (asked, _) in ending.extract_if(.., |(_, quiet)| quiet.is_disconnected()) {
             let is_alive = self.processes.iter().any(|one| one.node.incarnation == asked.to);
             if is_alive && !self.is_lost() {
-                note!(self, "lane {} has ended", asked.lane);
+                note!(self, "a lane of node {} has ended", asked.node);
                 let after_ns = self.rng.u64(5_000..300_000);
                 self.later(after_ns, Coming::Fenced(asked, Fenced::Lane));
             }

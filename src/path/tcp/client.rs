@@ -123,7 +123,8 @@ pub(crate) struct ClientStream {
 enum Naming {
     /// It has no name.
     Nameless,
-    Unsent(LaneName),
+    /// And the process that is meant, as its descriptor calls it.
+    Unsent(LaneName, u64),
     Sent(LaneName),
     Known(LaneName),
 }
@@ -151,9 +152,10 @@ impl ClientStream {
         }
     }
 
-    /// One that is called `name`.
-    pub(crate) fn named(self, name: Option<LaneName>) -> Self {
-        Self { naming: name.map_or(Naming::Nameless, Naming::Unsent), ..self }
+    /// One that has a name, for this process and no other.
+    pub(crate) fn named(self, name: Option<(LaneName, u64)>) -> Self {
+        let unsent = |(name, to)| Naming::Unsent(name, to);
+        Self { naming: name.map_or(Naming::Nameless, unsent), ..self }
     }
 
     /// What the peer knows it by.
@@ -274,9 +276,9 @@ impl ClientStream {
     }
 
     fn send_name(&mut self, vector: &mut Vector) {
-        let Naming::Unsent(name) = self.naming else { return };
+        let Naming::Unsent(name, to) = self.naming else { return };
         let (len, version) = (NAME_BYTES as u64, self.version);
-        vector.push_bytes(&Header { len, addr: 0, verb: Verb::Name, version }.encode());
+        vector.push_bytes(&Header { len, addr: to, verb: Verb::Name, version }.encode());
         vector.push_bytes(&name.to_bytes());
         self.unanswered.push_back(Unanswered { is_name: true, ..Unanswered::new(None) });
         self.naming = Naming::Sent(name);

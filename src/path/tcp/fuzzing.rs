@@ -137,7 +137,14 @@ impl Served for World {
         self.events.push(event);
         status
     }
+
+    fn is_process(&self, incarnation: u64) -> bool {
+        incarnation == INCARNATION
+    }
 }
+
+/// Which process the world is.
+const INCARNATION: u64 = 7;
 
 /// All three answers to events, chosen by the event itself.
 fn status_of(event: &Event) -> Status {
@@ -174,7 +181,7 @@ pub(crate) fn expected(world: &World, mut input: &[u8]) -> Expected {
             Verb::Event if !(1..=EVENT_MAX_BYTES).contains(&header.len) => {
                 return expected.refused(header.version);
             }
-            Verb::Name if len != NAME_BYTES || has_name => {
+            Verb::Name if len != NAME_BYTES || has_name || header.addr != INCARNATION => {
                 return expected.refused(header.version);
             }
             Verb::Event | Verb::Name if body.len() < len => break,

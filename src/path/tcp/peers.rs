@@ -93,10 +93,10 @@ impl Lanes {
         }
     }
 
-    /// What a new lane is called, where the peer is to know.
-    pub(super) fn name(&self) -> Option<LaneName> {
+    /// What a new lane is called, where the peer is to know, and the process that is meant.
+    pub(super) fn name(&self) -> Option<(LaneName, u64)> {
         match &self.route.kind {
-            RouteKind::Tcp(tcp) if tcp.names_lanes => Some(LaneName::new()),
+            RouteKind::Tcp(tcp) if tcp.names_lanes => Some((LaneName::new(), tcp.incarnation?)),
             _ => None,
         }
     }
@@ -134,6 +134,10 @@ impl Lanes {
             None => matches!(loss.end, End::PeerClosed | End::Broken(Broken::Rejected)),
         };
         let may_resend = may_resend && !matches!(loss.end, End::Ours);
+        let is_repeatable = match loss.name {
+            Some(_) => !matches!(loss.end, End::Ours),
+            None => loss.is_given_up(),
+        };
         let is_costly = loss.was_careful || (loss.name.is_some() && !loss.is_blameless());
         let mut failed = Vec::new();
         let mut is_unwell = false;
@@ -147,7 +151,7 @@ impl Lanes {
                 || !matches!(request.action, Action::Event(_))
                 || canary::is_on(Canary::CountedTwice);
             // Nothing lands in our own memory any more, whatever the peer does.
-            let is_safe = loss.is_given_up() && !request.stores();
+            let is_safe = is_repeatable && !request.stores();
             if (may_resend || is_safe) && may_repeat && !is_exhausted {
                 if !loss.was_rejected {
                     request.landed = Landed::Maybe;
@@ -159,8 +163,9 @@ impl Lanes {
                 failed.push((request, error));
             }
         }
-        if may_resend
-            && matches!(loss.end, End::PeerClosed | End::Broken(_))
+        let is_doubtful = matches!(loss.end, End::PeerClosed | End::Broken(Broken::Rejected));
+        if is_doubtful
+            && (may_resend || is_repeatable)
             && !loss.was_rejected
             && !self.waiting.is_empty()
         {

@@ -164,6 +164,12 @@ impl ServerStream {
             || self.has_replies()
     }
 
+    /// A client that means another process is refused: this one has got its predecessor's port.
+    fn may_be_named(&self, header: &Header, served: &impl Served) -> bool {
+        let is_well_formed = header.len == NAME_BYTES as u64 && self.name.is_none();
+        is_well_formed && served.is_process(header.addr)
+    }
+
     /// What the peer calls this connection.
     pub(crate) fn name(&self) -> Option<LaneName> {
         self.name
@@ -278,7 +284,7 @@ impl ServerStream {
                 self.receiving = Receiving::Event { body: Vec::new(), len: header.len as usize };
             }
             // A connection has one name, for good.
-            Verb::Name if header.len == NAME_BYTES as u64 && self.name.is_none() => {
+            Verb::Name if self.may_be_named(&header, served) => {
                 self.receiving = Receiving::Name { body: [0; NAME_BYTES], len: 0 };
             }
             Verb::Event | Verb::Name => self.refuse(header.version),

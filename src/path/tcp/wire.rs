@@ -24,7 +24,8 @@ const OPCODE_READ: u8 = 0;
 const OPCODE_WRITE: u8 = 1;
 /// An event for counters and notifications; sent only to peers that publish kvrail's extras.
 const OPCODE_EVENT: u8 = 0x40;
-/// The name of the connection, its first frame; to peers that publish kvrail's extras.
+/// The name of the connection, its first frame; to peers that publish kvrail's extras. In place
+/// of an address stands the incarnation that is meant.
 const OPCODE_NAME: u8 = 0x42;
 
 /// Body of a naming frame.

@@ -219,6 +219,21 @@ fn only_behind_a_fence_is_a_write_sent_again() {
 }
 
 #[test]
+fn reads_of_a_named_lane_go_out_again_but_not_for_ever() {
+    let mut lanes = lanes(true);
+    let region = Arc::new(Region::allocate(4_096, None).unwrap());
+    let read = request(0, Action::Read(Slice::new(region, 0, 10).unwrap()));
+    assert!(lanes.settle(&named(End::PeerClosed), vec![read], Fenced::Nobody).is_empty());
+    assert!(lanes.framing().1, "it may be the request");
+    let careful = || Loss { was_careful: true, ..named(End::PeerClosed) };
+    let attempts = (0..=ATTEMPTS_MAX).find(|_| {
+        let again: Vec<_> = lanes.waiting.drain(..).collect();
+        !lanes.settle(&careful(), again, Fenced::Nobody).is_empty()
+    });
+    assert_eq!(attempts, Some(ATTEMPTS_MAX - 1));
+}
+
+#[test]
 fn a_peer_that_takes_no_name_is_not_dialled_for_ever() {
     let unnamed = || Loss { was_ready: false, ..loss(End::PeerClosed) };
     let mut lanes = lanes(true);

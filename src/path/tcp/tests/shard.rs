@@ -75,7 +75,7 @@ fn both(test: impl Fn(Streams)) {
 }
 
 fn service(view: RegionsView, arrivals: Arc<Arrivals>) -> Service {
-    Service::new(view, Arc::default(), arrivals)
+    Service::new(view, Arc::default(), arrivals, 1)
 }
 
 fn errands() -> Errands {
