@@ -248,6 +248,10 @@ pub const LINGER_NS: u64 = 1_000_000_000;
 /// Copies queued on one shard's local-copy actor; one batch may bring [`BATCH_SLICES_MAX`].
 pub const COPIES_MAX: usize = 4 * BATCH_SLICES_MAX;
 
+/// Bytes of one request under a grant on a data connection: a slice, since only kvrail peers ask
+/// so. What is denied costs the connection as many bytes as what is granted, so it has a cap.
+pub const GRANTED_MAX_BYTES: u64 = SLICE_BYTES as u64;
+
 /// Bytes of one slice: what one lane carries at once and a lost connection repeats. As long as a
 /// send ([`SEND_MAX_BYTES`]), so that one slice never waits for half of itself.
 pub const SLICE_BYTES: usize = 1 << 20;

@@ -179,7 +179,7 @@ pub(crate) struct TcpRoute {
 impl TcpRoute {
     /// Whether it knows grants.
     pub(crate) fn takes_grants(&self) -> bool {
-        self.incarnation.is_some()
+        self.names_lanes
     }
 
     /// Whether events may follow the data. Otherwise messages go by the control daemon.

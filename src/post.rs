@@ -57,15 +57,13 @@ impl Inner {
     }
 
     fn post_tcp(self: &Arc<Self>, plan: &Arc<Plan>) -> Arc<Flight> {
-        let (slices, kept_back) = without_grants(plan, Cow::Borrowed(&plan.slices));
-        let groups = share_out(&slices, self.shards().len(), TCP_GROUP_BYTES);
+        let groups = share_out(&plan.slices, self.shards().len(), TCP_GROUP_BYTES);
         let announce = plan.event.clone().map(|event| self.announce_tcp(event));
-        let parts = groups.len() + usize::from(!kept_back.is_empty());
-        let flight = self.flight(plan, parts, announce, Vec::new());
-        back_at_once(&flight, kept_back);
+        let flight = self.flight(plan, groups.len(), announce, Vec::new());
         let first = self.next_shard();
         for (position, group) in groups.into_iter().enumerate() {
-            let requests = slices[group].iter().map(|slice| tcp_request(plan, slice)).collect();
+            let requests =
+                plan.slices[group].iter().map(|slice| tcp_request(plan, slice)).collect();
             self.carry(flight.clone(), first + position, requests);
         }
         flight
@@ -113,6 +111,7 @@ impl Inner {
                         index: EVENT,
                         action,
                         addr: 0,
+                        key: None,
                         attempts: 0,
                         landed: Landed::No,
                         fenced: Fenced::Unposted,
@@ -255,23 +254,6 @@ fn back_at_once(flight: &Arc<Flight>, failures: Vec<(usize, Error)>) {
     }
 }
 
-/// The slices that may go by TCP, which knows no grants: asking without would not be the same.
-fn without_grants<'a>(
-    plan: &Plan,
-    slices: Cow<'a, [PlannedSlice]>,
-) -> (Cow<'a, [PlannedSlice]>, Vec<(usize, Error)>) {
-    if slices.iter().all(|slice| plan.key(slice).is_none()) {
-        return (slices, Vec::new());
-    }
-    let (kept_back, others): (Vec<_>, Vec<_>) =
-        slices.iter().copied().partition(|slice| plan.key(slice).is_some());
-    let error = Error::refused("memory that is granted is not reached by TCP")
-        .with_peer(plan.peer_name())
-        .with_path(PathKind::Tcp);
-    let failed = kept_back.iter().map(|slice| (slice.request, error.clone())).collect();
-    (Cow::Owned(others), failed)
-}
-
 /// How many of the first slices the caller copies itself.
 fn callers_share(slices: &[PlannedSlice]) -> usize {
     let mut bytes = 0;
@@ -293,6 +275,7 @@ fn tcp_request(plan: &Plan, slice: &PlannedSlice) -> Request {
         index: slice.request,
         action,
         addr: slice.addr,
+        key: plan.key(slice),
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,

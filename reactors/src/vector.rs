@@ -54,6 +54,14 @@ impl Vector {
         self.push_scratch(start);
     }
 
+    /// Appends bytes to be sent: those of `slice`, as they are now.
+    pub fn push_copy(&mut self, slice: &Slice) {
+        let start = self.scratch.len();
+        self.scratch.resize(start + slice.len(), 0);
+        slice.read(0, &mut self.scratch[start..]).expect("as many bytes as the slice has");
+        self.push_scratch(start);
+    }
+
     /// Appends room for `len` bytes to be received into scratch.
     pub fn push_room(&mut self, len: usize) {
         let start = self.scratch.len();

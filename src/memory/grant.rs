@@ -28,7 +28,13 @@ pub(crate) use self::table::Denied;
 use self::table::{GrantTable, Terms};
 use super::{Access, Operation, Region};
 use crate::limits::GRANTS_MAX;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
+
+/// The error of a request whose grant the peer says does not hold.
+pub(crate) fn stale() -> Error {
+    let what = "the peer took the memory back: ask it for a new reference";
+    Error::new(ErrorKind::Stale, what)
+}
 
 /// To whom and until when memory is granted. By default to any peer that has the reference, until
 /// it is taken back.

@@ -123,7 +123,7 @@ impl Pump for TcpActor {
 fn errands(control: &Arc<Control>, shard: &PumpAddress<Message>) -> Errands {
     let dial = Box::new(dial(control.clone(), shard.clone()));
     let fence = Box::new(fence(control.clone(), shard.clone()));
-    Errands { dial, fence }
+    Errands { own: control.name().into(), dial, fence }
 }
 
 fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Route>) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvrail_reactors::copy::{CopyWork, Source};
 
-use super::{callers_share, tcp_request, without_grants};
+use super::{callers_share, tcp_request};
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{
@@ -88,9 +88,7 @@ impl Inner {
     fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion, sorted: Sorted) {
         let flight = gate.flight().clone();
         let plan = &flight.plan;
-        let Sorted { asks, sources, pulls, jobs, rest, mut denied, .. } = sorted;
-        let (rest, kept_back) = without_grants(plan, rest.into());
-        denied.extend(kept_back);
+        let Sorted { asks, sources, pulls, jobs, rest, denied, .. } = sorted;
         self.post_asks(&flight, neighbour, &asks, &sources);
         if !rest.is_empty() {
             let groups = share_out(&rest, self.shards().len(), TCP_GROUP_BYTES);

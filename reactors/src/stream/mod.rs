@@ -50,6 +50,11 @@ pub struct Done {
     pub vector: Vector,
 }
 
+/// Whether an operation ended because it was fenced. Of a receive nothing was received then.
+pub fn is_fenced(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECANCELED)
+}
+
 /// A reactor for sockets, of either kind.
 pub enum Streams {
     /// On a ring of its own.

@@ -13,7 +13,7 @@ use kvrail_reactors::ticket::{Table, Ticket};
 use super::entry::{self, CopyEntry, Entry, Reply, Verdict};
 use crate::flight::{EVENT, Portion};
 use crate::limits::{ENDING_MAX_NS, SPIN_TURNS, TURN_BURST};
-use crate::memory::grant::Key;
+use crate::memory::grant::{Key, stale};
 use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
@@ -252,13 +252,6 @@ pub(crate) fn watch(lanes: &[Arc<Lane>], is_over: impl Fn() -> bool) {
         while !lane.arm() {}
         lane.entrust();
     }
-}
-
-/// The error of a request under a grant that does not hold.
-pub(crate) fn stale() -> Error {
-    let what =
-        "the peer took the memory back, or granted it to others since: ask for a new reference";
-    Error::new(ErrorKind::Stale, what)
 }
 
 fn broken(corrupt: Corrupt) -> Error {

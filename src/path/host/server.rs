@@ -291,7 +291,7 @@ impl LaneServer {
         let verdict = match status {
             Status::Ok => Verdict::Ok,
             Status::Busy => Verdict::Busy,
-            Status::Refused | Status::Other(_) => Verdict::Refused,
+            Status::Refused | Status::Stale | Status::Other(_) => Verdict::Refused,
         };
         self.replies.push_back(Reply::Done { part, ended: 0, verdict });
     }

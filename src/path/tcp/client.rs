@@ -12,11 +12,14 @@ use std::sync::Arc;
 use kvrail_reactors::region::Slice;
 use kvrail_reactors::vector::{Filled, Vector};
 
-use super::wire::{BUSY_CODE, Header, LaneName, NAME_BYTES, STATUS_BYTES, Status, Verb, Version};
+use super::wire::{
+    BUSY_CODE, Header, LaneName, NAME_BYTES, STALE_CODE, STATUS_BYTES, Status, Verb, Version,
+};
 use crate::limits::{
     LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS, RECEIVE_MAX_BYTES, SEND_MAX_BYTES, SEND_MAX_PARTS,
 };
 use crate::memory::Operation;
+use crate::memory::grant::Key;
 use crate::receipt::Fenced;
 use crate::window::Window;
 use crate::{Error, Landed};
@@ -31,6 +34,8 @@ pub(crate) struct Request {
     pub(crate) action: Action,
     /// Where at the peer.
     pub(crate) addr: u64,
+    /// The grant that it is asked for under, if any.
+    pub(crate) key: Option<Key>,
     /// How often it has been sent before.
     pub(crate) attempts: u32,
     /// Whether bytes of an earlier attempt may have landed.
@@ -74,10 +79,12 @@ impl Request {
     }
 
     fn header(&self, version: Version) -> Header {
-        let verb = match self.action {
-            Action::Write(_) => Verb::Transfer(Operation::Write),
-            Action::Read(_) => Verb::Transfer(Operation::Read),
-            Action::Event(_) => Verb::Event,
+        let verb = match (&self.action, self.key) {
+            (Action::Write(_), None) => Verb::Transfer(Operation::Write),
+            (Action::Write(_), Some(_)) => Verb::Granted(Operation::Write),
+            (Action::Read(_), None) => Verb::Transfer(Operation::Read),
+            (Action::Read(_), Some(_)) => Verb::Granted(Operation::Read),
+            (Action::Event(_), _) => Verb::Event,
         };
         Header { len: self.len() as u64, addr: self.addr, verb, version }
     }
@@ -89,6 +96,8 @@ pub(crate) enum Answer {
     Done,
     Refused,
     Busy,
+    /// The grant does not hold, or not any more.
+    Stale,
     /// A status code that no version defines.
     Failed(u32),
 }
@@ -115,6 +124,8 @@ pub(crate) struct ClientStream {
     /// One request at a time, so that a peer that closes without a word names the culprit.
     careful: bool,
     naming: Naming,
+    /// This engine's name, said with that of the connection.
+    own: Arc<str>,
 }
 
 /// Whether the peer knows what we call the connection. Nothing else is sent before, so a
@@ -149,13 +160,14 @@ impl ClientStream {
             window: Window::new(window, LANE_WINDOW_BYTES),
             careful,
             naming: Naming::Nameless,
+            own: "".into(),
         }
     }
 
-    /// One that has a name, for this process and no other.
-    pub(crate) fn named(self, name: Option<(LaneName, u64)>) -> Self {
-        let unsent = |(name, to)| Naming::Unsent(name, to);
-        Self { naming: name.map_or(Naming::Nameless, unsent), ..self }
+    /// One that has a name, for this process and no other, of an engine that is called `own`.
+    pub(crate) fn named(self, name: Option<(LaneName, u64)>, own: &Arc<str>) -> Self {
+        let naming = name.map_or(Naming::Nameless, |(name, to)| Naming::Unsent(name, to));
+        Self { naming, own: own.clone(), ..self }
     }
 
     /// What the peer knows it by.
@@ -219,7 +231,7 @@ impl ClientStream {
             if vector.parts() >= SEND_MAX_PARTS || vector.len() >= RECEIVE_MAX_BYTES {
                 break;
             }
-            if self.version == Version::V2 {
+            if self.version == Version::V2 && !entry.ends_with_status() {
                 vector.push_room(STATUS_BYTES - entry.status_len);
             }
             match &entry.request {
@@ -229,9 +241,16 @@ impl ClientStream {
                     let mut rest = slice.clone();
                     rest.advance(entry.received);
                     rest.truncate(RECEIVE_MAX_BYTES);
+                    let is_last = entry.received + rest.len() == slice.len();
                     vector.push_memory(rest);
+                    if !is_last {
+                        break;
+                    }
                 }
                 Some(_) => {}
+            }
+            if entry.ends_with_status() {
+                vector.push_room(STATUS_BYTES - entry.status_len);
             }
         }
         if vector.is_empty() {
@@ -277,9 +296,10 @@ impl ClientStream {
 
     fn send_name(&mut self, vector: &mut Vector) {
         let Naming::Unsent(name, to) = self.naming else { return };
-        let (len, version) = (NAME_BYTES as u64, self.version);
+        let (len, version) = ((NAME_BYTES + self.own.len()) as u64, self.version);
         vector.push_bytes(&Header { len, addr: to, verb: Verb::Name, version }.encode());
         vector.push_bytes(&name.to_bytes());
+        vector.push_bytes(self.own.as_bytes());
         self.unanswered.push_back(Unanswered { is_name: true, ..Unanswered::new(None) });
         self.naming = Naming::Sent(name);
     }
@@ -290,6 +310,9 @@ impl ClientStream {
 
     fn send(&mut self, request: Request, vector: &mut Vector) {
         vector.push_bytes(&request.header(self.version).encode());
+        if let Some(key) = request.key {
+            vector.push_bytes(&key.encode());
+        }
         match &request.action {
             Action::Write(slice) => vector.push_memory(slice.clone()),
             Action::Event(body) => vector.push_bytes(body),
@@ -325,7 +348,8 @@ impl ClientStream {
     ) -> Result<usize, Broken> {
         let version = self.version;
         let entry = self.unanswered.front_mut().ok_or(Broken::Unasked)?;
-        if version == Version::V2 && entry.status_len < STATUS_BYTES {
+        let is_data = entry.ends_with_status() && entry.received < entry.expected();
+        if version == Version::V2 && !is_data && entry.status_len < STATUS_BYTES {
             let used = bytes.len().min(STATUS_BYTES - entry.status_len);
             entry.status[entry.status_len..][..used].copy_from_slice(&bytes[..used]);
             entry.status_len += used;
@@ -341,16 +365,23 @@ impl ClientStream {
 
     fn status(&mut self, answered: &mut impl FnMut(Request, Answer)) -> Result<(), Broken> {
         let entry = self.unanswered.front().ok_or(Broken::Unasked)?;
-        let is_read = entry.expected() > 0;
+        let is_read = entry.expected() > entry.received;
+        let is_granted = entry.is_granted();
         let is_event = matches!(entry.request, Some(Request { action: Action::Event(_), .. }));
         match Status::decode(&entry.status).map_err(|_| Broken::NotAStatus)? {
             Status::Ok if is_read => {}
             Status::Ok if entry.is_name => self.is_named(answered),
             Status::Ok => self.finish(Answer::Done, answered),
             Status::Busy if is_event => self.finish(Answer::Busy, answered),
+            Status::Stale if is_granted => self.finish(Answer::Stale, answered),
+            Status::Refused if is_granted => self.finish(Answer::Refused, answered),
             // Nobody knows whether data follows, so nothing behind it can be told apart.
             Status::Busy => {
                 self.finish(Answer::Failed(BUSY_CODE), answered);
+                return Err(Broken::Rejected);
+            }
+            Status::Stale => {
+                self.finish(Answer::Failed(STALE_CODE), answered);
                 return Err(Broken::Rejected);
             }
             // An event asks for a counter that nobody has open; the connection goes on.
@@ -391,7 +422,7 @@ impl ClientStream {
             slice.write(entry.received, bytes).map_err(|_| Broken::Unasked)?;
         }
         entry.received += len;
-        if entry.received == entry.expected() {
+        if entry.received == entry.expected() && !entry.ends_with_status() {
             self.finish(Answer::Done, answered);
         }
         Ok(())
@@ -410,6 +441,15 @@ impl ClientStream {
 impl Unanswered {
     fn new(request: Option<Request>) -> Self {
         Self { request, is_name: false, status: [0; STATUS_BYTES], status_len: 0, received: 0 }
+    }
+
+    fn is_granted(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| request.key.is_some())
+    }
+
+    /// Whether its status stands behind its data, to tell of a grant that was taken back meanwhile.
+    fn ends_with_status(&self) -> bool {
+        self.is_granted() && self.expected() > 0
     }
 
     /// Data bytes that answer it, the status aside.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::region::Region;
-use kvrail_reactors::stream::{Direction, Done, Socket, Streams, Work};
+use kvrail_reactors::stream::{Direction, Done, Socket, Streams, Work, is_fenced};
 use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
@@ -16,7 +16,7 @@ use super::server::ServerStream;
 use super::shard::Guard;
 use super::wire::LaneName;
 use crate::canary::{self, Canary};
-use crate::limits::LINGER_NS;
+use crate::limits::{ENDING_GRACE_NS, LINGER_NS};
 use crate::path::served::Served;
 
 /// Why a connection is over.
@@ -68,6 +68,8 @@ pub(super) struct Connection {
     linger_until_ns: Option<u64>,
     /// Who waits for its end.
     guards: Vec<Guard>,
+    /// Since when a send is under way from memory whose grant was taken back.
+    cut_off_ns: Option<u64>,
     /// Vectors to use again.
     spare: Vec<Vector>,
 }
@@ -87,6 +89,7 @@ impl Connection {
             given_up: None,
             linger_until_ns: None,
             guards: Vec::new(),
+            cut_off_ns: None,
             spare: Vec::new(),
         }
     }
@@ -121,8 +124,11 @@ impl Connection {
         }
         if self.receiving.is_none() {
             let mut vector = self.spare.pop().unwrap_or_default();
-            match &self.role {
-                Role::Server(stream) => stream.receive_into(&mut vector),
+            match &mut self.role {
+                Role::Server(stream) => {
+                    stream.let_body_go();
+                    stream.receive_into(&mut vector);
+                }
                 Role::Client { stream, .. } => stream.receive_into(&mut vector),
             }
             self.receiving = self.post(tag, ring, Direction::Receive, vector);
@@ -206,6 +212,8 @@ impl Connection {
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionReset) => {
                 self.close(ring, End::PeerClosed);
             }
+            // Nothing was received: the rest goes elsewhere.
+            Err(error) if self.is_cut_off(&error) => {}
             Err(error) => self.close(ring, End::Io(Arc::new(error))),
         }
         self.recycle(done.vector);
@@ -273,6 +281,27 @@ impl Connection {
     pub(super) fn end_for(&mut self, ring: &mut Streams, guard: Guard) {
         self.guards.push(guard);
         self.close(ring, End::Ours);
+    }
+
+    /// Has the kernel let go of memory whose grant was taken back. A receive is taken back at once.
+    /// No kernel tells how far a send had come, so a peer that does not read soon is cut off.
+    pub(super) fn cut_off(&mut self, ring: &mut Streams, now_ns: u64) {
+        let Role::Server(stream) = &mut self.role else { return };
+        stream.let_replies_go();
+        if stream.stores_struck() {
+            self.receiving.into_iter().for_each(|name| ring.fence(name));
+        }
+        if !stream.sends_struck() {
+            self.cut_off_ns = None;
+        } else if now_ns - *self.cut_off_ns.get_or_insert(now_ns) > ENDING_GRACE_NS {
+            self.close(ring, End::Ours);
+        }
+    }
+
+    /// Whether a receive ended because we took it back.
+    fn is_cut_off(&self, error: &io::Error) -> bool {
+        let stores = matches!(&self.role, Role::Server(stream) if stream.stores_struck());
+        stores && self.end.is_none() && is_fenced(error)
     }
 
     /// Nothing is under way: the kernel does not touch any memory for this connection.

@@ -1,15 +1,20 @@
 //! A server's stream without a kernel: any bytes in any chunks, over real regions, against a
 //! reference that reads the whole input at once. Nothing but permitted ranges may change.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use kvrail_reactors::region::{self, Slice};
 use kvrail_reactors::vector::Vector;
 
 use super::server::ServerStream;
-use super::wire::{Event, HEADER_BYTES, Header, NAME_BYTES, STATUS_BYTES, Status, Verb, Version};
+use super::wire::{
+    Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES, STATUS_BYTES,
+    Status, Verb, Version,
+};
 use crate::limits::{
-    EVENT_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS, SMALL_ROOM_BYTES,
+    EVENT_MAX_BYTES, GRANTED_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS,
+    SMALL_ROOM_BYTES,
 };
 use crate::memory::grant::{Denied, Granting, Grants, Key, Use};
 use crate::memory::{Access, Grant, Location, Operation, Region, Regions, RegionsView};
@@ -91,6 +96,17 @@ impl World {
         world
     }
 
+    /// Takes the grant of this number back.
+    #[cfg(test)]
+    pub(crate) fn strike(&mut self, number: usize) {
+        self.held[number] = None;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_struck(&self, number: usize) -> bool {
+        self.held[number].is_none()
+    }
+
     pub(crate) fn all(&self) -> Slice {
         Slice::new(self.memory.clone(), 0, self.memory.len()).expect("all of it")
     }
@@ -163,6 +179,8 @@ pub(crate) struct Expected {
     pub(crate) memory: Vec<u8>,
     pub(crate) events: Vec<Event>,
     pub(crate) closes: bool,
+    /// The peer's name, once it has said it.
+    holder: String,
 }
 
 /// Reads the input as one piece, with plain slices and no state.
@@ -174,19 +192,35 @@ pub(crate) fn expected(world: &World, mut input: &[u8]) -> Expected {
             Ok(header) => header,
             Err(unknown) => return expected.refused(unknown.0),
         };
+        if let Verb::Granted(operation) = header.verb {
+            match expected.granted(&header, operation, rest) {
+                ControlFlow::Continue(left) => input = left,
+                ControlFlow::Break(Ended::Refused) => return expected.refused(header.version),
+                ControlFlow::Break(Ended::Cut) => break,
+            }
+            continue;
+        }
         let len = usize::try_from(header.len).unwrap_or(usize::MAX);
         let body = &rest[..len.min(rest.len())];
         input = &rest[body.len()..];
         match header.verb {
+            Verb::Granted(_) => unreachable!("it was looked at above"),
             Verb::Event if !(1..=EVENT_MAX_BYTES).contains(&header.len) => {
                 return expected.refused(header.version);
             }
-            Verb::Name if len != NAME_BYTES || has_name || header.addr != INCARNATION => {
+            Verb::Name
+                if !(NAME_BYTES..=NAMES_MAX_BYTES).contains(&len)
+                    || has_name
+                    || header.addr != INCARNATION =>
+            {
                 return expected.refused(header.version);
             }
             Verb::Event | Verb::Name if body.len() < len => break,
             Verb::Name => {
-                has_name = true;
+                let Some((_, holder)) = LaneName::split(body) else {
+                    return expected.refused(header.version);
+                };
+                (has_name, expected.holder) = (true, holder.to_owned());
                 expected.status(Status::Ok);
             }
             Verb::Event => {
@@ -227,7 +261,71 @@ fn permitted(windows: &[Window], addr: u64, len: u64, operation: Operation) -> O
     allowed.then_some(access)
 }
 
+/// Why nothing more of an input counts.
+enum Ended {
+    /// The server closes.
+    Refused,
+    /// The input ends in the middle.
+    Cut,
+}
+
+/// What is granted under a key, by the list rather than the table.
+fn granted(
+    key: Key,
+    holder: &str,
+    addr: u64,
+    len: u64,
+    operation: Operation,
+) -> Result<Granted, Status> {
+    let grant = GRANTED.get(key.slot as usize).filter(|grant| grant.holds && key.word == WORD);
+    let grant = grant.ok_or(Status::Stale)?;
+    let window = Window { start: grant.start, len: grant.len, access: grant.access };
+    let is_holder = grant.holder.is_none_or(|only| only == holder);
+    match permitted(&[window], addr, len, operation).filter(|_| is_holder) {
+        Some(_) => Ok(*grant),
+        None => Err(Status::Refused),
+    }
+}
+
 impl Expected {
+    /// A request under a grant, of which `input` is what stands behind the header; what is left.
+    fn granted<'a>(
+        &mut self,
+        header: &Header,
+        operation: Operation,
+        input: &'a [u8],
+    ) -> ControlFlow<Ended, &'a [u8]> {
+        let Some((key, rest)) = input.split_first_chunk::<KEY_BYTES>() else {
+            return ControlFlow::Break(Ended::Cut);
+        };
+        if !(1..=GRANTED_MAX_BYTES).contains(&header.len) {
+            return ControlFlow::Break(Ended::Refused);
+        }
+        let (addr, len) = (header.addr as usize, header.len as usize);
+        let found = granted(Key::decode(key), &self.holder, header.addr, header.len, operation);
+        let status = found.map_or_else(|status| status, |_| Status::Ok);
+        if operation == Operation::Read {
+            // What may be written too depends on timing.
+            let read = |grant: Granted| {
+                let bytes = &self.memory[addr..addr + len];
+                bytes.iter().map(|byte| (!grant.access.write).then_some(*byte)).collect()
+            };
+            let bytes = found.map_or_else(|_| vec![Some(0); len], read);
+            self.replies.extend(bytes);
+            self.status(status);
+            return ControlFlow::Continue(rest);
+        }
+        let body = &rest[..len.min(rest.len())];
+        if found.is_ok() {
+            self.memory[addr..addr + body.len()].copy_from_slice(body);
+        }
+        if body.len() < len {
+            return ControlFlow::Break(Ended::Cut);
+        }
+        self.status(status);
+        ControlFlow::Continue(&rest[len..])
+    }
+
     fn status(&mut self, status: Status) {
         self.replies.extend(status.encode().map(Some));
     }
@@ -285,7 +383,7 @@ fn send(stream: &mut ServerStream, world: &mut World, replies: &mut Vec<u8>) -> 
     let mut vector = Vector::default();
     stream.send_into(&mut vector);
     assert!(vector.parts() <= SEND_MAX_PARTS + 1);
-    assert!(vector.len() <= SEND_MAX_BYTES + STATUS_BYTES);
+    assert!(vector.len() <= SEND_MAX_BYTES + SMALL_ROOM_BYTES + STATUS_BYTES);
     replies.extend(vector.copy_out(usize::MAX));
     stream.sent(world);
     assert!(stream.waiting_replies() <= REPLIES_MAX + 1, "replies are bounded");
@@ -306,10 +404,16 @@ fn chunk_bytes(byte: u8) -> usize {
     if byte < 200 { usize::from(byte) } else { usize::from(byte) << 6 }
 }
 
+/// Bytes of replies that one input is worth: what is denied makes a mebibyte of a few bytes.
+const REPLIED_MAX_BYTES: usize = 4 << 20;
+
 /// The stream does what the reference says, in these chunks.
 pub(crate) fn holds(len: usize, windows: &[Window], input: &[u8], chunks: &[usize]) {
     let mut world = World::new(len, windows);
     let expected = expected(&world, input);
+    if expected.replies.len() > REPLIED_MAX_BYTES {
+        return;
+    }
     let mut stream = ServerStream::default();
     let replies = feed(&mut stream, &mut world, input, chunks);
     assert_eq!(replies.len(), expected.replies.len(), "bytes of replies");

@@ -4,6 +4,7 @@ mod client;
 mod connection;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
+mod granted;
 mod peers;
 mod server;
 mod shard;

@@ -3,24 +3,39 @@
 //! nothing outside the ranges that [`Served::find`] allows.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::{Filled, Vector};
 
-use super::wire::{Event, HEADER_BYTES, Header, LaneName, NAME_BYTES, Status, Verb, Version};
+use super::granted::{self, Answering, Sink};
+use super::wire::{
+    Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES, Status, Verb,
+    Version,
+};
 use crate::limits::{
-    EVENT_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS,
-    SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
+    EVENT_MAX_BYTES, GRANTED_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES,
+    SEND_MAX_PARTS, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
 };
 use crate::memory::Operation;
+use crate::memory::grant::{Key, Use};
 use crate::path::served::Served;
+
+/// Bytes of a body with names.
+const NAMES_BYTES: RangeInclusive<u64> = NAME_BYTES as u64..=NAMES_MAX_BYTES as u64;
 
 /// A server's side of one connection.
 #[derive(Debug)]
 pub(crate) struct ServerStream {
     receiving: Receiving,
-    header: [u8; HEADER_BYTES],
+    /// A header, and the key behind it of a request under a grant.
+    header: [u8; HEADER_BYTES + KEY_BYTES],
     header_len: usize,
+    /// Bytes that the header has, as far as is known.
+    header_room: usize,
+    /// Grants that the send under way reads under.
+    sending: Vec<Use>,
     replies: VecDeque<Reply>,
     /// Received but not looked at yet, since too many replies are waiting.
     backlog: Vec<u8>,
@@ -32,6 +47,8 @@ pub(crate) struct ServerStream {
     is_known: bool,
     /// What the peer calls this connection.
     name: Option<LaneName>,
+    /// The peer's name, as it says: to whom something may be granted.
+    holder: Arc<str>,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
 }
@@ -39,29 +56,46 @@ pub(crate) struct ServerStream {
 #[derive(Debug)]
 enum Receiving {
     Header,
-    Body { target: Slice, version: Version },
-    Event { body: Vec<u8>, len: usize },
-    Name { body: [u8; NAME_BYTES], len: usize },
+    Body {
+        target: Slice,
+        version: Version,
+        used: Option<Use>,
+    },
+    /// What a request under a grant may not, or not any more, store.
+    Sink(Sink),
+    Event {
+        body: Vec<u8>,
+        len: usize,
+    },
+    Name {
+        body: Vec<u8>,
+        len: usize,
+    },
 }
 
 #[derive(Debug)]
 enum Reply {
     Status(Status),
     Memory(Slice),
+    /// To a READ under a grant.
+    Granted(Answering),
 }
 
 impl Default for ServerStream {
     fn default() -> Self {
         Self {
             receiving: Receiving::Header,
-            header: [0; HEADER_BYTES],
+            header: [0; HEADER_BYTES + KEY_BYTES],
             header_len: 0,
+            header_room: HEADER_BYTES,
+            sending: Vec::new(),
             replies: VecDeque::new(),
             backlog: Vec::new(),
             closing: false,
             ended: false,
             is_known: false,
             name: None,
+            holder: "".into(),
             read_ahead: false,
         }
     }
@@ -91,9 +125,9 @@ impl ServerStream {
         }
         // Bytes behind a body are the next header, so both come with one call.
         vector.push_room(match self.receiving {
-            Receiving::Event { .. } => SMALL_ROOM_BYTES,
+            Receiving::Event { .. } | Receiving::Sink(_) => SMALL_ROOM_BYTES,
             _ if self.read_ahead => SMALL_ROOM_BYTES,
-            _ => HEADER_BYTES - self.header_len,
+            _ => self.header_room - self.header_len,
         });
     }
 
@@ -122,16 +156,54 @@ impl ServerStream {
                         self.replies.push_front(Reply::Memory(slice));
                     }
                 }
+                Some(Reply::Granted(mut answering)) => {
+                    if let Some(used) = answering.send_into(vector) {
+                        self.sending.push(used);
+                    }
+                    if !answering.is_over() {
+                        // Its status is known once these bytes are out.
+                        return self.replies.push_front(Reply::Granted(answering));
+                    }
+                }
             }
         }
     }
 
     /// Replies were sent: looks at what was put off.
     pub(crate) fn sent(&mut self, served: &mut impl Served) {
+        self.sending.clear();
         if self.replies.len() < REPLIES_MAX && !self.backlog.is_empty() {
             let backlog = std::mem::take(&mut self.backlog);
             self.read(&backlog, served);
         }
+    }
+
+    /// Lets go of replies that their grants do not permit any more.
+    pub(crate) fn let_replies_go(&mut self) {
+        for reply in &mut self.replies {
+            if let Reply::Granted(answering) = reply {
+                answering.let_go();
+            }
+        }
+    }
+
+    /// The same for the body that is being received, while no receive is under way.
+    pub(crate) fn let_body_go(&mut self) {
+        if let Receiving::Body { target, used: Some(used), .. } = &self.receiving
+            && used.is_struck()
+        {
+            self.receiving = Receiving::Sink(Sink::new(target.len() as u64, Status::Stale));
+        }
+    }
+
+    /// Whether the receive under way stores under a grant that was taken back.
+    pub(crate) fn stores_struck(&self) -> bool {
+        matches!(&self.receiving, Receiving::Body { used: Some(used), .. } if used.is_struck())
+    }
+
+    /// Whether the send under way reads under a grant that was taken back.
+    pub(crate) fn sends_struck(&self) -> bool {
+        self.sending.iter().any(Use::is_struck)
     }
 
     /// The peer sends nothing more: the connection ends when the replies are out.
@@ -166,7 +238,7 @@ impl ServerStream {
 
     /// A client that means another process is refused: this one has got its predecessor's port.
     fn may_be_named(&self, header: &Header, served: &impl Served) -> bool {
-        let is_well_formed = header.len == NAME_BYTES as u64 && self.name.is_none();
+        let is_well_formed = NAMES_BYTES.contains(&header.len) && self.name.is_none();
         is_well_formed && served.is_process(header.addr)
     }
 
@@ -184,7 +256,12 @@ impl ServerStream {
     pub(crate) fn touches(&self, region: &Region) -> bool {
         let is_in = |slice: &Slice| std::ptr::eq(&**slice.region(), region);
         let receiving = matches!(&self.receiving, Receiving::Body { target, .. } if is_in(target));
-        receiving || self.replies.iter().any(|reply| matches!(reply, Reply::Memory(s) if is_in(s)))
+        receiving
+            || self.replies.iter().any(|reply| match reply {
+                Reply::Status(_) => false,
+                Reply::Memory(slice) => is_in(slice),
+                Reply::Granted(answering) => answering.memory().is_some_and(is_in),
+            })
     }
 
     /// Replies that wait, for tests of their bound.
@@ -201,12 +278,13 @@ impl ServerStream {
 
     /// `len` bytes of the body are in place.
     fn stored(&mut self, len: usize) {
-        if let Receiving::Body { target, version } = &mut self.receiving {
+        if let Receiving::Body { target, version, used } = &mut self.receiving {
             target.advance(len);
+            let is_struck = used.as_ref().is_some_and(Use::is_struck);
             if target.is_empty() {
                 let version = *version;
                 self.receiving = Receiving::Header;
-                self.acknowledge(version, Status::Ok);
+                self.acknowledge(version, if is_struck { Status::Stale } else { Status::Ok });
             }
         }
     }
@@ -230,14 +308,22 @@ impl ServerStream {
 
     /// Looks at the first bytes; returns how many.
     fn step(&mut self, bytes: &[u8], served: &mut impl Served) -> usize {
+        self.let_body_go();
         match &mut self.receiving {
             Receiving::Header => {
-                let used = bytes.len().min(HEADER_BYTES - self.header_len);
+                let used = bytes.len().min(self.header_room - self.header_len);
                 self.header[self.header_len..][..used].copy_from_slice(&bytes[..used]);
                 self.header_len += used;
-                if self.header_len == HEADER_BYTES {
-                    self.header_len = 0;
+                if self.header_len == self.header_room {
                     self.begin(served);
+                }
+                used
+            }
+            Receiving::Sink(sink) => {
+                let (used, status) = sink.swallow(bytes.len());
+                if let Some(status) = status {
+                    self.receiving = Receiving::Header;
+                    self.acknowledge(Version::V2, status);
                 }
                 used
             }
@@ -249,13 +335,12 @@ impl ServerStream {
                 used
             }
             Receiving::Name { body, len } => {
-                let used = bytes.len().min(NAME_BYTES - *len);
-                body[*len..][..used].copy_from_slice(&bytes[..used]);
-                *len += used;
-                if *len == NAME_BYTES {
-                    self.name = Some(LaneName::from_bytes(*body));
+                let used = bytes.len().min(*len - body.len());
+                body.extend_from_slice(&bytes[..used]);
+                if body.len() == *len {
+                    let body = std::mem::take(body);
                     self.receiving = Receiving::Header;
-                    self.acknowledge(Version::V2, Status::Ok);
+                    self.introduced(&body);
                 }
                 used
             }
@@ -272,12 +357,20 @@ impl ServerStream {
         }
     }
 
-    /// A header is complete.
+    /// A header is complete, or all of it but the key.
     fn begin(&mut self, served: &mut impl Served) {
-        let header = match Header::decode(&self.header) {
+        let (header, key) = granted::split(&self.header);
+        let header = match Header::decode(header) {
             Ok(header) => header,
             Err(unknown) => return self.refuse(unknown.0),
         };
+        let is_granted = matches!(header.verb, Verb::Granted(_));
+        if is_granted && self.header_room == HEADER_BYTES {
+            self.header_room += KEY_BYTES;
+            return;
+        }
+        let key = Key::decode(key);
+        (self.header_len, self.header_room) = (0, HEADER_BYTES);
         self.read_ahead = header.len <= SMALL_REQUEST_BYTES;
         match header.verb {
             Verb::Event if (1..=EVENT_MAX_BYTES).contains(&header.len) => {
@@ -285,9 +378,10 @@ impl ServerStream {
             }
             // A connection has one name, for good.
             Verb::Name if self.may_be_named(&header, served) => {
-                self.receiving = Receiving::Name { body: [0; NAME_BYTES], len: 0 };
+                self.receiving = Receiving::Name { body: Vec::new(), len: header.len as usize };
             }
             Verb::Event | Verb::Name => self.refuse(header.version),
+            Verb::Granted(operation) => self.granted(operation, &header, key, served),
             Verb::Transfer(operation) => match served.find(header.addr, header.len, operation) {
                 None => self.refuse(header.version),
                 Some(memory) => self.transfer(operation, memory, header.version),
@@ -298,10 +392,39 @@ impl ServerStream {
     fn transfer(&mut self, operation: Operation, memory: Slice, version: Version) {
         self.is_known = true;
         match operation {
-            Operation::Write => self.receiving = Receiving::Body { target: memory, version },
+            Operation::Write => {
+                self.receiving = Receiving::Body { target: memory, version, used: None };
+            }
             Operation::Read => {
                 self.acknowledge(version, Status::Ok);
                 self.replies.push_back(Reply::Memory(memory));
+            }
+        }
+    }
+
+    /// What is denied goes on with the connection too: its bytes come and go, for nothing.
+    fn granted(
+        &mut self,
+        operation: Operation,
+        header: &Header,
+        key: Key,
+        served: &mut impl Served,
+    ) {
+        let Header { addr, len, version, .. } = *header;
+        if !(1..=GRANTED_MAX_BYTES).contains(&len) {
+            return self.refuse(version);
+        }
+        let found = served.find_granted(key, &self.holder, addr, len, operation);
+        self.is_known |= found.is_ok();
+        match (operation, found) {
+            (Operation::Write, Ok((target, used))) => {
+                self.receiving = Receiving::Body { target, version, used: Some(used) };
+            }
+            (Operation::Write, Err(denied)) => {
+                self.receiving = Receiving::Sink(Sink::new(len, granted::status(denied)));
+            }
+            (Operation::Read, found) => {
+                self.replies.push_back(Reply::Granted(Answering::new(found, len)));
             }
         }
     }
@@ -310,6 +433,13 @@ impl ServerStream {
     fn refuse(&mut self, version: Version) {
         self.acknowledge(version, Status::Refused);
         self.closing = true;
+    }
+
+    /// The peer says its own name and that of the connection.
+    fn introduced(&mut self, body: &[u8]) {
+        let Some((name, engine)) = LaneName::split(body) else { return self.refuse(Version::V2) };
+        (self.name, self.holder) = (Some(name), engine.into());
+        self.acknowledge(Version::V2, Status::Ok);
     }
 
     fn deliver(&mut self, body: &[u8], served: &mut impl Served) {

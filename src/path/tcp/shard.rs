@@ -18,6 +18,7 @@ use super::wire::LaneName;
 use crate::config::TcpLimits;
 use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
+use crate::memory::grant;
 use crate::metrics;
 use crate::path::served::Service;
 use crate::peer::Route;
@@ -53,6 +54,8 @@ type AskFence = Box<dyn Fn(&Arc<Route>, LaneName) + Send>;
 
 /// What a shard has others do, which know names and time-outs.
 pub(crate) struct Errands {
+    /// This engine's own name, which its connections say.
+    pub(crate) own: Arc<str>,
     /// Asks for a connection, to be answered by [`Message::Dialed`].
     pub(crate) dial: Dial,
     /// Asks the peer to end a lane, to be answered by [`Message::Fenced`].
@@ -234,7 +237,8 @@ impl TcpShard {
         match result.and_then(in_blocking_mode) {
             Ok(socket) if !self.is_stopping => {
                 let (version, careful) = lanes.framing();
-                let stream = ClientStream::new(version, careful).named(lanes.name());
+                let stream =
+                    ClientStream::new(version, careful).named(lanes.name(), &self.errands.own);
                 let role = Role::Client { stream, peer: key };
                 let lane = self.connections.insert(Connection::new(socket, role, now_ns));
                 lanes.lanes.push(lane);
@@ -347,6 +351,12 @@ impl TcpShard {
         let is_known = !matches!(answer, Answer::Failed(_));
         let what = match answer {
             Answer::Done => return self.ended(request, Ok(())),
+            Answer::Stale => grant::stale(),
+            Answer::Refused if request.key.is_some() => Error::refused(format!(
+                "the peer's grant does not permit {} bytes at {:#x}",
+                request.len(),
+                request.addr
+            )),
             Answer::Refused => Error::refused(format!(
                 "the peer has no region that permits {} bytes at {:#x}",
                 request.len(),
@@ -358,8 +368,14 @@ impl TcpShard {
         let name = self.part(&request).map(|part| part.portion.flight().plan.peer_name());
         let error = name.into_iter().fold(what, |error, name| error.with_peer(name));
         let error = error.with_path(PathKind::Tcp);
-        let error =
-            if is_known { request.at_rest(error) } else { error.with_landed(Landed::Maybe) };
+        let error = match is_known {
+            // The peer may have stored some of it, and stores nothing more.
+            true if answer == Answer::Stale => {
+                error.with_landed(Landed::Maybe).with_fence(request.fence(Fenced::Answered))
+            }
+            true => request.at_rest(error),
+            false => error.with_landed(Landed::Maybe),
+        };
         self.ended(request, Err(error));
     }
 

@@ -156,6 +156,8 @@ impl TcpShard {
     pub(super) fn tick(&mut self, now_ns: u64) {
         self.next_tick_ns = now_ns + TICK_NS;
         self.end_stalled(now_ns);
+        let ring = &mut self.ring;
+        self.connections.iter_mut().for_each(|(_, connection)| connection.cut_off(ring, now_ns));
         let keys: Vec<u64> = self.peers.keys().copied().collect();
         for key in keys {
             self.fail_waiting(key, |parts, request| ended_early(parts, request, now_ns));

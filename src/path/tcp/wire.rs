@@ -1,9 +1,15 @@
-//! Mooncake's TCP framing: the 24-byte request header, the 8-byte status of version 2, and the
-//! event frame that only kvrail peers send each other. Pure.
+//! Mooncake's TCP framing: the 24-byte request header, the 8-byte status of version 2, and what
+//! only kvrail peers send each other: events, and requests under a grant. Pure.
+//!
+//! A request under a grant has its key behind the header. A WRITE is answered by a status; a READ
+//! by as many bytes as it asked for and a status behind them, so that a grant which is taken back
+//! in mid-send is told. Either goes on with the connection, whatever the status.
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::limits::NAME_MAX_BYTES;
 use crate::memory::Operation;
+use crate::memory::grant::Key;
 
 /// Request header: size u64, address u64, opcode u8, 7 bytes of padding; little-endian.
 pub(crate) const HEADER_BYTES: usize = 24;
@@ -17,6 +23,12 @@ const STATUS_MAGIC: u64 = 0x4D43_5456;
 /// The status that only kvrail's events are answered with.
 pub(crate) const BUSY_CODE: u32 = 2;
 
+/// The status that only requests under a grant are answered with.
+pub(crate) const STALE_CODE: u32 = 3;
+
+/// A grant's key behind a header: word u64, slot u32; little-endian.
+pub(crate) const KEY_BYTES: usize = 12;
+
 /// Bit 7 of the opcode: the sender wants statuses (version 2).
 const VERSION_2: u8 = 0x80;
 
@@ -28,8 +40,11 @@ const OPCODE_EVENT: u8 = 0x40;
 /// of an address stands the incarnation that is meant.
 const OPCODE_NAME: u8 = 0x42;
 
-/// Body of a naming frame.
+/// Body of a naming frame: so much of the connection's name, then the engine's.
 pub(crate) const NAME_BYTES: usize = 16;
+
+/// Longest body of a naming frame.
+pub(crate) const NAMES_MAX_BYTES: usize = NAME_BYTES + NAME_MAX_BYTES;
 
 /// What a client calls a connection, so that it can ask by another way for its end. Nobody who
 /// wasn't told guesses it.
@@ -48,10 +63,15 @@ impl LaneName {
         self.0.to_le_bytes()
     }
 
-    pub(crate) fn from_bytes(bytes: [u8; NAME_BYTES]) -> Self {
-        Self(u128::from_le_bytes(bytes))
+    /// The connection's name and the engine's; none where nobody has such a name.
+    pub(crate) fn split(body: &[u8]) -> Option<(Self, &str)> {
+        let (name, engine) = body.split_first_chunk()?;
+        Some((Self(u128::from_le_bytes(*name)), std::str::from_utf8(engine).ok()?))
     }
 }
+/// READ and WRITE under a grant; as events.
+const OPCODE_GRANTED_READ: u8 = 0x44;
+const OPCODE_GRANTED_WRITE: u8 = 0x45;
 
 /// Which of the two framings a request uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +100,8 @@ impl std::str::FromStr for LaneName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verb {
     Transfer(Operation),
+    /// Under the grant whose key follows.
+    Granted(Operation),
     Event,
     Name,
 }
@@ -102,6 +124,8 @@ impl Header {
         let opcode = match self.verb {
             Verb::Transfer(Operation::Read) => OPCODE_READ,
             Verb::Transfer(Operation::Write) => OPCODE_WRITE,
+            Verb::Granted(Operation::Read) => OPCODE_GRANTED_READ,
+            Verb::Granted(Operation::Write) => OPCODE_GRANTED_WRITE,
             Verb::Event => OPCODE_EVENT,
             Verb::Name => OPCODE_NAME,
         };
@@ -119,9 +143,25 @@ impl Header {
             OPCODE_WRITE => Verb::Transfer(Operation::Write),
             OPCODE_EVENT if version == Version::V2 => Verb::Event,
             OPCODE_NAME if version == Version::V2 => Verb::Name,
+            OPCODE_GRANTED_READ if version == Version::V2 => Verb::Granted(Operation::Read),
+            OPCODE_GRANTED_WRITE if version == Version::V2 => Verb::Granted(Operation::Write),
             _ => return Err(UnknownOpcode(version)),
         };
         Ok(Self { len: word(bytes, 0), addr: word(bytes, 8), verb, version })
+    }
+}
+
+impl Key {
+    pub(crate) fn encode(&self) -> [u8; KEY_BYTES] {
+        let mut bytes = [0; KEY_BYTES];
+        bytes[..8].copy_from_slice(&self.word.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.slot.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8; KEY_BYTES]) -> Self {
+        let slot = u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]);
+        Self { slot, word: word(bytes, 0) }
     }
 }
 
@@ -133,6 +173,9 @@ pub(crate) enum Status {
     Refused,
     /// An event that found its queue full; between kvrail peers only. The connection lives on.
     Busy,
+    /// The grant does not hold, or not any more; between kvrail peers only. The connection lives
+    /// on.
+    Stale,
     /// A code we don't know: a failure.
     Other(u32),
 }
@@ -147,6 +190,7 @@ impl Status {
             Self::Ok => 0,
             Self::Refused => 1,
             Self::Busy => BUSY_CODE,
+            Self::Stale => STALE_CODE,
             Self::Other(code) => code,
         };
         (STATUS_MAGIC << 32 | u64::from(code)).to_le_bytes()
@@ -161,6 +205,7 @@ impl Status {
             0 => Self::Ok,
             1 => Self::Refused,
             BUSY_CODE => Self::Busy,
+            STALE_CODE => Self::Stale,
             code => Self::Other(code),
         })
     }
@@ -263,6 +308,20 @@ mod tests {
             let version = if v2 { Version::V2 } else { Version::V1 };
             let header = Header { len, addr, verb: Verb::Transfer(operation), version };
             prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+            let header = Header { verb: Verb::Granted(operation), ..header };
+            let decoded = Header::decode(&header.encode());
+            prop_assert_eq!(decoded, if v2 { Ok(header) } else { Err(UnknownOpcode(version)) });
+        }
+
+        #[test]
+        fn keys_and_statuses_round_trip(slot: u32, word: u64, code: u32) {
+            let key = Key { slot, word };
+            prop_assert_eq!(Key::decode(&key.encode()), key);
+            for status in [Status::Ok, Status::Refused, Status::Busy, Status::Stale] {
+                prop_assert_eq!(Status::decode(&status.encode()), Ok(status));
+            }
+            let other = Status::Other(code.max(STALE_CODE + 1));
+            prop_assert_eq!(Status::decode(&other.encode()), Ok(other));
         }
 
         #[test]

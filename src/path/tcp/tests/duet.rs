@@ -47,23 +47,28 @@ impl Pipe {
 }
 
 /// Both ends and what is on the way between them.
-struct Duet {
-    client: ClientStream,
+pub(super) struct Duet {
+    pub(super) client: ClientStream,
     queue: VecDeque<Request>,
-    server: ServerStream,
-    world: World,
+    pub(super) server: ServerStream,
+    pub(super) world: World,
     there: Pipe,
     back: Pipe,
     client_sending: Option<Vector>,
     client_receiving: Option<Vector>,
     server_sending: Option<Vector>,
     server_receiving: Option<Vector>,
-    answers: Vec<(usize, Answer)>,
-    broken: Option<Broken>,
+    pub(super) answers: Vec<(usize, Answer)>,
+    pub(super) broken: Option<Broken>,
 }
 
 impl Duet {
-    fn new(version: Version, careful: bool, world: World, requests: Vec<Request>) -> Self {
+    pub(super) fn new(
+        version: Version,
+        careful: bool,
+        world: World,
+        requests: Vec<Request>,
+    ) -> Self {
         Self {
             client: ClientStream::new(version, careful),
             queue: requests.into(),
@@ -81,7 +86,7 @@ impl Duet {
     }
 
     /// Lets one of the four ends move up to `chunk` bytes; returns whether any moved.
-    fn step(&mut self, which: u8, chunk: usize) -> bool {
+    pub(super) fn step(&mut self, which: u8, chunk: usize) -> bool {
         match which % 4 {
             0 => self.client_sends(chunk),
             1 => self.server_receives(chunk),
@@ -91,7 +96,7 @@ impl Duet {
     }
 
     /// Takes turns until nothing moves any more.
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         while (0..4).any(|which| self.step(which, usize::MAX)) {}
     }
 
@@ -169,7 +174,7 @@ impl Duet {
     }
 }
 
-fn slice(region: &Arc<Region>, offset: usize, len: usize) -> Slice {
+pub(super) fn slice(region: &Arc<Region>, offset: usize, len: usize) -> Slice {
     Slice::new(region.clone(), offset, len).unwrap()
 }
 
@@ -179,12 +184,13 @@ fn bytes_of(slice: &Slice) -> Vec<u8> {
     bytes
 }
 
-fn request(index: usize, action: Action, addr: usize) -> Request {
+pub(super) fn request(index: usize, action: Action, addr: usize) -> Request {
     Request {
         part: 0,
         index,
         action,
         addr: addr as u64,
+        key: None,
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,

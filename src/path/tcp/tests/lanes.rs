@@ -32,6 +32,7 @@ fn request(index: usize, action: Action) -> Request {
         index,
         action,
         addr: 0,
+        key: None,
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,

@@ -1,6 +1,7 @@
 //! The streams and lanes without a kernel.
 
 mod duet;
+mod granted;
 
 mod lanes;
 mod server;

@@ -5,10 +5,13 @@ use kvrail_reactors::vector::Vector;
 use proptest::prelude::*;
 
 use crate::limits::{EVENT_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX};
+use crate::memory::grant::Key;
 use crate::memory::{Access, Operation};
-use crate::path::tcp::fuzzing::{WINDOWS, Window, World, expected, feed, holds};
+use crate::path::tcp::fuzzing::{GRANTED, WINDOWS, WORD, Window, World, expected, feed, holds};
 use crate::path::tcp::server::ServerStream;
-use crate::path::tcp::wire::{Event, HEADER_BYTES, Header, Status, Verb, Version};
+use crate::path::tcp::wire::{
+    Event, HEADER_BYTES, Header, LaneName, NAMES_MAX_BYTES, Status, Verb, Version,
+};
 
 const LEN: usize = 16 << 10;
 const READ: Verb = Verb::Transfer(Operation::Read);
@@ -25,6 +28,15 @@ fn write(version: Version, addr: usize, body: &[u8]) -> Vec<u8> {
 fn event(event: &Event) -> Vec<u8> {
     let body = event.encode();
     [&header(Verb::Event, Version::V2, 0, body.len() as u64)[..], &body].concat()
+}
+
+/// A request under a grant of this number, or with its key wrong.
+fn granted(is_write: bool, slot: u32, word: u64, at: usize, body: &[u8]) -> Vec<u8> {
+    let operation = if is_write { Operation::Write } else { Operation::Read };
+    let addr = GRANTED.get(slot as usize).map_or(1_000, |grant| grant.start) + at;
+    let header = header(Verb::Granted(operation), Version::V2, addr as u64, body.len() as u64);
+    let body = if is_write { body } else { &[] };
+    [&header[..], &Key { slot, word }.encode(), body].concat()
 }
 
 /// One request as a peer may send it: mostly well-formed, sometimes anything.
@@ -51,6 +63,15 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
                 count: (id < 3).then_some((id, 1)),
                 message: has_message.then(|| ("peer".to_owned(), bytes)),
             })),
+        3 => (0u32..4, 0usize..300, 1usize..300, any::<u8>()).prop_map(|parts| {
+            let (slot, at, len, byte) = parts;
+            granted(byte % 2 == 0, slot, WORD + u64::from(byte > 240), at, &vec![byte; len])
+        }),
+        1 => prop::sample::select(vec![&b"peer"[..], b"", b"\xff", &[b'x'; NAMES_MAX_BYTES]])
+            .prop_map(|engine| {
+                let body = [&LaneName::new().to_bytes()[..], engine].concat();
+                [&header(Verb::Name, Version::V2, 0, body.len() as u64)[..], &body].concat()
+            }),
         1 => prop::collection::vec(any::<u8>(), 0..60),
         1 => (any::<u64>(), 0u64..20_000, 0u64..6_000, any::<u8>()).prop_map(|parts| {
             let (long, addr, short, opcode) = parts;

@@ -55,6 +55,7 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
         index: 0,
         action,
         addr: 4_096,
+        key: None,
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,
@@ -79,7 +80,7 @@ fn service(view: RegionsView, arrivals: Arc<Arrivals>) -> Service {
 }
 
 fn errands() -> Errands {
-    Errands { dial: Box::new(|_| {}), fence: Box::new(|_, _| {}) }
+    Errands { own: "us".into(), dial: Box::new(|_| {}), fence: Box::new(|_, _| {}) }
 }
 
 fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
