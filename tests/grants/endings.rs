@@ -5,13 +5,9 @@ use std::time::Duration;
 
 use kvrail::{Access, ErrorKind, GrantOptions, Region};
 
-use super::{contents, fill, on_every_way, pattern, region};
+use super::{SOON, contents, fill, on_every_way, pattern, region};
 
 const LEN: usize = 64 << 20;
-
-/// How long a revocation may take on a busy machine. It takes milliseconds; this only tells it from
-/// waiting for a peer.
-const SOON: Duration = Duration::from_secs(10);
 
 fn first(region: &Region) -> u8 {
     let mut byte = [0];

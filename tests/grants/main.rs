@@ -4,22 +4,51 @@
 mod endings;
 mod meaning;
 mod reuse;
+mod stalled;
 
 use std::time::Duration;
 
+use kvrail::runtime::Driver;
 use kvrail::{
     Access, Batch, Engine, Error, ExclusiveLease, Lease, Location, PathKind, Peer, Reference,
     Region,
 };
+
+/// How long a revocation may take on a busy machine. It takes milliseconds; this only tells it from
+/// waiting for a peer.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// How the holder reaches the owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Local,
     Host,
+    /// On what the shards choose, and on epoll.
+    Tcp,
+    Epoll,
 }
 
-pub(crate) const WAYS: [Way; 2] = [Way::Local, Way::Host];
+pub(crate) const WAYS: [Way; 4] = [Way::Local, Way::Host, Way::Tcp, Way::Epoll];
+
+impl Way {
+    fn engine(self) -> Engine {
+        let builder = Engine::builder().same_host(!self.is_tcp());
+        let driver = if self == Self::Epoll { Driver::Epoll } else { Driver::Auto };
+        builder.driver(driver).start().expect("an engine")
+    }
+
+    pub(crate) fn is_tcp(self) -> bool {
+        matches!(self, Self::Tcp | Self::Epoll)
+    }
+
+    fn path(self) -> PathKind {
+        match self {
+            Self::Local => PathKind::Local,
+            Self::Host => PathKind::Host,
+            Self::Tcp | Self::Epoll => PathKind::Tcp,
+        }
+    }
+}
 
 /// An owner of memory and a peer of it.
 pub(crate) struct Pair {
@@ -32,11 +61,10 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn new(way: Way) -> Self {
-        let owner = engine();
-        let holder = if way == Way::Local { owner.clone() } else { engine() };
+        let owner = way.engine();
+        let holder = if way == Way::Local { owner.clone() } else { way.engine() };
         let peer = holder.open(owner.name()).await.expect("the owner");
-        let path = if way == Way::Local { PathKind::Local } else { PathKind::Host };
-        assert_eq!(peer.path(), path);
+        assert_eq!(peer.path(), way.path());
         Self { owner, holder, peer, way }
     }
 
@@ -65,10 +93,6 @@ impl Pair {
 fn ended(result: Result<kvrail::Outcome, kvrail::Failed>) -> (Result<(), Error>, Vec<Lease>) {
     let outcome = result.unwrap_or_else(kvrail::Failed::into_outcome);
     (outcome.statuses()[0].clone(), outcome.into_leases())
-}
-
-pub(crate) fn engine() -> Engine {
-    Engine::builder().start().expect("an engine")
 }
 
 pub(crate) fn region(engine: &Engine, len: usize) -> Region {

@@ -5,6 +5,7 @@
 mod containers;
 mod credentials;
 mod explain;
+mod granted;
 mod handshakes;
 mod lanes;
 mod offers;

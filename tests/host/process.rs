@@ -157,6 +157,14 @@ impl State {
         match *words {
             ["engine", ref settings @ ..] => self.start(settings),
             [what @ ("allocate" | "register"), len, access] => self.add(what, len, access),
+            ["grant", region] => {
+                let (region, options) = (self.region(region), Default::default());
+                let all = 0..region.len();
+                let grant = self.engine().grant(&region, all, Access::READ, options).unwrap();
+                let reference = grant.reference().to_string();
+                std::mem::forget(grant);
+                reference
+            }
             ["fill", region, seed] => {
                 let region = self.region(region);
                 fill(&region, &pattern(parsed(seed), region.len()));
@@ -175,7 +183,9 @@ impl State {
                 self.peer = None;
                 "ok".to_owned()
             }
-            [what @ ("write" | "read"), region, addr] => self.begin(what, region, parsed(addr)),
+            [what @ ("write" | "read" | "write_to" | "read_from"), region, far] => {
+                self.begin(what, region, far)
+            }
             ["end"] => self.out.pop_front().unwrap().await.unwrap(),
             ["explain", region] => self.explain(region).await,
             ["counter", id] => {
@@ -238,12 +248,15 @@ impl State {
     }
 
     /// Posts a transfer of a whole region, on another thread.
-    fn begin(&mut self, what: &str, region: &str, addr: u64) -> String {
+    fn begin(&mut self, what: &str, region: &str, far: &str) -> String {
         let (engine, region) = (self.engine(), self.region(region));
         let mut batch = Batch::new(self.peer.as_ref().unwrap());
+        let all = 0..region.len();
         match what {
-            "write" => batch.write(&region.share(0..region.len()).unwrap(), addr),
-            _ => batch.read(region.lease(0..region.len()).unwrap(), addr),
+            "write" => batch.write(&region.share(all).unwrap(), parsed(far)),
+            "read" => batch.read(region.lease(all).unwrap(), parsed(far)),
+            "write_to" => batch.write_to(&region.share(all).unwrap(), &parsed(far), 0),
+            _ => batch.read_from(region.lease(all).unwrap(), &parsed(far), 0),
         };
         self.out.push_back(tokio::spawn(async move { ended(engine.transfer(batch).await) }));
         "begun".to_owned()
