@@ -248,7 +248,7 @@ impl Node {
 fn errands(outbox: &Outbox, node: usize, incarnation: u64, shard: usize) -> Errands {
     let dial = Box::new(dial(outbox.clone(), node, incarnation, shard));
     let fence = Box::new(end_lane(outbox.clone(), node, incarnation, shard));
-    Errands { dial, fence }
+    Errands { own: name_of(node).into(), dial, fence }
 }
 
 fn dial(

@@ -8,14 +8,13 @@ use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::Vector;
 use proptest::prelude::*;
 
-use crate::Landed;
+use super::{request, slice};
 use crate::limits::{LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS};
 use crate::memory::Access;
 use crate::path::tcp::client::{Action, Answer, Broken, ClientStream, Request};
 use crate::path::tcp::fuzzing::{Window, World};
 use crate::path::tcp::server::ServerStream;
 use crate::path::tcp::wire::{Event, HEADER_BYTES, Header, STATUS_BYTES, Status, Verb, Version};
-use crate::receipt::Fenced;
 
 /// Bytes on the way in one direction at most: small, so that both sides wait for each other.
 const PIPE_BYTES: usize = 5_000;
@@ -174,27 +173,10 @@ impl Duet {
     }
 }
 
-pub(super) fn slice(region: &Arc<Region>, offset: usize, len: usize) -> Slice {
-    Slice::new(region.clone(), offset, len).unwrap()
-}
-
 fn bytes_of(slice: &Slice) -> Vec<u8> {
     let mut bytes = vec![0; slice.len()];
     slice.read(0, &mut bytes).unwrap();
     bytes
-}
-
-pub(super) fn request(index: usize, action: Action, addr: usize) -> Request {
-    Request {
-        part: 0,
-        index,
-        action,
-        addr: addr as u64,
-        key: None,
-        attempts: 0,
-        landed: Landed::No,
-        fenced: Fenced::Unposted,
-    }
 }
 
 fn local(len: usize) -> Arc<Region> {

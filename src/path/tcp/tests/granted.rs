@@ -7,7 +7,8 @@ use kvrail_reactors::region::{Region as Memory, Slice};
 use kvrail_reactors::vector::Vector;
 use proptest::prelude::*;
 
-use super::duet::{Duet, request, slice};
+use super::duet::Duet;
+use super::{request, slice};
 use crate::limits::{GRANTED_MAX_BYTES, SMALL_REQUEST_BYTES};
 use crate::memory::grant::{Granting, Grants, Key};
 use crate::memory::{
