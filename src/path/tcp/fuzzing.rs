@@ -160,7 +160,7 @@ impl Served for World {
 }
 
 /// Which process the world is.
-const INCARNATION: u64 = 7;
+pub(crate) const INCARNATION: u64 = 7;
 
 /// All three answers to events, chosen by the event itself.
 fn status_of(event: &Event) -> Status {

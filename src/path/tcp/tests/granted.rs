@@ -88,7 +88,7 @@ impl Rig {
         let region = region(len);
         regions.insert(region.clone()).unwrap();
         let view = RegionsView::new(regions);
-        let service = Service::new(view, grants.clone(), Arc::default());
+        let service = Service::new(view, grants.clone(), Arc::default(), 1);
         Self { region, grants, service }
     }
 

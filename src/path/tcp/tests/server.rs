@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use crate::limits::{EVENT_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX};
 use crate::memory::grant::Key;
 use crate::memory::{Access, Operation};
-use crate::path::tcp::fuzzing::{GRANTED, WINDOWS, WORD, Window, World, expected, feed, holds};
+use crate::path::tcp::fuzzing::{
+    GRANTED, INCARNATION, WINDOWS, WORD, Window, World, expected, feed, holds,
+};
 use crate::path::tcp::server::ServerStream;
 use crate::path::tcp::wire::{
     Event, HEADER_BYTES, Header, LaneName, NAMES_MAX_BYTES, Status, Verb, Version,
@@ -70,7 +72,8 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
         1 => prop::sample::select(vec![&b"peer"[..], b"", b"\xff", &[b'x'; NAMES_MAX_BYTES]])
             .prop_map(|engine| {
                 let body = [&LaneName::new().to_bytes()[..], engine].concat();
-                [&header(Verb::Name, Version::V2, 0, body.len() as u64)[..], &body].concat()
+                let len = body.len() as u64;
+                [&header(Verb::Name, Version::V2, INCARNATION, len)[..], &body].concat()
             }),
         1 => prop::collection::vec(any::<u8>(), 0..60),
         1 => (any::<u64>(), 0u64..20_000, 0u64..6_000, any::<u8>()).prop_map(|parts| {
