@@ -50,6 +50,11 @@ impl Service {
         Self { regions, grants, arrivals, serving: Default::default(), incarnation }
     }
 
+    /// Lets go of regions that were unregistered: until the next request, nobody else would.
+    pub(crate) fn refresh(&mut self) {
+        self.regions.current();
+    }
+
     /// Records what was asked since the last time.
     pub(crate) fn record(&mut self) {
         self.serving.record();

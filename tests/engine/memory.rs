@@ -45,6 +45,30 @@ fn permissions_bind_peers_and_a_refusal_hurts_nobody_else() {
     });
 }
 
+/// Whoever serves peers keeps a picture of the regions; it must not keep the memory.
+#[test]
+fn memory_that_was_unregistered_goes() {
+    run(async {
+        let (ours, theirs, peer) = pair().await;
+        let source = region(&ours, 4096, Access::LOCAL);
+        let target = region(&theirs, 4096, Access::WRITE);
+        let start = format!("{:x}-", target.addr());
+        let is_mapped = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.lines().any(|line| line.starts_with(&start))
+        };
+        // Every shard is asked for it, more than once.
+        for _ in 0..16 {
+            let mut batch = Batch::new(&peer);
+            batch.write(&source.share(0..4096).unwrap(), target.addr());
+            ours.transfer(batch).await.unwrap();
+        }
+        assert!(is_mapped());
+        theirs.unregister(target).await.unwrap();
+        assert!(!is_mapped(), "nobody asks for it, and it is still there");
+    });
+}
+
 #[test]
 fn foreign_memory_is_written_in_place_until_it_is_unregistered() {
     run(async {

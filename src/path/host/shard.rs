@@ -52,6 +52,7 @@ impl HostShard {
             }
             Message::Ask(lane) => self.lanes.push(lane),
             Message::Fence { region, guard } => {
+                self.served.refresh();
                 self.servers.iter_mut().for_each(|(_, server)| server.fence(&region));
                 drop(guard);
             }

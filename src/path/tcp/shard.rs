@@ -131,6 +131,7 @@ impl TcpShard {
             }
             Message::Dialed { peer, result } => self.dialed(peer, result, now_ns),
             Message::Fence { region, guard } => {
+                self.served.refresh();
                 let patience_ns = now_ns + ENDING_GRACE_NS;
                 self.fences.push(Fence { region, patience_ns, _guard: guard });
                 self.check_fences(now_ns);
