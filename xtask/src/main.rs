@@ -7,6 +7,7 @@
 //! - `environments`: the engine where something is missing
 //! - `without_uring`: commands, and the suite, where io_uring is refused
 //! - `fuzz` `example` `mooncake`: the steps that need more than a Rust toolchain
+//! - `chaos`: real processes under fire
 //! - `compare`: kvrail beside its peers and the machine's limits
 //! - `checkers`: sanitizers, and every order of threads' steps
 //! - `price`: instructions per request, `cargo xtask price`
@@ -14,6 +15,7 @@
 //! - `proof`: tests that run somewhere else, and what they must say
 //! - `shell` `wheels`: running commands, and installing what they need
 
+mod chaos;
 mod checkers;
 mod compare;
 mod environments;
@@ -53,6 +55,8 @@ enum Chore {
     Price(price::Options),
     /// Runs whole engines on a simulated network, seed after seed.
     Sim(sim::Options),
+    /// Kills, stops and cuts off processes that transfer, and looks at every byte.
+    Chaos(chaos::Options),
     /// Runs a command in a guest that sees this host's files.
     Vm(vm::Options),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Chore::Compare(options) => compare::compare(&options).map(|_| ExitCode::SUCCESS),
         Chore::Price(options) => price::price(&options).map(|()| ExitCode::SUCCESS),
         Chore::Sim(options) => sim::sim(&options),
+        Chore::Chaos(options) => chaos::chaos(&options).map(|_| ExitCode::SUCCESS),
         Chore::Vm(options) => vm::run(options),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };

@@ -25,6 +25,16 @@ pub fn built(shell: &Shell, name: &str) -> Result<Binary, String> {
     Ok(Binary { test: found(name)?, kvrail: found("kvrail")? })
 }
 
+/// Builds examples/NAME; answers its binary.
+pub fn example(shell: &Shell, name: &str, is_release: bool) -> Result<PathBuf, String> {
+    let mut command = shell.cargo("build --locked -p kvrail --message-format json --example");
+    command.arg(name).args(is_release.then_some("--release")).stderr(Stdio::inherit());
+    println!("$ {}", shown(&command));
+    let output = command.output().map_err(|error| format!("cargo build: {error}"))?;
+    let found = executable(&String::from_utf8_lossy(&output.stdout), name);
+    found.filter(|_| output.status.success()).ok_or(format!("{name} could not be built"))
+}
+
 /// The executable of a target, in cargo's messages.
 fn executable(messages: &str, target: &str) -> Option<PathBuf> {
     messages.lines().rev().find_map(|line| {

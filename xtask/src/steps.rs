@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::shell::Shell;
 use crate::{
-    checkers, compare, environments, example, fuzz, mooncake, rust, sim, vm, without_uring,
+    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, sim, vm, without_uring,
 };
 
 /// What a step answers: a few words for the summary, or what went wrong.
@@ -34,6 +34,7 @@ const STEPS: &[Step] = &[
     step("vm", "NUMA layouts, in guests", |shell, _| vm::cases::all(shell)),
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
     step("example", "prefill and decode, once", |shell, _| example::once(shell)),
+    step("chaos", "processes under fire, every path", |shell, _| chaos::brief(shell)),
     step("compare", "the comparison, one cell", |shell, _| compare::smoke(shell)),
     step("fuzz", "each target for a while", |shell, options| fuzz::all(shell, options.fuzz_s)),
 ];

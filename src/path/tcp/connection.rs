@@ -265,6 +265,9 @@ impl Connection {
             return;
         }
         self.end = Some(end);
+        if canary::is_on(Canary::ReuseBeforeFence) {
+            return;
+        }
         // An error means that the socket is down already.
         let _ = self.socket.shutdown(Shutdown::Both);
         for name in [self.sending, self.receiving].into_iter().flatten() {
