@@ -151,7 +151,7 @@ impl Region {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let file = memfd(page_bytes == HUGE_PAGE_BYTES)?;
-        file.set_len(mapped_bytes as u64)?;
+        set_size(&file, mapped_bytes as u64)?;
         // SAFETY: a new shared mapping of our own file at an address the kernel chooses.
         let base = unsafe {
             libc::mmap(
@@ -297,6 +297,16 @@ fn create_memfd(flags: libc::c_uint) -> io::Result<File> {
     }
     // SAFETY: the descriptor is new and ours.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
+}
+
+/// Gives a new memfd its size. Beyond the limit on file sizes (`ulimit -f`) the kernel would answer
+/// with a signal that kills.
+pub(crate) fn set_size(fd: impl AsFd, bytes: u64) -> io::Result<()> {
+    use rustix::process::{Resource, getrlimit};
+    if getrlimit(Resource::Fsize).current.is_some_and(|limit| bytes > limit) {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(rustix::fs::ftruncate(fd, bytes)?)
 }
 
 fn reserve(file: &File, start: usize, len: usize) -> io::Result<()> {

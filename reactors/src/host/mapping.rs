@@ -105,7 +105,7 @@ impl Drop for Mapping {
 /// A memfd of ours with `len` bytes of zeros.
 pub(super) fn own_memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
     let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    rustix::fs::ftruncate(&fd, len as u64)?;
+    crate::region::set_size(&fd, len as u64)?;
     Ok(fd)
 }
 
