@@ -130,8 +130,8 @@ fn a_limit_on_file_sizes_bounds_regions_and_kills_nobody() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("ulimit -f"));
     // What an engine makes for itself has to be small too, and what fits works.
     for limit in [0, 8, 1024, 8192] {
-        let local = "bench --mode initiator --path local --buffer-size 256K --block-size 4K --batch-size 2 \
-                     --threads 1 --duration 1";
+        let local = "bench --mode initiator --path local --buffer-size 256K --block-size 4K \
+                     --batch-size 2 --threads 1 --duration 1";
         let output = run_under(&format!("ulimit -f {limit}"), local);
         assert!(output.status.code().is_some(), "a signal under {limit}: {output:?}");
         assert_eq!(output.status.success(), limit >= 1024, "under {limit}: {output:?}");
