@@ -54,6 +54,7 @@ impl HostShard {
             Message::Fence { region, guard } => {
                 self.served.refresh();
                 self.servers.iter_mut().for_each(|(_, server)| server.fence(&region));
+                drop(region);
                 drop(guard);
             }
         }
