@@ -3,6 +3,7 @@
 //! The model only knows the seam, so the blocks behind it may lie in registered memory and be
 //! on their way to another process while the next layer is computed.
 
+use crate::generate::Fnv;
 use crate::llama::Failure;
 use crate::shape::Shape;
 
@@ -24,6 +25,18 @@ pub trait KvCache {
         k: &mut [u16],
         v: &mut [u16],
     ) -> Result<(), Failure>;
+}
+
+/// FNV-1a over K and V of so many tokens, in all layers: whether two caches hold the same.
+pub fn cache_hash<C: KvCache>(cache: &C, shape: &Shape, tokens: usize) -> Result<u64, Failure> {
+    let mut hash = Fnv::default();
+    let mut k = vec![0; tokens * shape.row()];
+    let mut v = k.clone();
+    for layer in 0..shape.layers {
+        cache.gather(layer, tokens, &mut k, &mut v)?;
+        k.iter().chain(&v).for_each(|&number| hash.add(u64::from(number)));
+    }
+    Ok(hash.value())
 }
 
 /// Writes numbers as the bytes of a block (little-endian).

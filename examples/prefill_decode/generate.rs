@@ -6,22 +6,25 @@ use crate::cache::KvCache;
 use crate::llama::Failure;
 use crate::weights::Model;
 
-/// FNV-1a over the bits of every logit. Tokens alone may not notice one wrong bit in the cache;
-/// this does. Comparable between runs of one build on one kind of CPU.
+/// FNV-1a, over words where it is defined over bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct LogitHash(u64);
+pub struct Fnv(u64);
 
-impl Default for LogitHash {
+impl Default for Fnv {
     fn default() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 }
 
-impl LogitHash {
-    pub fn add(&mut self, logits: &[f32]) {
-        for logit in logits {
-            self.0 = (self.0 ^ u64::from(logit.to_bits())).wrapping_mul(0x100_0000_01b3);
-        }
+impl Fnv {
+    pub fn add(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x100_0000_01b3);
+    }
+
+    /// The bits of every logit. Tokens alone may not notice one wrong bit in the cache; this does.
+    /// Comparable between runs of one build on one kind of CPU.
+    pub fn add_logits(&mut self, logits: &[f32]) {
+        logits.iter().for_each(|logit| self.add(u64::from(logit.to_bits())));
     }
 
     pub fn value(self) -> u64 {
@@ -63,7 +66,7 @@ pub fn generate<C: KvCache>(
     on_token: &mut dyn FnMut(u32) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
     let start = Instant::now();
-    let mut hash = LogitHash::default();
+    let mut hash = Fnv::default();
     let mut tokens = Vec::new();
     let mut steps = 0;
     let mut token = first;
@@ -72,7 +75,7 @@ pub fn generate<C: KvCache>(
         on_token(token)?;
         if tokens.len() < max_tokens {
             let logits = model.decode(token, position + steps, cache)?;
-            hash.add(&logits);
+            hash.add_logits(&logits);
             token = likeliest(&logits);
             steps += 1;
         }
@@ -89,8 +92,8 @@ mod tests {
     #[test]
     fn every_bit_of_every_logit_counts() {
         let hash = |logits: &[f32]| {
-            let mut hash = LogitHash::default();
-            hash.add(logits);
+            let mut hash = Fnv::default();
+            hash.add_logits(logits);
             hash.value()
         };
         let logits = [1.0, 2.0, 3.0];

@@ -3,37 +3,52 @@
 //!
 //! On the prefill's side a piece is leased exclusively while it is computed and shared from the
 //! moment it is shipped; it can still be read then, but no more written. On the decode's side
-//! a piece belongs to the peer that writes it until its counter says that it has arrived.
+//! a piece belongs to the peer that writes it until its counter says that it has arrived. The peer
+//! reaches a block by a grant for it and for as long as that holds; nothing else of the pool.
+
+use std::time::{Duration, Instant};
 
 use kvrail::{
-    Access, Block, BlockPool, Counter, Engine, ExclusiveLease, Location, Region, SharedLease,
+    Access, Block, BlockPool, Counter, Engine, ExclusiveLease, Grant, GrantOptions, Location,
+    Reference, Region, SharedLease,
 };
 
 use crate::cache::{KvCache, from_bytes, to_bytes};
 use crate::llama::Failure;
 use crate::options::Ship;
 use crate::shape::Shape;
-use crate::wait::wait;
+use crate::wait::{PATIENCE, wait};
 
 /// Tokens that a process has room for, over all its requests: 47 MB for SmolLM2.
 pub const POOL_TOKENS: usize = 2048;
 
 /// A process's memory for KV caches.
 pub struct Store {
+    engine: Engine,
     shape: Shape,
     ship: Ship,
     region: Region,
     pool: BlockPool,
 }
 
+/// What a peer writes of a cache.
+pub struct Arriving {
+    /// How many blocks, from the first on.
+    pub blocks: usize,
+    /// For each piece, what counts the blocks of which it has arrived.
+    pub counters: Vec<Counter>,
+    /// Who may write: the peer's segment name.
+    pub writer: String,
+}
+
 impl Store {
-    /// Allocates it; `access` is what peers may do.
-    pub fn new(engine: &Engine, shape: Shape, ship: Ship, access: Access) -> Result<Self, Failure> {
+    /// Allocates it. Peers may do nothing with it, unless they are granted a block.
+    pub fn new(engine: &Engine, shape: Shape, ship: Ship) -> Result<Self, Failure> {
         let blocks = shape.blocks(POOL_TOKENS.min(shape.context));
         let len = blocks * shape.block_bytes();
-        let region = engine.allocate(len, Location::Cpu(None), access)?;
+        let region = engine.allocate(len, Location::Cpu(None), Access::LOCAL)?;
         let pool = BlockPool::new(region.clone(), shape.block_bytes())?;
-        Ok(Self { shape, ship, region, pool })
+        Ok(Self { engine: engine.clone(), shape, ship, region, pool })
     }
 
     /// The memory that all blocks are in.
@@ -43,23 +58,27 @@ impl Store {
 
     /// Blocks for this many tokens, to be computed here.
     pub fn own(&self, tokens: usize) -> Result<PagedCache, Failure> {
-        let mut cache = self.cache(tokens)?;
+        let mut cache = self.cache(tokens, Vec::new())?;
         for piece in 0..cache.slots.len() {
             cache.take_over(piece)?;
         }
         Ok(cache)
     }
 
-    /// Blocks for this many tokens, the first `arriving` of which are written by a peer; each
-    /// piece has arrived when its counter has come to their number.
+    /// Blocks for this many tokens, `spare` ones first, of which a peer writes some: each piece has
+    /// arrived when its counter has come to their number.
     pub fn awaiting(
         &self,
         tokens: usize,
-        arriving: usize,
-        counters: Vec<Counter>,
+        arriving: Arriving,
+        spare: Vec<Block>,
     ) -> Result<PagedCache, Failure> {
-        let mut cache = self.cache(tokens)?;
-        cache.awaited = counters.into_iter().map(|counter| (counter, arriving as u64)).collect();
+        let mut cache = self.cache(tokens, spare)?;
+        let Arriving { blocks, counters, writer } = arriving;
+        cache.awaited = counters.into_iter().map(|counter| (counter, blocks as u64)).collect();
+        let options = GrantOptions { holder: Some(writer), expires_after: Some(PATIENCE) };
+        let grant = |block| self.engine.grant_block(block, Access::WRITE, options.clone());
+        cache.grants = cache.blocks[..blocks].iter().map(grant).collect::<Result<_, _>>()?;
         Ok(cache)
     }
 
@@ -68,13 +87,14 @@ impl Store {
         self.ship.pieces(self.shape.layers)
     }
 
-    fn cache(&self, tokens: usize) -> Result<PagedCache, Failure> {
+    fn cache(&self, tokens: usize, spare: Vec<Block>) -> Result<PagedCache, Failure> {
         let count = self.shape.blocks(tokens);
         if count > self.pool.len() {
             let room = self.pool.len() * self.shape.block_tokens;
             return Err(format!("{tokens} tokens don't fit: the pool has room for {room}").into());
         }
-        let blocks = (0..count).map(|_| self.pool.take()).collect::<Result<_, _>>()?;
+        let taken = spare.into_iter().map(Ok).chain(std::iter::repeat_with(|| self.pool.take()));
+        let blocks = taken.take(count).collect::<Result<_, _>>()?;
         let slots = (0..self.pieces()).map(|_| (0..count).map(|_| Slot::default()).collect());
         Ok(PagedCache {
             shape: self.shape,
@@ -82,6 +102,7 @@ impl Store {
             region: self.region.clone(),
             slots: slots.collect(),
             blocks,
+            grants: Vec::new(),
             awaited: Vec::new(),
             row: vec![0; self.shape.row_bytes()],
         })
@@ -109,15 +130,33 @@ pub struct PagedCache {
     slots: Vec<Vec<Slot>>,
     /// The block table: tokens `i * block_tokens ..` live in `blocks[i]`.
     blocks: Vec<Block>,
+    /// For the blocks that a peer writes, until it is done.
+    grants: Vec<Grant>,
     /// By piece: its counter, and what it counts to.
     awaited: Vec<(Counter, u64)>,
     row: Vec<u8>,
 }
 
 impl PagedCache {
-    /// Where each block is: what a peer needs to write them.
-    pub fn addresses(&self) -> Vec<u64> {
-        self.blocks.iter().map(Block::addr).collect()
+    /// What a peer needs to write the blocks.
+    pub fn references(&self) -> Vec<Reference> {
+        self.grants.iter().map(Grant::reference).collect()
+    }
+
+    /// Takes the blocks back from the peer that is writing them, finished or not. When this
+    /// returns, with the time it took, nobody stores into them any more; the counters may still be
+    /// advanced for what had arrived.
+    pub fn revoke(self) -> Result<(Vec<Block>, Vec<Counter>, Duration), Failure> {
+        let since = Instant::now();
+        let revoked = self.grants.into_iter().map(Grant::revoke);
+        let all = async {
+            for revoked in revoked.collect::<Vec<_>>() {
+                revoked.await;
+            }
+        };
+        wait("the end of what was under way", all)?;
+        let counters = self.awaited.into_iter().map(|(counter, _)| counter).collect();
+        Ok((self.blocks, counters, since.elapsed()))
     }
 
     pub fn piece_bytes(&self) -> usize {
@@ -147,9 +186,11 @@ impl PagedCache {
         Ok(())
     }
 
-    /// Waits for all that a peer still has to write: the blocks can't go back to the pool before.
+    /// Waits for all that a peer still has to write. It has nothing to do here any more then.
     pub fn all_arrived(&mut self) -> Result<(), Failure> {
-        (0..self.slots.len()).try_for_each(|piece| self.arrived(piece))
+        (0..self.slots.len()).try_for_each(|piece| self.arrived(piece))?;
+        self.grants.clear();
+        Ok(())
     }
 
     /// Flips the lowest bit of a piece's first number.

@@ -54,6 +54,10 @@ pub struct Options {
     /// Flip one bit of the KV cache on its way: the hashes must differ then
     #[arg(long, global = true)]
     pub flip_bit: bool,
+    /// Before each question, abort another when so many of its layers have arrived, and use its
+    /// memory for the question at once
+    #[arg(long, global = true, value_name = "LAYERS")]
+    pub abort_after: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -84,6 +88,19 @@ impl Options {
         // The prefill computes while a layer moves: it waits for none.
         let builder = Engine::builder().spin_caller(Duration::ZERO);
         builder.same_host(self.path != Path::Tcp).start()
+    }
+
+    /// The layers after which to abort, if that can be done.
+    pub fn abort_after(&self, layers: usize) -> Result<Option<usize>, Failure> {
+        match self.abort_after {
+            Some(_) if self.ship == Ship::Block => {
+                Err("--abort-after counts layers, and whole blocks travel: leave out --ship".into())
+            }
+            Some(after) if after >= layers => {
+                Err(format!("all {layers} layers have arrived then: abort after fewer").into())
+            }
+            after => Ok(after),
+        }
     }
 
     /// The question of a request, counted from 0.
@@ -134,6 +151,7 @@ impl Options {
             threads: 1,
             random: true,
             flip_bit: false,
+            abort_after: None,
         }
     }
 }
@@ -159,6 +177,17 @@ mod tests {
         assert_eq!(Options::tiny("abcd", 2).ask(&model, 0, 6).unwrap().max_tokens, 2);
         let failure = Options::tiny("abcd", 2).ask(&model, 0, 3).unwrap_err();
         assert!(failure.to_string().contains("room for 3"), "{failure}");
+    }
+
+    #[test]
+    fn only_what_is_under_way_is_aborted() {
+        let after = |layers| Options { abort_after: Some(layers), ..Options::tiny("why?", 1) };
+        assert_eq!(Options::tiny("why?", 1).abort_after(3).unwrap(), None);
+        assert_eq!(after(0).abort_after(3).unwrap(), Some(0));
+        assert_eq!(after(2).abort_after(3).unwrap(), Some(2));
+        assert!(after(3).abort_after(3).unwrap_err().to_string().contains("all 3 layers"));
+        let blocks = Options { ship: Ship::Block, ..after(1) };
+        assert!(blocks.abort_after(3).unwrap_err().to_string().contains("--ship"));
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use futures_lite::future::{block_on, or};
-use kvrail::{Access, Engine, Notification, PathKind, Peer};
+use kvrail::{Engine, Notification, PathKind, Peer};
 
 use crate::generate::likeliest;
 use crate::kv::{PagedCache, Store};
 use crate::llama::Failure;
 use crate::messages::{FirstToken, Order, Report, Request, Shipped};
 use crate::options::{Options, Path};
-use crate::shipment::Shipment;
+use crate::shipment::{Shipment, is_aborted};
 use crate::wait::wait;
 use crate::weights::Model;
 
@@ -33,7 +33,7 @@ pub fn run(
     let mut prefill = Prefill::new(model, options, &engine)?;
     report(Report::Ready(engine.name().to_owned()))?;
     while let Some(request) = next_request(&engine, orders) {
-        report(Report::Shipped(prefill.serve(&request)?))?;
+        report(prefill.serve(&request)?)?;
     }
     block_on(engine.stop());
     Ok(())
@@ -47,12 +47,13 @@ fn next_request(engine: &Engine, orders: &flume::Receiver<Order>) -> Option<Noti
 
 impl<'a> Prefill<'a> {
     pub fn new(model: &'a Model, options: &'a Options, engine: &Engine) -> Result<Self, Failure> {
-        let store = Store::new(engine, *model.shape(), options.ship, Access::LOCAL)?;
+        let store = Store::new(engine, *model.shape(), options.ship)?;
         Ok(Self { model, options, engine: engine.clone(), store, peer: None })
     }
 
     /// Computes the prompt of a request; its KV cache leaves meanwhile, the first token after it.
-    pub fn serve(&mut self, notification: &Notification) -> Result<Shipped, Failure> {
+    /// Where the peer aborts the request, computing and sending end.
+    pub fn serve(&mut self, notification: &Notification) -> Result<Report, Failure> {
         let request: Request = serde_json::from_slice(&notification.bytes)?;
         self.check(&request)?;
         let peer = self.peer(&notification.from)?;
@@ -61,18 +62,31 @@ impl<'a> Prefill<'a> {
         let Options { ship, flip_bit, .. } = *self.options;
         let why = self.why(&peer)?;
         let mut shipment = Shipment::new((&self.engine, &peer), &request, shape, ship, flip_bit);
+        match self.ship((&peer, &request), &mut cache, &mut shipment) {
+            Ok(shipped) => Ok(Report::Shipped(Shipped { why, ..shipped })),
+            Err(why) if is_aborted(&why) => Ok(Report::Dropped(shipment.abandon(&why))),
+            Err(failure) => Err(failure),
+        }
+    }
 
+    fn ship(
+        &self,
+        (peer, request): (&Peer, &Request),
+        cache: &mut PagedCache,
+        shipment: &mut Shipment<'_>,
+    ) -> Result<Shipped, Failure> {
         let pace = self.options.pace();
         let layer_done = &mut |layer, positions, cache: &mut PagedCache| {
             shipment.layer_done(layer, positions, cache)
         };
-        let logits = self.model.prefill(&request.tokens, 0, pace, &mut cache, layer_done)?;
+        let logits = self.model.prefill(&request.tokens, 0, pace, cache, layer_done)?;
         let computed = Instant::now();
-        shipment.prompt_done(&mut cache)?;
-        let first = FirstToken { token: likeliest(&logits), position: request.tokens.len() };
-        let told = self.engine.notify(&peer, serde_json::to_vec(&first)?);
+        shipment.prompt_done(cache)?;
+        let (token, position) = (likeliest(&logits), request.tokens.len());
+        let first = FirstToken { request: request.id, token, position };
+        let told = self.engine.notify(peer, serde_json::to_vec(&first)?);
         wait("a sign that the first token was taken", told)??;
-        Ok(Shipped { why, ..shipment.arrive(computed)? })
+        shipment.arrive(computed)
     }
 
     /// What came over the network has to make sense before memory is written by it.

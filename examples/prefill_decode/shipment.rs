@@ -7,11 +7,11 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use futures_lite::future::block_on;
-use kvrail::{Batch, Engine, Failed, Outcome, Peer, Transfer};
+use kvrail::{Batch, Engine, ErrorKind, Failed, Outcome, Peer, Transfer};
 
 use crate::kv::PagedCache;
 use crate::llama::Failure;
-use crate::messages::{Request, Shipped};
+use crate::messages::{Dropped, Request, Shipped};
 use crate::options::Ship;
 use crate::shape::Shape;
 use crate::wait::PATIENCE;
@@ -43,12 +43,16 @@ impl<'a> Shipment<'a> {
     }
 
     /// Posts what is final now that `layer` has K and V of these positions; waits for nothing.
+    /// Fails where the peer has taken back what was sent before: the rest need not be computed.
     pub fn layer_done(
         &mut self,
         layer: usize,
         positions: Range<usize>,
         cache: &mut PagedCache,
     ) -> Result<(), Failure> {
+        if let Some(failed) = self.flights.iter_mut().position(Flight::has_failed) {
+            self.flights.swap_remove(failed).land()?;
+        }
         match self.ship {
             Ship::Layer => self.post_ready(layer, positions.end, cache),
             Ship::Block => Ok(()),
@@ -91,8 +95,8 @@ impl<'a> Shipment<'a> {
         let bytes = cache.piece_bytes();
         let mut batch = Batch::new(self.peer);
         for block in blocks.clone() {
-            let remote = self.request.blocks[block].saturating_add((piece * bytes) as u64);
-            batch.write(&cache.share(piece, block)?, remote);
+            let (to, offset) = (&self.request.blocks[block], (piece * bytes) as u64);
+            batch.write_to(&cache.share(piece, block)?, to, offset);
         }
         batch.count(self.request.counters[piece], blocks.len() as u64).deadline(PATIENCE);
         self.bytes += blocks.len() * bytes;
@@ -101,12 +105,28 @@ impl<'a> Shipment<'a> {
     }
 
     /// Waits until everything has arrived. The prompt was computed at `computed`.
-    pub fn arrive(self, computed: Instant) -> Result<Shipped, Failure> {
-        let spans = self.flights.into_iter().map(Flight::land).collect::<Result<Vec<_>, _>>()?;
+    pub fn arrive(&mut self, computed: Instant) -> Result<Shipped, Failure> {
+        let spans = self.flights.drain(..).map(Flight::land).collect::<Result<Vec<_>, _>>()?;
         let (transfer, hidden) = measure(&spans, computed);
         let path = self.peer.path().label().to_owned();
         Ok(Shipped { path, why: String::new(), bytes: self.bytes, transfer, hidden })
     }
+
+    /// Ends whatever is under way, and waits for that.
+    pub fn abandon(self, why: &Failure) -> Dropped {
+        let layers = self.sent.iter().filter(|blocks| **blocks > 0).count();
+        let flights = self.flights.into_iter().filter(|flight| flight.landed.is_err());
+        for cancelled in flights.map(|flight| flight.transfer.cancel()).collect::<Vec<_>>() {
+            block_on(cancelled);
+        }
+        Dropped { why: why.to_string(), layers }
+    }
+}
+
+/// Whether the peer has taken back the memory that it had granted.
+pub fn is_aborted(failure: &Failure) -> bool {
+    let failed = failure.downcast_ref::<Failed>();
+    failed.is_some_and(|failed| failed.error().kind() == ErrorKind::Stale)
 }
 
 /// A transfer under way whose waker is a clock: when it ends, that is noted on the shard where
@@ -136,6 +156,19 @@ impl Flight {
         };
         let posted = Instant::now();
         Self { span: Span { began, posted, ended: posted }, transfer, landed }
+    }
+
+    /// Takes a transfer that has ended to its outcome, and says whether that is a failure.
+    fn has_failed(&mut self) -> bool {
+        if let Err(stamp) = &self.landed
+            && let Some(&ended) = stamp.0.get()
+            && let Poll::Ready(outcome) =
+                std::pin::pin!(&mut self.transfer).poll(&mut Context::from_waker(Waker::noop()))
+        {
+            self.span.ended = ended;
+            self.landed = Ok(outcome);
+        }
+        matches!(&self.landed, Ok(Err(_)))
     }
 
     fn land(self) -> Result<Span, Failed> {

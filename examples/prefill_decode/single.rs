@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use crate::cache::VecCache;
+use crate::cache::{VecCache, cache_hash};
 use crate::fetch;
 use crate::generate::{Answer, generate, likeliest};
 use crate::llama::{Failure, Pace};
@@ -18,18 +18,22 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         .try_for_each(|request| show(&model, options, request, &mut std::io::stdout()).map(drop))
 }
 
-/// Answers a prompt with a cache in plain memory. `on_token` sees the tokens as they come.
+/// Answers a prompt with a cache in plain memory, and hashes that. `on_token` sees the tokens as
+/// they come.
 pub fn answer(
     model: &Model,
     pace: Pace,
     ask: &Ask,
     on_token: &mut dyn FnMut(u32) -> Result<(), Failure>,
-) -> Result<Answer, Failure> {
+) -> Result<(Answer, u64), Failure> {
     let room = ask.tokens.len() + ask.max_tokens.saturating_sub(1);
     let mut cache = VecCache::new(*model.shape(), room);
     let none = &mut |_, _, _: &mut VecCache| Ok(());
     let logits = model.prefill(&ask.tokens, 0, pace, &mut cache, none)?;
-    generate(model, likeliest(&logits), ask.tokens.len(), ask.max_tokens, &mut cache, on_token)
+    let (first, position) = (likeliest(&logits), ask.tokens.len());
+    let answer = generate(model, first, position, ask.max_tokens, &mut cache, on_token)?;
+    let cache_hash = cache_hash(&cache, model.shape(), position + answer.steps)?;
+    Ok((answer, cache_hash))
 }
 
 /// Writes the answer as it comes, then one line of figures.
@@ -42,7 +46,7 @@ fn show(
     let ask = options.ask(model, request, model.shape().context)?;
     let start = Instant::now();
     let mut typewriter = Typewriter::new(out, model.tokenizer());
-    let answer = answer(model, options.pace(), &ask, &mut |token| typewriter.push(token))?;
+    let (answer, _) = answer(model, options.pace(), &ask, &mut |token| typewriter.push(token))?;
     let prefill = start.elapsed().saturating_sub(answer.elapsed);
     typewriter.finish()?;
     writeln!(

@@ -9,7 +9,7 @@ use crate::crew::Crew;
 use crate::fetch;
 use crate::kv::POOL_TOKENS;
 use crate::llama::Failure;
-use crate::messages::{Ask, Order, Report, Shipped};
+use crate::messages::{Aborted, Ask, Dropped, Order, Report, Shipped};
 use crate::options::Options;
 use crate::single;
 use crate::table::table;
@@ -25,6 +25,8 @@ pub struct Run {
     pub first: Option<Duration>,
     pub second: Option<Duration>,
     pub logit_hash: u64,
+    /// Of K and V of the question and its answer.
+    pub cache_hash: u64,
 }
 
 /// One question, answered twice.
@@ -34,6 +36,15 @@ pub struct Row {
     pub split: Run,
     pub single: Run,
     pub shipped: Shipped,
+    pub aborted: Option<Abort>,
+}
+
+/// The request that was aborted before a question, from both sides. Where the prefill has nothing
+/// to say it had sent everything before it could know.
+#[derive(Debug)]
+pub struct Abort {
+    pub decode: Aborted,
+    pub prefill: Option<Dropped>,
 }
 
 /// Whether all hashes are equal.
@@ -52,6 +63,7 @@ pub fn conduct(
     options: &Options,
     out: &mut dyn Write,
 ) -> Result<bool, Failure> {
+    options.abort_after(model.shape().layers)?;
     let requests = usize::from(options.requests);
     let mut rows = Vec::new();
     for request in 0..requests {
@@ -64,8 +76,10 @@ pub fn conduct(
     crew.dismiss()?;
     writeln!(out, "{}", table(&rows))?;
     let equal = rows.iter().all(Row::is_equal);
-    writeln!(out, "logit hashes equal: {}", if equal { "yes" } else { "no" })?;
-    Ok(equal)
+    let word = |yes| if yes { "yes" } else { "no" };
+    writeln!(out, "KV caches equal: {}", word(rows.iter().all(Row::is_memory_equal)))?;
+    writeln!(out, "logit hashes equal: {}", word(equal))?;
+    Ok(equal && rows.iter().all(Row::is_memory_equal))
 }
 
 /// The two ends of a text that is longer than a line.
@@ -88,39 +102,53 @@ fn both(
     out: &mut dyn Write,
 ) -> Result<Row, Failure> {
     let mut typewriter = Typewriter::new(out, model.tokenizer());
-    let (split, shipped) = split(crew, &ask, &mut |token| typewriter.push(token))?;
+    let abort_after = options.abort_after(model.shape().layers)?;
+    let on_token = &mut |token| typewriter.push(token);
+    let (split, shipped, aborted) = split(crew, &ask, abort_after, on_token)?;
     typewriter.finish()?;
     let mut single = Run::start();
-    let answer = single::answer(model, options.pace(), &ask, &mut |token| {
+    let (answer, cache_hash) = single::answer(model, options.pace(), &ask, &mut |token| {
         single.push(token);
         Ok(())
     })?;
-    single.logit_hash = answer.logit_hash;
-    Ok(Row { prompt_tokens: ask.tokens.len(), split, single, shipped })
+    (single.logit_hash, single.cache_hash) = (answer.logit_hash, cache_hash);
+    Ok(Row { prompt_tokens: ask.tokens.len(), split, single, shipped, aborted })
 }
 
-/// Has a question answered by prefill and decode.
+/// Has a question answered by prefill and decode; if asked for, another one is aborted first.
 fn split(
     crew: &mut Crew,
     ask: &Ask,
+    abort_after: Option<usize>,
     on_token: &mut dyn FnMut(u32) -> Result<(), Failure>,
-) -> Result<(Run, Shipped), Failure> {
+) -> Result<(Run, Shipped, Option<Abort>), Failure> {
+    if let Some(layers) = abort_after {
+        crew.order(Order::Abort(ask.backwards(), layers))?;
+    }
     let mut run = Run::start();
     crew.order(Order::Ask(ask.clone()))?;
-    let (mut hash, mut shipped) = (None, None);
+    // The prefill takes one request after the other.
+    let (mut hashes, mut aborted, mut ends) = (None, None, Vec::new());
     loop {
         match crew.report()? {
             Report::Token(token) => {
                 run.push(token);
                 on_token(token)?;
             }
-            Report::Answered { logit_hash } => hash = Some(logit_hash),
-            Report::Shipped(report) => shipped = Some(report),
+            Report::Answered { logit_hash, cache_hash } => hashes = Some((logit_hash, cache_hash)),
+            Report::Aborted(report) => aborted = Some(report),
+            Report::Shipped(shipped) => ends.push(Ok(shipped)),
+            Report::Dropped(dropped) => ends.push(Err(dropped)),
             report => return Err(format!("out of turn: {report:?}").into()),
         }
-        if let (Some(hash), Some(shipped)) = (hash, &shipped) {
-            run.logit_hash = hash;
-            return Ok((run, shipped.clone()));
+        if let Some(hashes) = hashes
+            && ends.len() == 1 + usize::from(abort_after.is_some())
+        {
+            (run.logit_hash, run.cache_hash) = hashes;
+            let shipped = ends.pop().ok_or("nothing was shipped")?;
+            let prefill = ends.pop().and_then(Result::err);
+            let aborted = aborted.map(|decode| Abort { decode, prefill });
+            return Ok((run, shipped.map_err(|dropped| dropped.why)?, aborted));
         }
     }
 }
@@ -128,7 +156,7 @@ fn split(
 impl Run {
     fn start() -> Self {
         let start = Instant::now();
-        Self { start, tokens: Vec::new(), first: None, second: None, logit_hash: 0 }
+        Self { start, tokens: Vec::new(), first: None, second: None, logit_hash: 0, cache_hash: 0 }
     }
 
     fn push(&mut self, token: u32) {
@@ -145,5 +173,10 @@ impl Row {
     /// The tokens too: the first one's logits are the prefill's and not in the hash.
     pub fn is_equal(&self) -> bool {
         self.split.logit_hash == self.single.logit_hash && self.split.tokens == self.single.tokens
+    }
+
+    /// Whether the KV cache is the same to the bit.
+    pub fn is_memory_equal(&self) -> bool {
+        self.split.cache_hash == self.single.cache_hash
     }
 }

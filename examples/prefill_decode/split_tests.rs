@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future::block_on;
-use kvrail::{Access, Batch, Engine, Notification};
+use kvrail::{Batch, Engine, Notification, REFERENCE_BYTES, Reference};
 
 use crate::cache::KvCache;
 use crate::crew::{Crew, Role};
 use crate::decode::Decode;
-use crate::kv::Store;
+use crate::kv::{Arriving, Store};
 use crate::llama::Failure;
 use crate::messages::{Ask, FirstToken, Order, Request};
 use crate::options::{Options, Path, Ship};
@@ -43,7 +43,7 @@ fn split(options: &Options) -> Result<(bool, String), Failure> {
 fn assert_equal(options: &Options) {
     let (verdict, out) = split(options).unwrap();
     assert!(verdict, "{options:?}\n{out}");
-    assert!(out.ends_with("\nlogit hashes equal: yes\n"), "{out}");
+    assert!(out.ends_with("\nKV caches equal: yes\nlogit hashes equal: yes\n"), "{out}");
     let path = match options.path {
         Path::Local => "local",
         // Both roles are on this host.
@@ -88,7 +88,7 @@ fn an_answer_of_one_token_waits_for_the_cache() {
     let request = engine.try_notification().unwrap();
     let Request { counters: ids, .. } = serde_json::from_slice(&request.bytes).unwrap();
     let counters: Vec<_> = ids.iter().map(|&id| engine.counter(id).unwrap()).collect();
-    let first = serde_json::to_vec(&FirstToken { token: 7, position: 5 }).unwrap();
+    let first = serde_json::to_vec(&FirstToken { request: 0, token: 7, position: 5 }).unwrap();
     block_on(engine.notify(&engine.local(), first)).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -114,13 +114,28 @@ fn a_prompt_of_one_token_and_one_that_fills_the_pool() {
 }
 
 #[test]
+fn what_is_aborted_in_mid_transfer_leaves_its_memory_to_the_next() {
+    for path in [Path::Auto, Path::Tcp, Path::Local] {
+        for layers in 0..Shape::TINY.layers {
+            let abort_after = Some(layers);
+            let tiny = Options::tiny(PROMPT, 9);
+            let options = Options { path, requests: 5, chunk_tokens: 3, abort_after, ..tiny };
+            let (verdict, out) = split(&options).unwrap();
+            assert!(verdict, "{options:?}\n{out}");
+            let aborts = out.lines().filter(|line| line.starts_with("before request "));
+            assert_eq!(aborts.count(), 5, "{out}");
+        }
+    }
+}
+
+#[test]
 fn one_bit_that_is_wrong_on_arrival_is_noticed() {
     for path in [Path::Auto, Path::Local] {
         for ship in [Ship::Layer, Ship::Block] {
             let options = Options { path, ship, flip_bit: true, ..Options::tiny(PROMPT, 9) };
             let (verdict, out) = split(&options).unwrap();
             assert!(!verdict, "{options:?}\n{out}");
-            assert!(out.ends_with("\nlogit hashes equal: no\n"), "{out}");
+            assert!(out.ends_with("\nKV caches equal: no\nlogit hashes equal: no\n"), "{out}");
             assert!(out.contains(" differs "), "{out}");
         }
     }
@@ -141,15 +156,17 @@ fn a_request_that_makes_no_sense_is_refused() {
     let (model, options) = (tiny(), Options::tiny("x", 5));
     let engine = Engine::builder().start().unwrap();
     let mut prefill = Prefill::new(&model, &options, &engine).unwrap();
+    let nobodys = serde_json::to_string(&Reference::from_bytes(&[0; REFERENCE_BYTES])).unwrap();
     for (bytes, reason) in [
         ("{}", "missing field"),
-        (r#"{"tokens":[1,2],"blocks":[],"counters":[0,1,2]}"#, "0 blocks and 3 counters"),
-        (r#"{"tokens":[1,2],"blocks":[0],"counters":[0]}"#, "do both processes ship alike"),
-        (r#"{"tokens":[],"blocks":[],"counters":[0,1,2]}"#, "the prompt is empty"),
-        (r#"{"tokens":[1,2],"blocks":[4096],"counters":[0,1,2]}"#, "registered region"),
+        (r#"{"id":0,"tokens":[1,2],"blocks":[],"counters":[0,1,2]}"#, "0 blocks and 3 counters"),
+        (r#"{"id":0,"tokens":[1,2],"blocks":[$],"counters":[0]}"#, "do both processes ship alike"),
+        (r#"{"id":0,"tokens":[],"blocks":[],"counters":[0,1,2]}"#, "the prompt is empty"),
+        (r#"{"id":0,"tokens":[1,2],"blocks":[4096],"counters":[0,1,2]}"#, "expected a string"),
     ] {
+        let bytes = bytes.replace('$', &nobodys);
         let from = engine.name().to_owned();
-        let request = Notification { from, bytes: bytes.into() };
+        let request = Notification { from, bytes: bytes.clone().into() };
         let failure = prefill.serve(&request).unwrap_err().to_string();
         assert!(failure.contains(reason), "{bytes}: {failure}");
     }
@@ -160,7 +177,7 @@ mod leases {
 
     fn store(ship: Ship) -> (Engine, Store) {
         let engine = Engine::builder().start().unwrap();
-        let store = Store::new(&engine, Shape::TINY, ship, Access::WRITE).unwrap();
+        let store = Store::new(&engine, Shape::TINY, ship).unwrap();
         (engine, store)
     }
 
@@ -187,8 +204,10 @@ mod leases {
     fn a_piece_that_is_awaited_is_nobodys_until_its_counter_says_so() {
         let (engine, store) = store(Ship::Block);
         let counter = engine.counter(5).unwrap();
-        let mut cache = store.awaiting(9, 2, vec![counter]).unwrap();
-        assert_eq!((cache.capacity(), cache.addresses().len()), (12, 3));
+        let writer = engine.name().to_owned();
+        let arriving = Arriving { blocks: 2, counters: vec![counter], writer };
+        let mut cache = store.awaiting(9, arriving, Vec::new()).unwrap();
+        assert_eq!((cache.capacity(), cache.references().len()), (12, 2));
         let mut k = vec![0; Shape::TINY.row()];
         let mut v = k.clone();
         assert!(cache.gather(0, 1, &mut k, &mut v).is_err());

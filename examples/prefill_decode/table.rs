@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::split::{Row, Run};
+use crate::messages::Aborted;
+use crate::split::{Abort, Row, Run};
 
 const LEGEND: &str = "\
 transfer: time with a write under way; hidden: the part of it in which the prefill was computing
@@ -33,7 +34,8 @@ pub fn table(rows: &[Row]) -> String {
     }
     let mut paths: Vec<_> = rows.iter().map(|row| row.shipped.why.as_str()).collect();
     paths.dedup();
-    format!("{table}\npath: {}\n{LEGEND}", paths.join("; "))
+    let aborts: String = rows.iter().enumerate().filter_map(abort).collect();
+    format!("{table}\n{aborts}path: {}\n{LEGEND}", paths.join("; "))
 }
 
 fn cells(index: usize, row: &Row) -> [String; 9] {
@@ -50,6 +52,19 @@ fn cells(index: usize, row: &Row) -> [String; 9] {
         pair(row, |run| run.second),
         if row.is_equal() { "equal" } else { "differs" }.to_owned(),
     ]
+}
+
+/// What became of the request that was aborted before this one.
+fn abort((index, row): (usize, &Row)) -> Option<String> {
+    let Abort { decode, prefill } = row.aborted.as_ref()?;
+    let Aborted { layers, blocks, took } = decode;
+    let sent = prefill.as_ref().map_or("all".to_owned(), |dropped| dropped.layers.to_string());
+    Some(format!(
+        "before request {}: another was aborted when {layers} of its layers had arrived, and \
+         {sent} sent;\n  its {blocks} blocks were taken back in {:.3} ms and used again at once\n",
+        index + 1,
+        took.as_secs_f64() * 1e3,
+    ))
 }
 
 fn pair(row: &Row, time: impl Fn(&Run) -> Option<Duration>) -> String {

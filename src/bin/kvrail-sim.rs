@@ -71,15 +71,15 @@ fn one(seed: u64, mut options: Options, cli: &Cli) -> bool {
         Some(what) => {
             let left = report.happenings;
             println!("seed {seed} FAILED, with {left} happenings: {what}");
-            println!("replay: {}", replay(seed, &options));
+            println!("replay: {}", command(seed, &options, "trace"));
             false
         }
         None => true,
     }
 }
 
-fn replay(seed: u64, options: &Options) -> String {
-    let mut command = format!("cargo xtask sim --seed {seed} --trace");
+fn command(seed: u64, options: &Options, how: &str) -> String {
+    let mut command = format!("cargo xtask sim --seed {seed} --{how}");
     if let Some(canary) = options.canary {
         command += &format!(" --canary {}", canary.name());
     }
@@ -152,8 +152,8 @@ fn summary(totals: Totals, took: Duration, options: &Options) -> bool {
     failures.sort_unstable();
     for (seed, what) in &failures {
         println!("seed {seed} FAILED: {what}");
-        println!("replay: {}", replay(*seed, options));
-        println!("shrink: cargo xtask sim --seed {seed} --shrink");
+        println!("replay: {}", command(*seed, options, "trace"));
+        println!("shrink: {}", command(*seed, options, "shrink"));
     }
     match options.canary {
         None => failures.is_empty(),

@@ -206,6 +206,7 @@ fn counters_and_messages_follow_the_data() {
         batch.count(8, 1);
         let error = ours.transfer(batch).await.unwrap_err();
         assert_eq!(error.error().kind(), ErrorKind::Refused, "nobody opened counter 8");
+        assert!(error.to_string().contains("opened this counter"), "{error}");
         ours.notify(&ours.local(), "to myself").await.unwrap();
         assert_eq!(ours.notification().await.bytes, b"to myself");
     });

@@ -358,6 +358,9 @@ impl TcpShard {
                 request.len(),
                 request.addr
             )),
+            Answer::Refused if matches!(request.action, super::Action::Event(_)) => {
+                Error::refused("nobody at the peer has opened this counter")
+            }
             Answer::Refused => Error::refused(format!(
                 "the peer has no region that permits {} bytes at {:#x}",
                 request.len(),
