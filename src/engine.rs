@@ -339,6 +339,7 @@ impl Engine {
         if let Some(hub) = &self.inner.host.hub {
             hub.close().await;
         }
+        self.leave().await;
         self.inner.control.stop().await;
         let runtime = self.inner.runtime.clone();
         let (done, stopped) = flume::bounded(1);
@@ -348,6 +349,18 @@ impl Engine {
             let _ = done.send(());
         });
         let _ = stopped.recv_async().await;
+    }
+
+    /// Ends what is under way over TCP while peers can still be asked to say that they store
+    /// nothing of it any more.
+    async fn leave(&self) {
+        let (guard, over) = flume::bounded(0);
+        for shard in self.inner.shards() {
+            tell(shard, tcp::Message::Leave { guard: guard.clone() }).await;
+        }
+        drop(guard);
+        // Nobody sends: the channel closes when the last shard has let go of its guard.
+        let _: Result<(), _> = over.recv_async().await;
     }
 }
 

@@ -105,6 +105,46 @@ fn abort_while_the_write_lands_and_reuse_at_once() {
 }
 
 #[test]
+fn stopping_the_engine_ends_what_is_under_way_with_proof() {
+    run(|driver| async move {
+        let stage = Stage::new(engine(driver), 5 * MIB, usize::MAX).await;
+        let transfer = stage.write();
+        stage.stands_still().await;
+        stage.ours.stop().await;
+        let failed = transfer.await.unwrap_err();
+        assert_eq!(failed.error().kind(), ErrorKind::Closed);
+        let receipt = failed.receipt();
+        assert_eq!((receipt.remote(), receipt.fenced()), (Proof::Quiet, Fenced::Lane));
+        assert_eq!(receipt.landed(), Landed::Maybe);
+        fill(&stage.far, 3);
+        stage.relay.open();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(is_all(&stage.far, 3), "bytes of a stopped engine land behind its receipt");
+        let mut batch = Batch::new(&stage.peer);
+        batch.write(&stage.near.share(0..4096).unwrap(), stage.far.addr());
+        let failed = stage.ours.transfer(batch).await.unwrap_err();
+        assert_eq!(
+            (failed.error().kind(), failed.receipt().landed()),
+            (ErrorKind::Closed, Landed::No)
+        );
+    });
+}
+
+#[test]
+fn stopping_beside_an_owner_out_of_reach_proves_nothing_and_comes_to_its_end() {
+    run(|driver| async move {
+        let stage = Stage::new(engine(driver), 5 * MIB, usize::MAX).await;
+        let transfer = stage.write();
+        stage.stands_still().await;
+        stage.relay.silence_control();
+        tokio::join!(stage.ours.stop(), stage.ours.stop());
+        let failed = transfer.await.unwrap_err();
+        assert_eq!(failed.error().kind(), ErrorKind::Closed);
+        assert_eq!(failed.receipt().remote(), Proof::Unproven);
+    });
+}
+
+#[test]
 fn a_peer_that_knows_no_fences_proves_nothing() {
     run(|driver| async move {
         let ours = Engine::builder().bind([127, 0, 0, 1].into()).same_host(false);

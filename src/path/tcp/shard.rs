@@ -44,6 +44,9 @@ pub(crate) enum Message {
     Fenced { peer: u64, lane: LaneName, fenced: Fenced },
     /// Nobody holds the peer with this key any more.
     Forget { peer: u64 },
+    /// Take nothing more from our own side, end what is under way and have peers say that they
+    /// store nothing of it any more; then drop the guard.
+    Leave { guard: Guard },
 }
 
 /// Says by being dropped that a shard has done what it was asked.
@@ -96,6 +99,10 @@ pub(crate) struct TcpShard {
     outstanding: usize,
     pub(super) next_tick_ns: u64,
     pub(super) is_stopping: bool,
+    /// Whether our own side's requests are over, which comes before the shard is.
+    is_leaving: bool,
+    /// Who waits for the last of them.
+    leaving: Vec<Guard>,
 }
 
 /// Completions taken in one turn: enough to amortise a turn, few enough to stay fair.
@@ -117,6 +124,8 @@ impl TcpShard {
             outstanding: 0,
             next_tick_ns: 0,
             is_stopping: false,
+            is_leaving: false,
+            leaving: Vec::new(),
         }
     }
 
@@ -139,6 +148,7 @@ impl TcpShard {
             Message::EndLane { lane, guard } => self.end_lane(lane, &guard, now_ns),
             Message::Fenced { peer, lane, fenced } => self.fenced(peer, lane, fenced, now_ns),
             Message::Forget { peer } => self.forget(peer),
+            Message::Leave { guard } => self.leave(guard, now_ns),
         }
     }
 
@@ -155,6 +165,9 @@ impl TcpShard {
             self.tick(now_ns);
         } else if polled > 0 && !self.fences.is_empty() {
             self.check_fences(now_ns);
+        }
+        if self.parts.is_empty() {
+            self.leaving.clear();
         }
         polled
     }
@@ -185,6 +198,21 @@ impl TcpShard {
         self.connections.is_empty() && self.parts.is_empty()
     }
 
+    /// What waits fails now; what is on a lane when the lane is gone and the peer has said what it
+    /// knows of it. Peers' own requests go on.
+    fn leave(&mut self, guard: Guard, now_ns: u64) {
+        self.is_leaving = true;
+        self.leaving.push(guard);
+        for (_, connection) in self.connections.iter_mut() {
+            if matches!(connection.role, Role::Client { .. }) {
+                connection.close(&mut self.ring, End::Ours);
+            }
+        }
+        let keys: Vec<u64> = self.peers.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.fail_waiting(key, |_, _| Some(ErrorKind::Closed)));
+        self.reap_quiet(now_ns);
+    }
+
     fn carry(
         &mut self,
         portion: Portion,
@@ -213,7 +241,7 @@ impl TcpShard {
         let key = route.key;
         let lanes = self.peers.entry(key).or_insert_with(|| Lanes::new(route));
         lanes.waiting.extend(requests);
-        if self.is_stopping {
+        if self.is_leaving || self.is_stopping {
             return self.fail_waiting(key, |_, _| Some(ErrorKind::Closed));
         }
         self.dispatch(key, now_ns);
@@ -236,7 +264,7 @@ impl TcpShard {
         let Some(lanes) = self.peers.get_mut(&key) else { return };
         lanes.dialing = lanes.dialing.saturating_sub(1);
         match result.and_then(in_blocking_mode) {
-            Ok(socket) if !self.is_stopping => {
+            Ok(socket) if !self.is_leaving && !self.is_stopping => {
                 let (version, careful) = lanes.framing();
                 let stream =
                     ClientStream::new(version, careful).named(lanes.name(), &self.errands.own);
