@@ -335,20 +335,16 @@ impl ServerStream {
                 used
             }
             Receiving::Name { body, len } => {
-                let used = bytes.len().min(*len - body.len());
-                body.extend_from_slice(&bytes[..used]);
-                if body.len() == *len {
-                    let body = std::mem::take(body);
+                let (used, whole) = complete(body, *len, bytes);
+                if let Some(body) = whole {
                     self.receiving = Receiving::Header;
                     self.introduced(&body);
                 }
                 used
             }
             Receiving::Event { body, len } => {
-                let used = bytes.len().min(*len - body.len());
-                body.extend_from_slice(&bytes[..used]);
-                if body.len() == *len {
-                    let body = std::mem::take(body);
+                let (used, whole) = complete(body, *len, bytes);
+                if let Some(body) = whole {
                     self.receiving = Receiving::Header;
                     self.deliver(&body, served);
                 }
@@ -447,4 +443,11 @@ impl ServerStream {
         self.is_known |= status == Status::Ok;
         self.acknowledge(Version::V2, status);
     }
+}
+
+/// Takes of these bytes what a body of `len` lacks; how many, and the body once it is whole.
+fn complete(body: &mut Vec<u8>, len: usize, bytes: &[u8]) -> (usize, Option<Vec<u8>>) {
+    let used = bytes.len().min(len - body.len());
+    body.extend_from_slice(&bytes[..used]);
+    (used, (body.len() == len).then(|| std::mem::take(body)))
 }
