@@ -239,12 +239,13 @@ fn memory_that_could_fault_is_not_read_from() {
     });
 }
 
-/// What is read from memory that the peer's ledger does not vouch for is no answer.
+/// A region that is gone by the peer's ledger says nothing: the read goes to the engine itself.
 #[test]
-fn a_slot_that_holds_nothing_makes_reads_stale() {
+fn memory_that_the_ledger_does_not_vouch_for_is_not_read() {
     run(async {
         let (ours, real) = (engine(), engine());
         let far = region(&real, 4096, Access::READ_WRITE);
+        fill(&far, &[2; 4096]);
         for slot in [0, 9_000, u64::MAX] {
             let addr = far.addr();
             let (peer, server) = opened(&ours, &real, move |raw| {
@@ -259,9 +260,9 @@ fn a_slot_that_holds_nothing_makes_reads_stale() {
             let near = region(&ours, 4096, Access::LOCAL);
             let mut batch = Batch::new(&peer);
             batch.read(near.lease(0..4096).unwrap(), addr);
-            let failed = ours.transfer(batch).await.unwrap_err();
-            assert_eq!(failed.error().kind(), ErrorKind::Stale, "{failed}");
-            drop((failed, peer));
+            ours.transfer(batch).await.unwrap();
+            assert!(contents(&near) == [2; 4096]);
+            drop(peer);
             server.join().unwrap();
         }
     });

@@ -162,9 +162,17 @@ impl Readable {
         Self { ledger, grants, open: Shelf::default(), granted: Shelf::default() }
     }
 
-    /// What is known of the region that holds these bytes; none where the peer must be asked.
+    /// What is known of the region that holds these bytes; none where the peer must be asked. One
+    /// that is gone says nothing of the next one at its address, though news of it may be late.
     pub(crate) fn known(&self, addr: u64, len: u64) -> Option<Known> {
-        self.open.known(addr, len)
+        self.open.known(addr, len).filter(|known| self.is_up_to_date(known))
+    }
+
+    fn is_up_to_date(&self, known: &Known) -> bool {
+        match known {
+            Known::Readable { region, slot } => self.ledger.holds(*slot, region.id),
+            Known::Refused(_) => true,
+        }
     }
 
     /// Whether the peer needn't be asked, under a grant of it or without.
@@ -172,7 +180,7 @@ impl Readable {
         // Of a grant that does not hold, the peer has nothing to say.
         let is_over = |key: Key| self.grants.row(key.slot as usize, key.word).is_none();
         match key {
-            None => self.open.known(addr, len).is_some(),
+            None => self.known(addr, len).is_some(),
             Some(key) => is_over(key) || self.region(addr, len).is_some(),
         }
     }
@@ -202,18 +210,11 @@ impl Readable {
         Ok(source.map(|source| (source, Proof::Grant(self.grants.clone(), key))))
     }
 
-    /// The region of bytes that are granted: one that all may read, else one we were shown. One
-    /// that is gone says nothing of the next one at its address, whose grant this may be.
+    /// The region of bytes that are granted: one that all may read, else one we were shown.
     fn region(&self, addr: u64, len: u64) -> Option<Known> {
-        let is_there = |known: &Known| match known {
-            Known::Readable { region, slot } => self.ledger.holds(*slot, region.id),
-            Known::Refused(_) => false,
-        };
-        let granted = || match self.granted.known(addr, len) {
-            Some(known @ Known::Readable { .. }) => Some(known).filter(is_there),
-            refused => refused,
-        };
-        self.open.known(addr, len).filter(is_there).or_else(granted)
+        let open = self.known(addr, len).filter(|known| matches!(known, Known::Readable { .. }));
+        let granted = || self.granted.known(addr, len).filter(|known| self.is_up_to_date(known));
+        open.or_else(granted)
     }
 
     /// What the peer says now, of all or of what is granted to us.
@@ -332,6 +333,9 @@ mod tests {
         assert!(readable.source(5090, 11).is_none() && readable.known(4999, 1).is_none());
         ledger.strike(2);
         assert!(!proof.holds());
+        assert!(readable.known(5000, 1).is_none(), "another may be there by now");
+        ledger.enter(2, [8]);
+        assert!(!readable.is_known(5000, 1, None) && readable.source(5000, 1).is_none());
         readable.remove(7);
         assert!(readable.known(5000, 1).is_none());
     }
