@@ -1,5 +1,5 @@
 //! The example that shows what the library is for, run as its users run it: once for the answer,
-//! and once with a request aborted in mid-transfer before it.
+//! and on two paths with a request aborted in mid-transfer before it.
 
 use crate::shell::{Shell, run};
 use crate::steps::Outcome;
