@@ -40,10 +40,11 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) enum Role {
     Server(ServerStream),
-    /// A lane to the peer with this key.
+    /// A lane to the peer with this key, made in this round of tries.
     Client {
         stream: ClientStream,
         peer: u64,
+        round: u64,
     },
 }
 

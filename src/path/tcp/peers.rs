@@ -25,6 +25,8 @@ pub(super) struct Loss {
     pub(super) name: Option<LaneName>,
     /// It carried requests: the peer had taken its name, if it has one.
     pub(super) was_ready: bool,
+    /// Which try at reaching the peer it belonged to.
+    pub(super) round: u64,
 }
 
 /// A lane that is gone here, and of which the peer has still to say that it stores nothing more.
@@ -46,8 +48,10 @@ pub(super) struct Lanes {
     careful: bool,
     /// Lanes that the peer is asked to end.
     pub(super) fencing: Vec<Fencing>,
-    /// Lanes that died one after the other before they carried a request.
+    /// Rounds in a row whose lane died before it carried a request.
     stillborn: u32,
+    /// Counts those rounds. Lanes of one round are cut by one event, however many they are.
+    pub(super) round: u64,
 }
 
 impl Loss {
@@ -71,6 +75,7 @@ impl Lanes {
             careful: false,
             fencing: Vec::new(),
             stillborn: 0,
+            round: 0,
         }
     }
 
@@ -109,7 +114,12 @@ impl Lanes {
 
     /// A lane died before it carried a request: whether to try another one.
     pub(super) fn may_retry(&mut self, loss: &Loss) -> bool {
-        self.stillborn = if loss.was_ready { 0 } else { self.stillborn + 1 };
+        if loss.was_ready {
+            self.stillborn = 0;
+        } else if loss.round == self.round {
+            self.stillborn += 1;
+            self.round += 1;
+        }
         let is_hopeless = self.stillborn >= ATTEMPTS_MAX || matches!(loss.end, End::Stalled);
         let may_retry = loss.was_ready || !is_hopeless || !self.lanes.is_empty();
         self.stillborn = if may_retry { self.stillborn } else { 0 };

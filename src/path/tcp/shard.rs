@@ -268,7 +268,7 @@ impl TcpShard {
                 let (version, careful) = lanes.framing();
                 let stream =
                     ClientStream::new(version, careful).named(lanes.name(), &self.errands.own);
-                let role = Role::Client { stream, peer: key };
+                let role = Role::Client { stream, peer: key, round: lanes.round };
                 let lane = self.connections.insert(Connection::new(socket, role, now_ns));
                 lanes.lanes.push(lane);
                 self.start(lane, now_ns);

@@ -22,13 +22,14 @@ impl TcpShard {
         let Some(connection) = self.connections.remove(ticket) else { return };
         match connection.role {
             Role::Server(_) => self.servers = self.servers.saturating_sub(1),
-            Role::Client { stream, peer } => {
+            Role::Client { stream, peer, round } => {
                 let loss = Loss {
                     end: connection.end.unwrap_or(End::Ours),
                     was_careful: stream.is_careful(),
                     was_rejected: connection.rejected,
                     name: stream.name(),
                     was_ready: stream.is_ready(),
+                    round,
                 };
                 self.lane_lost(ticket, peer, loss, stream.into_unanswered(), now_ns);
             }
