@@ -12,6 +12,8 @@ pub enum Canary {
     CountedTwice,
     /// A message does not ring the doorbell of the shard that sleeps.
     LostWake,
+    /// A grant is known by its place only: the next tenant's is taken for that of the last.
+    GenerationUnchecked,
 }
 
 #[cfg(any(test, feature = "sim"))]
@@ -26,8 +28,13 @@ mod switch {
 
     impl Canary {
         /// Every one of them.
-        pub const ALL: [Self; 4] =
-            [Self::ReuseBeforeFence, Self::LocalFence, Self::CountedTwice, Self::LostWake];
+        pub const ALL: [Self; 5] = [
+            Self::ReuseBeforeFence,
+            Self::LocalFence,
+            Self::CountedTwice,
+            Self::LostWake,
+            Self::GenerationUnchecked,
+        ];
 
         /// Its name on the command line.
         pub fn name(self) -> &'static str {
@@ -36,6 +43,7 @@ mod switch {
                 Self::LocalFence => "local-fence",
                 Self::CountedTwice => "counted-twice",
                 Self::LostWake => "lost-wake",
+                Self::GenerationUnchecked => "generation-unchecked",
             }
         }
 

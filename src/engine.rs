@@ -22,9 +22,10 @@ use crate::path::local::Copies;
 use crate::path::served::Service;
 use crate::path::{self, Carriers, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind};
+use crate::prepared::Prepared;
 use crate::request::Batch;
 use crate::runtime::{Driver, PumpAddress, Runtime, SendError};
-use crate::transfer::{Prepared, Transfer};
+use crate::transfer::Transfer;
 use crate::{Error, ErrorKind, Foreign, NumaPolicy, Result};
 
 /// A transfer engine. Clones are the same engine; the last one's drop stops it.
@@ -251,6 +252,23 @@ impl Engine {
         let Inner { links, control, .. } = &*self.inner;
         links.meet(&peer.inner.link, &resolved, control).await;
         Ok(peer)
+    }
+
+    /// Closes a peer, all handles of it: what is under way to it ends as by a cancellation, with
+    /// [`ErrorKind::Closed`] and its receipt, and nothing more takes off. Returns when nothing of
+    /// it is under way any more. [`Engine::open`] opens the peer anew.
+    ///
+    /// # Errors
+    /// Refused: the engine itself, which is not closed as a peer but stopped.
+    pub async fn close(&self, peer: Peer) -> Result<()> {
+        let link = &peer.inner.link;
+        if matches!(link.route.kind, RouteKind::Local) {
+            return Err(Error::refused("an engine is no peer to close: stop it"));
+        }
+        link.close();
+        link.over().await;
+        link.cut();
+        Ok(())
     }
 
     /// A peer that was resolved.

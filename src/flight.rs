@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::memory::Visit;
 use crate::path::host::{self, Lane};
+use crate::prepared::Plan;
 use crate::receipt::{Fenced, Receipt};
-use crate::transfer::Plan;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
 /// What is to be done after a part has come back.
@@ -211,6 +211,9 @@ impl Flight {
     pub(crate) fn ended_early(&self, now_ns: u64) -> Option<ErrorKind> {
         if self.abandoned.load(Ordering::Relaxed) {
             return Some(ErrorKind::Cancelled);
+        }
+        if self.plan.link().is_closed() {
+            return Some(ErrorKind::Closed);
         }
         self.deadline_ns.filter(|&deadline_ns| deadline_ns <= now_ns).map(|_| ErrorKind::Expired)
     }

@@ -5,14 +5,14 @@
 //! # Where to look in the source
 //!
 //! The data path, in the order a transfer walks it: `engine` (the handle), `request` (what is
-//! asked), `plan` (slices, pure), `post` (parts to shards), `path` (copies; the same host's lanes;
-//! TCP streams; one shard's actors), `flight` (the life of a batch, pure), `receipt` (whose memory
-//! is quiet behind it), `transfer` (the future and its outcome), `counter` and `notification`
-//! (what arrives behind the data). Beside it: `memory` (regions, leases, pools, what fits),
-//! `route` (which shard, pure), `links` (ways to peers), `exposed` (what peers reach), `explain`
-//! (which path, and why), `runtime` (shards and actors), `control` (daemon, descriptors,
-//! metadata), `topology` and `doctor` (the machine), and `limits`, where every bound has its name
-//! and reason.
+//! asked), `prepared` (checked and cut), `plan` (slices, pure), `post` (parts to shards), `path`
+//! (copies; the same host's lanes; TCP streams; one shard's actors), `flight` (the life of a
+//! batch, pure), `receipt` (whose memory is quiet behind it), `transfer` (the future and its
+//! outcome), `counter` and `notification` (what arrives behind the data). Beside it: `memory`
+//! (regions, leases, pools, what fits), `route` (which shard, pure), `links` (ways to peers),
+//! `exposed` (what peers reach), `explain` (which path, and why), `runtime` (shards and actors),
+//! `control` (daemon, descriptors, metadata), `topology` and `doctor` (the machine), and `limits`,
+//! where every bound has its name and reason.
 #![forbid(unsafe_code)]
 
 mod arrivals;
@@ -38,6 +38,7 @@ mod path;
 mod peer;
 mod plan;
 mod post;
+mod prepared;
 mod receipt;
 mod request;
 mod route;
@@ -63,6 +64,7 @@ pub use memory::{
 };
 pub use notification::Notification;
 pub use peer::{Peer, RemoteBuffer};
+pub use prepared::Prepared;
 pub use receipt::{Fenced, Proof, Receipt};
 pub use request::{Batch, Pages, Strided};
-pub use transfer::{Failed, Outcome, Prepared, Transfer};
+pub use transfer::{Failed, Outcome, Transfer};

@@ -45,7 +45,9 @@ impl Links {
         let mut links = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|link| link.strong_count() > 0);
         let alive = links.iter().filter_map(Weak::upgrade);
-        if let Some(link) = alive.into_iter().find(|link| link.route.is(name, &tcp)) {
+        if let Some(link) =
+            alive.into_iter().find(|link| !link.is_closed() && link.route.is(name, &tcp))
+        {
             return link;
         }
         let key = self.next_route.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,9 @@
 //! A peer as transfers see it: its name, where its data goes, and what it said it has.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
 
 use crate::PathKind;
 use crate::explain::Observed;
@@ -71,7 +74,17 @@ pub(crate) struct Link {
     /// Held while connecting, so that two openings connect once.
     pub(crate) meeting: tokio::sync::Mutex<()>,
     pub(crate) observed: Observed,
+    traffic: Traffic,
     forget: Option<Box<dyn Fn(u64) + Send + Sync>>,
+}
+
+/// How many batches are under way, and whether more may be.
+#[derive(Default)]
+struct Traffic {
+    aloft: AtomicUsize,
+    is_closed: AtomicBool,
+    /// The last one has landed behind the closing.
+    is_over: Notify,
 }
 
 /// Whether a peer is a process of this host.
@@ -94,6 +107,7 @@ impl Link {
             vicinity: Mutex::new(Vicinity::Elsewhere("it was not looked for".into())),
             meeting: tokio::sync::Mutex::new(()),
             observed: Observed::default(),
+            traffic: Traffic::default(),
             forget,
         })
     }
@@ -112,6 +126,54 @@ impl Link {
         match &*self.lock() {
             Vicinity::Here(neighbour) if !neighbour.is_over() => Some(neighbour.clone()),
             _ => None,
+        }
+    }
+
+    /// A batch takes off; `false` where the link was closed. What has taken off lands.
+    pub(crate) fn take_off(&self) -> bool {
+        // SeqCst pairs with `close`: either this sees it closed, or that sees the batch.
+        self.traffic.aloft.fetch_add(1, Ordering::SeqCst);
+        let is_open = !self.is_closed();
+        if !is_open {
+            self.landed();
+        }
+        is_open
+    }
+
+    /// A batch has landed.
+    pub(crate) fn landed(&self) {
+        if self.traffic.aloft.fetch_sub(1, Ordering::SeqCst) == 1 && self.is_closed() {
+            self.traffic.is_over.notify_waiters();
+        }
+    }
+
+    /// Nothing takes off any more, and what is under way ends early.
+    pub(crate) fn close(&self) {
+        self.traffic.is_closed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.traffic.is_closed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until a closed link carries nothing.
+    pub(crate) async fn over(&self) {
+        loop {
+            // Before looking, so that no landing is missed.
+            let mut landed = std::pin::pin!(self.traffic.is_over.notified());
+            landed.as_mut().enable();
+            if self.traffic.aloft.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            landed.await;
+        }
+    }
+
+    /// Its connections close, here and at once.
+    pub(crate) fn cut(&self) {
+        self.set_vicinity(Vicinity::Elsewhere("it was closed".into()));
+        if let Some(forget) = &self.forget {
+            forget(self.route.key);
         }
     }
 

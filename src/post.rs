@@ -18,8 +18,8 @@ use crate::path::local::{Copies, Job};
 use crate::path::tcp::{Action, Event, Message, Request, Status};
 use crate::peer::RouteKind;
 use crate::plan::{PlannedSlice, share_out};
+use crate::prepared::Plan;
 use crate::receipt::Fenced;
-use crate::transfer::Plan;
 use crate::{Error, ErrorKind, Landed, PathKind, Result, route};
 
 impl Inner {

@@ -321,6 +321,12 @@ impl Grants {
         }
     }
 
+    /// How many hold.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn len(&self) -> usize {
+        self.table().len()
+    }
+
     fn table(&self) -> std::sync::RwLockReadGuard<'_, GrantTable<Granted>> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -17,7 +17,7 @@ use crate::path::host::{Ask, Asked, Known, Neighbour, Offer, Proof};
 use crate::path::local::{Copies, Job};
 use crate::path::tcp::Event;
 use crate::plan::{PlannedSlice, share_out};
-use crate::transfer::Plan;
+use crate::prepared::Plan;
 use crate::{Error, ErrorKind, PathKind, Result, route};
 
 /// A plan's slices by the way they go.

@@ -8,14 +8,17 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
+    /// Time begins now.
     pub(crate) fn new() -> Self {
-        Self::of(quanta::Clock::new())
-    }
-
-    /// Time begins now; it need not be the machine's.
-    pub(crate) fn of(clock: quanta::Clock) -> Self {
+        let clock = quanta::Clock::new();
         let origin = clock.raw();
         Self { clock, origin }
+    }
+
+    /// A world's time, the same in all its processes, whenever they start.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn of(clock: quanta::Clock) -> Self {
+        Self { clock, origin: 0 }
     }
 
     pub(crate) fn now_ns(&self) -> u64 {

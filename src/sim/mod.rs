@@ -4,11 +4,14 @@
 //! time and the control thread are played. The same-host path needs real memory descriptors, and
 //! is left to tests with real processes.
 
+mod ends;
+mod hearing;
 mod node;
 mod oracle;
 mod pattern;
 mod process;
 mod schedule;
+mod tenancy;
 #[cfg(test)]
 mod tests;
 mod transfer;

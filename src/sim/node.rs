@@ -65,6 +65,9 @@ pub(super) type Outbox = Arc<Mutex<Vec<Asked>>>;
 pub(super) struct Node {
     pub(super) incarnation: u64,
     pub(super) engine: Engine,
+    pub(super) port: u16,
+    /// When the next of its grants ends by itself.
+    pub(super) expiry_ns: Option<u64>,
     host: Arc<Exposed>,
     pub(super) shards: Vec<Seat>,
     pub(super) is_paused: bool,
@@ -94,26 +97,49 @@ pub(super) struct Ground {
     pub(super) outbox: Outbox,
     /// For what engines detach; nobody drives it.
     pub(super) tasks: tokio::runtime::Runtime,
-    /// Where the processes' memory is cut from, piece by piece: no address is used again.
-    pub(super) arena: Arc<Region>,
-    pub(super) arena_used: Cell<usize>,
+    /// Where the processes' memory is cut from.
+    pub(super) arena: Arena,
     /// Operations that a reactor takes at a time.
     pub(super) capacity: usize,
     pub(super) connections_max: usize,
+    pub(super) mailbox: usize,
+    pub(super) old_node: Option<usize>,
+    pub(super) is_rebuilt_alike: bool,
 }
 
-impl Ground {
-    /// Fresh memory for a process.
-    pub(super) fn memory(&self, len: usize) -> Region {
-        let start = self.arena_used.get();
-        self.arena_used.set(start + len);
-        Region::within(&self.arena, start, len).expect("the arena holds what a seed asks for")
+/// One piece after the other of each node's part.
+pub(super) struct Arena {
+    region: Arc<Region>,
+    part_bytes: usize,
+    used: Vec<Cell<usize>>,
+}
+
+impl Arena {
+    pub(super) fn new(region: Arc<Region>, nodes: usize) -> Self {
+        let part_bytes = region.len() / nodes;
+        Self { region, part_bytes, used: vec![Cell::new(0); nodes] }
+    }
+
+    /// Fresh memory for a process of this node.
+    pub(super) fn memory(&self, node: usize, len: usize) -> Region {
+        let start = self.used[node].replace(self.used[node].get() + len);
+        let region = Region::within(&self.region, node * self.part_bytes + start, len);
+        region.expect("the arena holds what a seed asks for")
     }
 }
 
-/// Where a process listens: the successor of a dead one takes its name, and another free port.
-pub(super) fn port_of(incarnation: u64) -> u16 {
-    incarnation as u16
+impl Ground {
+    /// Another process takes a node's name: at the addresses of the last one, or at fresh ones.
+    pub(super) fn succeed(&self, node: usize) {
+        if self.is_rebuilt_alike {
+            self.arena.used[node].set(0);
+        }
+    }
+
+    /// Where a process listens.
+    pub(super) fn port_of(&self, incarnation: u64) -> u16 {
+        if self.is_rebuilt_alike { 1 } else { incarnation as u16 }
+    }
 }
 
 /// The name of a node, which it keeps when it is restarted.
@@ -127,13 +153,15 @@ impl Node {
         let seen = panics.clone();
         let placement = ShardPlacement { cpus: CpuSet::default(), node: None };
         let (runtime, shards) = Runtime::builder()
+            .mailbox(ground.mailbox)
             .on_panic(move |panic| {
                 seen.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{panic:?}"));
             })
             .detached(vec![placement; SHARDS], ground.clock.clone())
             .expect("a process has descriptors for its doorbells");
         let name = name_of(number);
-        let address = Address::new(name.clone(), port_of(incarnation));
+        let port = ground.port_of(incarnation);
+        let address = Address::new(name.clone(), port);
         let identity = Identity { name, control: address.clone(), data: address };
         let (regions, arrivals) = Default::default();
         let grants = Arc::new(Grants::new(None));
@@ -156,17 +184,27 @@ impl Node {
             carriers.copies.push(copies);
             seats.push(Seat { shard, reactor, state: State::Awake });
         }
-        let links = Links::new(false, Err(Error::refused("nobody shares a host here")));
+        let is_old = ground.old_node == Some(number);
+        let links = Links::new(is_old, Err(Error::refused("nobody shares a host here")));
         let started = (runtime, carriers);
         let config = Engine::builder();
         let engine = Engine::assemble(started, Arc::new(control), host.clone(), links, &config);
-        let (is_paused, next_shard) = (false, 0);
-        Self { incarnation, engine, host, shards: seats, is_paused, next_shard, panics }
+        Self {
+            incarnation,
+            engine,
+            port,
+            expiry_ns: None,
+            host,
+            shards: seats,
+            is_paused: false,
+            next_shard: 0,
+            panics,
+        }
     }
 
     /// What the control plane would tell of it.
     pub(super) fn resolved(&self, number: usize) -> Resolved {
-        let address = Address::new(name_of(number), port_of(self.incarnation));
+        let address = Address::new(name_of(number), self.port);
         Resolved::new(self.host.descriptor(), address)
     }
 
@@ -190,6 +228,16 @@ impl Node {
         message: tcp::Message,
     ) -> Result<(), SendError<tcp::Message>> {
         self.host.shards()[shard].send(message)
+    }
+
+    /// Ends grants whose time is over, as the control thread does.
+    pub(super) fn keep_time(&mut self, now_ns: u64) {
+        self.expiry_ns = self.host.grants.strike_expired(now_ns);
+    }
+
+    /// Grants that hold.
+    pub(super) fn grants(&self) -> usize {
+        self.host.grants.len()
     }
 
     /// Shards that would take a turn now.

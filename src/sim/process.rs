@@ -3,34 +3,45 @@
 use std::ops::Range;
 use std::pin::Pin;
 
+use kvrail_reactors::region::Slice;
+
+use super::hearing::Hearing;
 use super::node::{Ground, Node};
 use super::oracle::Memory;
 use super::pattern::Fill;
-use crate::counter::Counter;
+use super::tenancy::Tenancy;
 use crate::memory::{Access, Location, Region};
 use crate::{Peer, Result};
 
 /// Blocks of a region.
 pub(super) const BLOCKS: usize = 6;
 
-/// The counter that every process has open.
-pub(super) const COUNTER: u64 = 1;
-
 /// One process and what the world knows of it.
 pub(super) struct Process {
     pub(super) node: Node,
     pub(super) spaces: Vec<Space>,
-    pub(super) counter: Counter,
-    /// Steps of the counter that were confirmed, and those that may or may not have been made.
-    pub(super) certain: u64,
-    pub(super) possible: u64,
+    /// What it has granted, by number; some of it is over.
+    pub(super) tenancies: Vec<Tenancy>,
+    pub(super) hearing: Hearing,
     /// Its open peers, by number.
     pub(super) peers: Vec<Option<(u64, Peer)>>,
     /// A region that is being taken back.
-    pub(super) unregistering: Option<(usize, Unregistering)>,
+    pub(super) unregistering: Option<(usize, Work)>,
+    /// A peer that is being closed.
+    pub(super) closing: Option<Closing>,
 }
 
-type Unregistering = Pin<Box<dyn Future<Output = Result<()>>>>;
+/// What an engine is waited for.
+pub(super) type Work = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+/// What was under way to a peer when it was closed ends before that does.
+pub(super) struct Closing {
+    /// Its node and incarnation.
+    pub(super) peer: (usize, u64),
+    /// Transfers with smaller numbers were under way.
+    pub(super) before: usize,
+    pub(super) work: Work,
+}
 
 /// A region cut into blocks.
 pub(super) struct Space {
@@ -73,11 +84,12 @@ impl Process {
         incarnation: u64,
         block_bytes: usize,
     ) -> Self {
+        ground.succeed(number);
         let node = Node::start(ground, number, incarnation);
-        let counter = node.engine.counter(COUNTER).expect("the first counter");
-        let (spaces, peers) = (Vec::new(), vec![None; nodes]);
-        let (certain, possible, unregistering) = (0, 0, None);
-        let mut process = Self { node, spaces, counter, certain, possible, peers, unregistering };
+        let hearing = Hearing::new(&node.engine);
+        let (spaces, tenancies, peers) = (Vec::new(), Vec::new(), vec![None; nodes]);
+        let (unregistering, closing) = (None, None);
+        let mut process = Self { node, spaces, tenancies, hearing, peers, unregistering, closing };
         for _ in 0..2 {
             process.register(ground, number, block_bytes);
         }
@@ -87,7 +99,7 @@ impl Process {
     /// Another region.
     pub(super) fn register(&mut self, ground: &Ground, number: usize, block_bytes: usize) {
         let len = BLOCKS * block_bytes;
-        let memory = ground.memory(len);
+        let memory = ground.arena.memory(number, len);
         let region = Region::new(memory, Access::READ_WRITE, Location::Cpu(None));
         let region = self.node.engine.insert(region).expect("no region overlaps another");
         let memory = Memory::new(region);
@@ -106,15 +118,76 @@ impl Process {
         for space in &mut self.spaces {
             space.memory.check()?;
         }
-        let value = self.counter.value();
-        let most = self.certain + self.possible;
-        if value < self.certain || value > most {
-            return Err(format!(
-                "the counter is {value}; {} steps were confirmed and {most} were asked for",
-                self.certain
-            ));
+        self.hearing.listen(&self.node.engine)?;
+        self.hearing.check()
+    }
+
+    pub(super) fn pick(
+        &self,
+        rng: &mut fastrand::Rng,
+        node: usize,
+        fits: impl Fn(Use) -> bool,
+    ) -> Option<Block> {
+        let open = self.spaces.iter().enumerate();
+        let open = open.filter(|(_, space)| space.state == Registration::Open);
+        let blocks = open.flat_map(|(number, space)| {
+            let fits = space.blocks.iter().enumerate().filter(|(_, held)| fits(**held));
+            fits.map(move |(block, _)| (number, block))
+        });
+        let (space, block) = rng.choice(blocks.collect::<Vec<_>>())?;
+        Some(Block { node, incarnation: self.node.incarnation, space, block })
+    }
+
+    pub(super) fn held(&self, block: Block) -> Use {
+        self.spaces[block.space].blocks[block.block]
+    }
+
+    pub(super) fn take(&mut self, block: Block, held: Use) {
+        self.spaces[block.space].blocks[block.block] = held;
+    }
+
+    /// One user less.
+    pub(super) fn release(&mut self, block: Block) {
+        if block.incarnation != self.node.incarnation {
+            return;
         }
-        Ok(())
+        let held = &mut self.spaces[block.space].blocks[block.block];
+        *held = match *held {
+            Use::Readers(readers) if readers > 1 => Use::Readers(readers - 1),
+            _ => Use::Free,
+        };
+    }
+
+    /// A block is quiet: its owner writes into it at once, and nobody else may from here on.
+    pub(super) fn reuse(&mut self, block: Block, writer: usize) {
+        if block.incarnation != self.node.incarnation {
+            return;
+        }
+        self.rewrite(block, &[writer]);
+        self.release(block);
+    }
+
+    /// The owner writes into a block, to which these requests bring nothing more.
+    pub(super) fn rewrite(&mut self, block: Block, quiet: &[usize]) {
+        let space = &mut self.spaces[block.space];
+        quiet.iter().for_each(|writer| space.memory.forbid(*writer));
+        space.fill(block.node, block.space, block.block);
+    }
+
+    /// Whether these bytes are in a block.
+    pub(super) fn has(&self, block: Block, at: usize, bytes: &[u8]) -> bool {
+        if block.incarnation != self.node.incarnation {
+            return true;
+        }
+        let space = &self.spaces[block.space];
+        if space.state == Registration::Gone {
+            return true;
+        }
+        let start = space.range(block.block).start + at;
+        let slice = Slice::new(space.memory.region.memory().clone(), start, bytes.len());
+        let mut there = vec![0; bytes.len()];
+        let read = slice.and_then(|slice| slice.read(0, &mut there));
+        read.is_ok() && there == bytes
     }
 }
 

@@ -44,3 +44,8 @@ fn a_completion_counted_twice_is_found() {
 fn a_lost_wake_is_found() {
     is_found(Canary::LostWake);
 }
+
+#[test]
+fn a_generation_that_nobody_checks_is_found() {
+    is_found(Canary::GenerationUnchecked);
+}

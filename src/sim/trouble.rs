@@ -3,10 +3,11 @@
 
 use std::task::{Context, Waker};
 
-use super::process::{Process, Registration, Use};
+use super::ends::Ended;
+use super::process::{Closing, Process, Registration, Use};
 use super::schedule::{Happening, What};
+use super::transfer::Under;
 use super::world::{Coming, World, note};
-use crate::memory::Operation;
 
 impl World {
     /// Something of the schedule happens.
@@ -19,6 +20,8 @@ impl World {
             What::Pause => self.pause(&mut rng),
             What::Crash => self.crash(&mut rng),
             What::Unregister => self.unregister(&mut rng),
+            What::Revoke => self.revoke(&mut rng),
+            What::Close => self.close(&mut rng),
             What::Forget => {
                 let node = rng.usize(..self.processes.len());
                 note!(self, "node {node}    lets go of its peers");
@@ -62,23 +65,22 @@ impl World {
         let node = rng.usize(..self.processes.len());
         let incarnation = self.processes[node].node.incarnation + 1;
         note!(self, "node {node}    dies and is started again as {incarnation}");
-        let (own, others) = std::mem::take(&mut self.under_way)
-            .into_iter()
-            .partition(|under| under.from == node && under.incarnation < incarnation);
+        let (own, others) =
+            std::mem::take(&mut self.under_way).into_iter().partition(|under| under.from.0 == node);
         self.under_way = others;
-        let own: Vec<super::transfer::Under> = own;
+        let own: Vec<Under> = own;
         self.ended += own.len();
-        for under in &own {
-            for asked in under.requests.iter().filter(|asked| asked.operation == Operation::Read) {
-                self.processes[asked.far.node].release(asked.far);
-            }
+        for asked in own.iter().flat_map(|under| &under.requests) {
+            // What it wrote may still be on its way.
+            self.leave(asked, Ended::Unproven, usize::MAX);
         }
         let nodes = self.schedule.nodes;
         let bytes = self.schedule.block_bytes;
-        let new = Process::start(&self.ground, node, nodes, incarnation, bytes);
         // Its shards are dropped as they are: nothing of it gets another turn.
-        drop(std::mem::replace(&mut self.processes[node], new));
+        drop(self.processes.remove(node));
         drop(own);
+        let new = Process::start(&self.ground, node, nodes, incarnation, bytes);
+        self.processes.insert(node, new);
     }
 
     fn unregister(&mut self, rng: &mut fastrand::Rng) {
@@ -94,6 +96,7 @@ impl World {
         let region = process.spaces[index].memory.region.clone();
         process.spaces[index].state = Registration::Closing;
         let engine = process.node.engine.clone();
+        process.strike(index);
         let work = Box::pin(async move { engine.unregister(region).await });
         process.unregistering = Some((index, work));
         process.register(&self.ground, node, bytes);
@@ -119,5 +122,42 @@ impl World {
                 note!(self, "node {node}    has its region {index} back");
             }
         }
+    }
+
+    /// A process closes a peer, with whatever is under way to it.
+    fn close(&mut self, rng: &mut fastrand::Rng) {
+        let node = rng.usize(..self.processes.len());
+        let process = &mut self.processes[node];
+        if process.closing.is_some() || process.node.is_paused {
+            return;
+        }
+        let number = rng.usize(..process.peers.len());
+        let Some((incarnation, peer)) = process.peers[number].take() else { return };
+        let engine = process.node.engine.clone();
+        let work = Box::pin(async move { engine.close(peer).await });
+        let (peer, before) = ((number, incarnation), self.transfers);
+        process.closing = Some(Closing { peer, before, work });
+        note!(self, "node {node}    closes node {number}");
+    }
+
+    /// Nothing is under way any more to a peer that is closed.
+    pub(super) fn closed(&mut self) -> Result<(), String> {
+        for (node, process) in self.processes.iter_mut().enumerate() {
+            let Some(closing) = &mut process.closing else { continue };
+            let is_paused = process.node.is_paused;
+            let context = &mut Context::from_waker(Waker::noop());
+            if is_paused || closing.work.as_mut().poll(context).is_pending() {
+                continue;
+            }
+            let (own, Closing { peer, before, .. }) = ((node, process.node.incarnation), closing);
+            let is_left =
+                |under: &&Under| under.from == own && under.to == *peer && under.number < *before;
+            if let Some(left) = self.under_way.iter().find(is_left) {
+                let number = left.number;
+                return Err(format!("transfer {number} is under way to a peer that is closed"));
+            }
+            process.closing = None;
+        }
+        Ok(())
     }
 }

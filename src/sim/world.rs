@@ -1,7 +1,6 @@
 //! A world: processes, the network between them, one clock and one seed. Each step one thing
 //! happens, then the oracle looks at every byte.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
@@ -9,9 +8,10 @@ use kvrail_reactors::region::Region;
 use kvrail_reactors::sim::Network;
 use kvrail_reactors::stream::Socket;
 
-use super::node::{Asked, Dialing, EndLane, Ground, name_of, port_of};
+use super::node::{Arena, Asked, Dialing, EndLane, Ground, name_of};
 use super::process::Process;
 use super::schedule::Schedule;
+use super::tenancy::Tenancy;
 use super::transfer::Under;
 use crate::Error;
 use crate::limits::FENCE_MS;
@@ -61,6 +61,8 @@ pub(super) struct World {
     /// Lanes that are being ended; over when the last shard has let go.
     ending: Vec<(EndLane, flume::Receiver<()>)>,
     comings: u64,
+    /// Somebody looks around who could not before.
+    is_stirred: bool,
     pub(super) steps: u64,
     pub(super) trace: Option<Vec<String>>,
 }
@@ -85,10 +87,12 @@ impl World {
             clock,
             outbox: Arc::default(),
             tasks: tasks.expect("a runtime without drivers"),
-            arena: arena(),
-            arena_used: Cell::new(0),
+            arena: Arena::new(arena(), schedule.nodes),
             capacity: schedule.capacity,
             connections_max: schedule.connections_max,
+            mailbox: schedule.mailbox,
+            old_node: schedule.old_node,
+            is_rebuilt_alike: schedule.is_rebuilt_alike,
         };
         let start =
             |number| Process::start(&ground, number, schedule.nodes, 1, schedule.block_bytes);
@@ -108,6 +112,7 @@ impl World {
             coming: BTreeMap::new(),
             ending: Vec::new(),
             comings: 0,
+            is_stirred: false,
             steps: 0,
             trace: is_traced.then(Vec::new),
         }
@@ -128,11 +133,19 @@ impl World {
         while !self.is_idle() {
             self.step()?;
         }
+        self.take_all_back();
+        while !self.is_idle() {
+            self.step()?;
+        }
         self.stop()
     }
 
     fn is_idle(&self) -> bool {
-        let is_busy = |process: &Process| process.unregistering.is_some();
+        let is_busy = |process: &Process| {
+            process.unregistering.is_some()
+                || process.closing.is_some()
+                || process.tenancies.iter().any(Tenancy::is_ending)
+        };
         self.next == self.schedule.happenings.len()
             && self.under_way.is_empty()
             && !self.processes.iter().any(is_busy)
@@ -146,6 +159,7 @@ impl World {
         }
         self.happen();
         self.arrive();
+        self.keep_time();
         let can_move = self.ground.network.is_moving();
         let awake = self.awake();
         if !can_move && awake.is_empty() {
@@ -162,6 +176,12 @@ impl World {
         }
         self.collect();
         self.look()
+    }
+
+    fn keep_time(&mut self) {
+        for process in self.processes.iter_mut().filter(|process| !process.node.is_paused) {
+            process.node.keep_time(self.now_ns);
+        }
     }
 
     fn move_bytes(&mut self) {
@@ -217,6 +237,7 @@ impl World {
         if process.node.incarnation == incarnation {
             process.node.pause(&self.ground.network, false);
             note!(self, "node {node}    goes on");
+            self.is_stirred = true;
         }
     }
 
@@ -225,7 +246,7 @@ impl World {
         let Dialing { node, incarnation, shard, key, host, port } = dialing;
         let is_there = |node: &usize| {
             let process = &self.processes[*node].node;
-            name_of(*node) == host && port_of(process.incarnation) == port
+            name_of(*node) == host && process.port == port
         };
         let to = (0..self.processes.len()).find(is_there);
         let is_unlucky = self.schedule.has_faults() && self.rng.u8(..32) == 0;
@@ -308,9 +329,13 @@ impl World {
         let happening = self.schedule.happenings.get(self.next).map(|next| next.at_ns);
         let coming = self.coming.first_key_value().map(|((at_ns, _), _)| *at_ns);
         let running = self.processes.iter().filter(|process| !process.node.is_paused);
-        let nap = running.filter_map(|process| process.node.wake_at_ns()).min();
-        let runs = |under: &&Under| !self.processes[under.from].node.is_paused;
-        if self.under_way.iter().filter(runs).any(Under::is_woken) || self.is_idle() {
+        let nap = running
+            .flat_map(|process| [process.node.wake_at_ns(), process.node.expiry_ns])
+            .flatten()
+            .min();
+        let runs = |under: &&Under| !self.processes[under.from.0].node.is_paused;
+        let is_woken = self.under_way.iter().filter(runs).any(|under| under.course.is_woken());
+        if std::mem::take(&mut self.is_stirred) || is_woken || self.is_idle() {
             return Ok(());
         }
         let moments = [happening, coming, nap, self.ground.network.alarm_ns()];
@@ -363,7 +388,9 @@ impl World {
             process.check().map_err(|what| format!("at node {number}, {what}"))?;
         }
         self.callers()?;
+        self.closed()?;
         self.unregistered();
+        self.taken_back();
         Ok(())
     }
 
@@ -371,6 +398,9 @@ impl World {
     fn stop(&mut self) -> Result<(), String> {
         note!(self, "everybody stops");
         for process in &mut self.processes {
+            if process.node.grants() > 0 {
+                return Err("a grant that was taken back is still there".into());
+            }
             process.node.pause(&self.ground.network, false);
             process.peers.clear();
             process.node.engine.runtime().stop();

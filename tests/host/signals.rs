@@ -108,6 +108,38 @@ fn a_peer_is_killed_while_it_writes_and_reads_here() {
     });
 }
 
+#[test]
+fn a_stopped_peer_is_closed_and_opened_again() {
+    run(async {
+        let ours = engine();
+        let (mut child, name) = Process::start("");
+        let far = child.region(&format!("allocate {} both", 8 * MIB));
+        let peer = ours.open(&name).await.unwrap();
+        let near = region(&ours, 8 * MIB, Access::LOCAL);
+        fill(&near, &pattern(2, near.len()));
+        assert_eq!(many(&ours, &peer, &near, far, true).remove(0).await.unwrap(), None);
+        child.stop();
+        let jobs = many(&ours, &peer, &near, far, true);
+        while !near.is_leased(0..near.len()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        ours.close(peer.clone()).await.unwrap();
+        assert!(child.is_stopped() && !near.is_leased(0..near.len()), "all of it has ended");
+        for job in jobs {
+            assert_eq!(job.await.unwrap(), Some(ErrorKind::Closed));
+        }
+        child.signal(rustix::process::Signal::CONT);
+        let again = ours.open(&name).await.unwrap();
+        assert_eq!(again.path(), PathKind::Host);
+        assert_eq!(many(&ours, &again, &near, far, true).remove(0).await.unwrap(), None);
+        assert_eq!(child.ask(&format!("check {} 2", far.number)), "same");
+        assert_eq!(
+            many(&ours, &peer, &near, far, true).remove(0).await.unwrap(),
+            Some(ErrorKind::Closed)
+        );
+    });
+}
+
 /// Has an end of this kind though the peer is stopped.
 async fn ends(engine: &Engine, batch: Batch, kind: ErrorKind) {
     let failed = engine.transfer(batch).await.unwrap_err();

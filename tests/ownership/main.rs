@@ -145,6 +145,37 @@ fn stopping_beside_an_owner_out_of_reach_proves_nothing_and_comes_to_its_end() {
 }
 
 #[test]
+fn closing_a_peer_ends_what_is_under_way_to_it_and_nothing_else() {
+    run(|driver| async move {
+        let stage = Stage::new(engine(driver), 5 * MIB, usize::MAX).await;
+        let transfer = stage.write();
+        stage.stands_still().await;
+        stage.ours.close(stage.peer.clone()).await.unwrap();
+        let failed = transfer.await.unwrap_err();
+        assert_eq!(failed.error().kind(), ErrorKind::Closed, "{failed}");
+        let receipt = failed.receipt();
+        assert_eq!((receipt.remote(), receipt.fenced()), (Proof::Quiet, Fenced::Lane));
+        fill(&stage.far, 3);
+        stage.relay.open();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(is_all(&stage.far, 3), "bytes to a closed peer land behind its receipt");
+        drop(failed);
+        let failed = stage.write().await.unwrap_err();
+        let ended = (failed.error().kind(), failed.receipt().landed());
+        assert_eq!(ended, (ErrorKind::Closed, Landed::No), "{failed}");
+        drop(failed);
+        assert!(!stage.near.is_leased(0..LEN), "leases are back");
+        stage.ours.close(stage.peer.clone()).await.unwrap();
+        let peer = stage.ours.open(&stage.relay.name).await.unwrap();
+        let anew = Stage { peer, ..stage };
+        anew.write().await.unwrap();
+        assert!(is_all(&anew.far, 1));
+        let error = anew.ours.close(anew.ours.local()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    });
+}
+
+#[test]
 fn a_peer_that_knows_no_fences_proves_nothing() {
     run(|driver| async move {
         let ours = Engine::builder().bind([127, 0, 0, 1].into()).same_host(false);

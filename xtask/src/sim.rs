@@ -9,7 +9,8 @@ use crate::shell::{Shell, run};
 use crate::steps::Outcome;
 
 /// Each of them is found within so many seeds.
-const CANARIES: [&str; 4] = ["reuse-before-fence", "counted-twice", "lost-wake", "local-fence"];
+const CANARIES: [&str; 5] =
+    ["reuse-before-fence", "counted-twice", "lost-wake", "local-fence", "generation-unchecked"];
 
 /// What is passed on.
 #[derive(Args)]

@@ -229,7 +229,7 @@ impl Lanes {
     pub(super) fn unsent(&self, request: &Request, kind: ErrorKind) -> Error {
         let what = match kind {
             ErrorKind::Expired => "the deadline passed before it was sent",
-            ErrorKind::Closed => "the engine stopped before it was sent",
+            ErrorKind::Closed => "the engine or the peer was closed before it was sent",
             _ => "the transfer was dropped before it was sent",
         };
         request.at_rest(self.blame(Error::new(kind, what)))

@@ -21,10 +21,10 @@ use crate::path::served::Service;
 use crate::path::tcp::wire::{Header, Verb, Version};
 use crate::path::tcp::{Action, Errands, Message, Request, Status, TcpShard};
 use crate::peer::{Link, Peer, Route, RouteKind, TcpRoute};
+use crate::prepared::Plan;
 use crate::receipt::Fenced;
 use crate::request::Batch;
 use crate::runtime::{Pump, Runtime, Shards};
-use crate::transfer::Plan;
 use crate::{ErrorKind, Landed};
 
 /// More than the sockets' buffers hold.
