@@ -382,6 +382,12 @@ impl Engine {
     }
 }
 
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({})", self.name())
+    }
+}
+
 impl Inner {
     pub(crate) fn shards(&self) -> &[PumpAddress<tcp::Message>] {
         self.host.shards()

@@ -60,7 +60,7 @@ pub use kvrail_reactors::numa::NumaPolicy;
 pub use kvrail_reactors::region::{Eternal, Foreign};
 pub use memory::{
     Access, Block, BlockPool, ExclusiveLease, Grant, GrantOptions, Lease, Location, Misfit,
-    REFERENCE_BYTES, Reference, Region, SharedLease,
+    REFERENCE_BYTES, Reference, Region, SharedLease, UndefinedLease,
 };
 pub use notification::Notification;
 pub use peer::{Peer, RemoteBuffer};

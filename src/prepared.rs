@@ -1,6 +1,7 @@
 //! A batch on its way to be posted: checked, cut into slices, and owner of its leases, once or
 //! again and again.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) event: Option<Event>,
     pub(crate) deadline: Option<Duration>,
     in_flight: AtomicBool,
+    /// Nobody knows that what its reads have left is whole.
+    is_doubtful: AtomicBool,
     /// Nobody will ask for the leases: they go back when the flight is over.
     is_orphan: AtomicBool,
 }
@@ -63,6 +66,7 @@ impl Plan {
             event,
             deadline,
             in_flight: AtomicBool::new(false),
+            is_doubtful: AtomicBool::new(false),
             is_orphan: AtomicBool::new(false),
         })
     }
@@ -109,6 +113,7 @@ impl Plan {
     pub(crate) fn take_off(&self) -> Result<()> {
         self.seize()?;
         if self.link().take_off() {
+            self.is_doubtful.store(true, Ordering::Relaxed);
             return Ok(());
         }
         self.settle();
@@ -126,6 +131,20 @@ impl Plan {
 
     pub(crate) fn take_leases(&self) -> Vec<Lease> {
         std::mem::take(&mut *self.leases.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its last posting ended so.
+    pub(crate) fn ended(&self, statuses: &[Result<()>]) {
+        self.is_doubtful.store(statuses.iter().any(may_have_written), Ordering::Relaxed);
+    }
+
+    /// Its leases after its only posting, which ended so.
+    pub(crate) fn leases_after(&self, statuses: &[Result<()>]) -> Vec<Lease> {
+        let judged = |(lease, status): (Lease, _)| match may_have_written(status) {
+            true => lease.undefined(),
+            false => lease,
+        };
+        self.take_leases().into_iter().zip(statuses).map(judged).collect()
     }
 
     pub(crate) fn memory(&self, slice: &PlannedSlice) -> Slice {
@@ -173,6 +192,11 @@ impl Plan {
     }
 }
 
+/// Whether a read that ended so leaves undefined bytes.
+fn may_have_written(status: &Result<()>) -> bool {
+    status.as_ref().is_err_and(|error| error.landed() != Landed::No)
+}
+
 /// The slices of all requests, each inside of what it is asked for under.
 fn sliced(
     peer: &Peer,
@@ -204,7 +228,7 @@ impl Planned {
     fn new(lease: &Lease, under: Option<Reference>) -> Self {
         let operation = match lease {
             Lease::Shared(_) => Operation::Write,
-            Lease::Exclusive(_) => Operation::Read,
+            Lease::Exclusive(_) | Lease::Undefined(_) => Operation::Read,
         };
         Self { memory: lease.memory().clone(), operation, under }
     }
@@ -269,15 +293,29 @@ impl Prepared {
         self.plan.bytes()
     }
 
-    /// Gives the leases back, in the order of the requests.
+    /// Gives the leases back, in the order of the requests; those of reads as undefined, where
+    /// nobody saw the last posting end well.
     ///
     /// # Errors
     /// Busy, with the batch, while it is under way.
     pub fn into_leases(self) -> Result<Vec<Lease>, (Error, Self)> {
         match self.plan.seize() {
-            Ok(()) => Ok(self.plan.take_leases()),
+            Ok(()) => {
+                let leases = self.plan.take_leases().into_iter();
+                let is_doubtful = self.plan.is_doubtful.load(Ordering::Relaxed);
+                let judged = |lease: Lease| if is_doubtful { lease.undefined() } else { lease };
+                Ok(leases.map(judged).collect())
+            }
             Err(error) => Err((error, self)),
         }
+    }
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { peer, requests, bytes, .. } = &*self.plan;
+        let (peer, requests) = (peer.name(), requests.len());
+        write!(f, "Prepared({requests} requests of {bytes} bytes, {peer})")
     }
 }
 

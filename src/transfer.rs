@@ -197,8 +197,11 @@ impl Future for Transfer {
                 Poll::Ready(landing) => {
                     self.note(&flight.plan, &landing);
                     let leases = match self.returns_leases {
-                        true => flight.plan.take_leases(),
-                        false => Vec::new(),
+                        true => flight.plan.leases_after(&landing.statuses),
+                        false => {
+                            flight.plan.ended(&landing.statuses);
+                            Vec::new()
+                        }
                     };
                     (landing, leases)
                 }
@@ -217,6 +220,17 @@ impl Future for Transfer {
             None => Ok(outcome),
             Some(error) => Err(Failed { error, outcome: Box::new(outcome) }),
         })
+    }
+}
+
+impl std::fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = match &self.state {
+            State::Flying(_) => "under way",
+            State::Refused(..) => "refused",
+            State::Done => "over",
+        };
+        write!(f, "Transfer({}, {state})", self.path.label())
     }
 }
 

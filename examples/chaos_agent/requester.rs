@@ -149,11 +149,12 @@ impl Requester {
             if transfer.write {
                 drop(lease);
                 fill(&mut block.lease()?, self.scratch(block))?;
-            } else if let Some(lease) = Lease::into_exclusive(lease) {
-                match ended_well {
-                    true => read_well(&lease, target)?,
-                    false => self.reuse(block, lease).await?,
-                }
+            } else if ended_well {
+                let whole = Lease::into_exclusive(lease);
+                let whole = whole.ok_or_else(|| Fault::Wrong("a read without its lease".into()))?;
+                read_well(&whole, target)?;
+            } else if let Some(lease) = Lease::overwrite(lease) {
+                self.reuse(block, lease).await?;
             }
         }
         Ok(())

@@ -321,20 +321,65 @@ fn out_of_range(error: kvrail_reactors::region::OutOfRange) -> Error {
     Error::refused(error.to_string())
 }
 
-/// A lease of either kind, as a finished transfer returns it.
+/// What a read that failed has left: old bytes, new ones or others, in any mixture. They are not to
+/// be read, only to be written over.
+///
+/// ```compile_fail,E0599
+/// # fn wrong(lease: kvrail::UndefinedLease) {
+/// let mut key = [0; 64];
+/// lease.copy_out(0, &mut key);
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct UndefinedLease(ExclusiveLease);
+
+impl UndefinedLease {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Never true: an empty lease is refused.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first byte's address.
+    pub fn addr(&self) -> u64 {
+        self.0.addr()
+    }
+
+    /// To write over the bytes, or to have another read do so.
+    pub fn overwrite(self) -> ExclusiveLease {
+        self.0
+    }
+}
+
+/// A lease of any kind, as a finished transfer returns it.
 #[derive(Debug)]
 pub enum Lease {
     /// What a write read from.
     Shared(SharedLease),
-    /// What a read wrote into. Undefined bytes where the request failed.
+    /// What a read wrote into, all of it; or nothing of it, where its status says so.
     Exclusive(ExclusiveLease),
+    /// What a read that failed may have written into.
+    Undefined(UndefinedLease),
 }
 
 impl Lease {
-    /// The exclusive lease of a read.
+    /// The exclusive lease of a read; none of one that failed and may have written.
     pub fn into_exclusive(self) -> Option<ExclusiveLease> {
         match self {
             Self::Exclusive(lease) => Some(lease),
+            Self::Shared(_) | Self::Undefined(_) => None,
+        }
+    }
+
+    /// The lease of a read, however that ended, to be written over.
+    pub fn overwrite(self) -> Option<ExclusiveLease> {
+        match self {
+            Self::Exclusive(lease) => Some(lease),
+            Self::Undefined(lease) => Some(lease.overwrite()),
             Self::Shared(_) => None,
         }
     }
@@ -343,7 +388,15 @@ impl Lease {
     pub fn into_shared(self) -> Option<SharedLease> {
         match self {
             Self::Shared(lease) => Some(lease),
-            Self::Exclusive(_) => None,
+            Self::Exclusive(_) | Self::Undefined(_) => None,
+        }
+    }
+
+    /// After a failure that may have written into it.
+    pub(crate) fn undefined(self) -> Self {
+        match self {
+            Self::Exclusive(lease) => Self::Undefined(UndefinedLease(lease)),
+            other => other,
         }
     }
 
@@ -351,6 +404,7 @@ impl Lease {
         match self {
             Self::Shared(lease) => lease.memory(),
             Self::Exclusive(lease) => lease.memory(),
+            Self::Undefined(lease) => lease.0.memory(),
         }
     }
 }

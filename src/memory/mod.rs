@@ -19,7 +19,7 @@ use kvrail_reactors::region::{self, Slice};
 
 pub use self::fit::Misfit;
 pub use self::grant::{Grant, GrantOptions, REFERENCE_BYTES, Reference};
-pub use self::lease::{ExclusiveLease, Lease, SharedLease};
+pub use self::lease::{ExclusiveLease, Lease, SharedLease, UndefinedLease};
 use self::lease::{Hold, LeaseTable, Mode};
 pub use self::pool::{Block, BlockPool};
 pub(crate) use self::room::allocate;

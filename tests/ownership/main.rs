@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use kvrail::runtime::Driver;
 use kvrail::{
-    Access, Batch, Engine, ErrorKind, Fenced, Landed, Location, Peer, Proof, Region, Transfer,
+    Access, Batch, Engine, ErrorKind, Fenced, Landed, Lease, Location, Peer, Proof, Region,
+    Transfer,
 };
 
 use self::relay::Relay;
@@ -235,11 +236,36 @@ fn a_time_out_during_a_read_leaves_no_store_behind() {
         let failed = stage.ours.transfer(batch).await.unwrap_err();
         assert_eq!(failed.error().kind(), ErrorKind::Expired, "{failed}");
         assert_eq!(failed.receipt().remote(), Proof::Quiet, "{:?}", failed.receipt());
-        drop(failed);
+        let leases = failed.into_outcome().into_leases();
+        assert!(matches!(leases[..], [Lease::Undefined(_)]), "some of it has come");
+        drop(leases);
         fill(&stage.near, 3);
         stage.relay.open();
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(is_all(&stage.near, 3), "the peer's answer lands behind the deadline");
+    });
+}
+
+#[test]
+fn a_prepared_read_that_failed_leaves_undefined_bytes_until_one_ends_well() {
+    run(|driver| async move {
+        let stage = Stage::new(engine(driver), usize::MAX, 5 * MIB).await;
+        let read = || {
+            let mut batch = Batch::new(&stage.peer);
+            batch.read(stage.near.lease(0..LEN).unwrap(), stage.far.addr());
+            stage.ours.prepare(batch).unwrap()
+        };
+        let prepared = read();
+        let transfer = stage.ours.post(&prepared);
+        stage.stands_still().await;
+        assert!(transfer.cancel().await.statuses()[0].is_err());
+        let leases = prepared.into_leases().unwrap();
+        assert!(matches!(leases[..], [Lease::Undefined(_)]), "some of it has come");
+        drop(leases);
+        stage.relay.open();
+        let prepared = read();
+        stage.ours.post(&prepared).await.unwrap();
+        assert!(matches!(prepared.into_leases().unwrap()[..], [Lease::Exclusive(_)]));
     });
 }
 
