@@ -31,14 +31,14 @@ pub(crate) struct Life {
     parts_out: usize,
     has_event: bool,
     failures: Vec<(usize, Error)>,
-    receipt: Option<Receipt>,
+    over: Option<Over>,
     is_done: bool,
 }
 
 impl Life {
     /// A batch whose data goes out in `parts`, followed by an event or not.
     pub(crate) fn new(parts: usize, has_event: bool) -> Self {
-        Self { parts_out: parts, has_event, failures: Vec::new(), receipt: None, is_done: false }
+        Self { parts_out: parts, has_event, failures: Vec::new(), over: None, is_done: false }
     }
 
     /// More parts go out while at least one is.
@@ -97,7 +97,7 @@ impl Life {
             let landed_in_part = |error: Error| error.joined(Landed::Yes, done);
             *status = std::mem::replace(status, Ok(())).map_err(landed_in_part);
         }
-        Landing { statuses, first_error, receipt: self.receipt }
+        Landing { statuses, first_error, over: self.over }
     }
 }
 
@@ -108,8 +108,17 @@ pub(crate) struct Landing {
     pub(crate) statuses: Vec<Result<(), Error>>,
     /// The first failure of anything, the event included.
     pub(crate) first_error: Option<Error>,
-    /// What is known of the memory; none where nothing took off.
-    pub(crate) receipt: Option<Receipt>,
+    /// None where nothing took off.
+    pub(crate) over: Option<Over>,
+}
+
+/// What is known when the last part is back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Over {
+    /// Of the memory.
+    pub(crate) receipt: Receipt,
+    /// From the start to the end.
+    pub(crate) lasted: Duration,
 }
 
 /// The request number of a batch's event.
@@ -147,6 +156,7 @@ impl Flight {
         announce: Option<Announce>,
         deadline_ns: Option<u64>,
         visits: Vec<Visit>,
+        started: quanta::Instant,
     ) -> Arc<Self> {
         let life = Life::new(parts, announce.is_some());
         let shared = Mutex::new(Shared { life, announce, waker: None });
@@ -156,7 +166,7 @@ impl Flight {
             plan,
             deadline_ns,
             path,
-            started: quanta::Instant::now(),
+            started,
             abandoned,
             ended: OnceLock::new(),
             shared,
@@ -229,8 +239,8 @@ impl Flight {
                 announce(Portion::new(self.clone(), EVENT..=EVENT));
             }
             Next::Finish => {
-                let receipt = self.receipt(shared.life.failures());
-                shared.life.receipt = Some(receipt);
+                let over = self.over(shared.life.failures());
+                shared.life.over = Some(over);
                 let waker = shared.waker.take();
                 self.plan.landed();
                 drop(shared);
@@ -241,10 +251,15 @@ impl Flight {
         }
     }
 
-    /// What is known of the memory of a flight that is over, of which this failed.
-    fn receipt(&self, failures: &[(usize, Error)]) -> Receipt {
-        let deadline = self.plan.deadline.map(|after| self.started + after);
+    /// What is known of a flight that is over, of which this failed.
+    fn over(&self, failures: &[(usize, Error)]) -> Over {
         let now = quanta::Instant::now();
+        let lasted = now.duration_since(self.started);
+        Over { receipt: self.receipt(failures, now), lasted }
+    }
+
+    fn receipt(&self, failures: &[(usize, Error)], now: quanta::Instant) -> Receipt {
+        let deadline = self.plan.deadline.map(|after| self.started + after);
         let passed = deadline.filter(|deadline| *deadline <= now);
         let since = self.ended.get().copied().into_iter().chain(passed).min();
         let took = now.duration_since(since.unwrap_or(self.started));

@@ -23,16 +23,20 @@ use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind, Result, route};
 
 impl Inner {
-    /// Sends a plan on its way; it has taken off.
+    /// Sends a plan on its way; it has taken off. What asked for it did so at `started`.
     ///
     /// # Errors
     /// Refused: a local address is nobody's; it never left.
-    pub(crate) fn post(self: &Arc<Self>, plan: &Arc<Plan>) -> Result<Arc<Flight>> {
+    pub(crate) fn post(
+        self: &Arc<Self>,
+        plan: &Arc<Plan>,
+        started: quanta::Instant,
+    ) -> Result<Arc<Flight>> {
         match plan.peer.inner.link.route.kind {
-            RouteKind::Local => self.post_local(plan),
+            RouteKind::Local => self.post_local(plan, started),
             RouteKind::Tcp(_) => Ok(match plan.peer.inner.link.neighbour() {
-                Some(neighbour) => self.post_host(plan, &neighbour),
-                None => self.post_tcp(plan),
+                Some(neighbour) => self.post_host(plan, &neighbour, started),
+                None => self.post_tcp(plan, started),
             }),
         }
     }
@@ -43,23 +47,25 @@ impl Inner {
         parts: usize,
         announce: Option<Announce>,
         visits: Vec<Visit>,
+        started: quanta::Instant,
     ) -> Arc<Flight> {
         let now_ns = self.now_ns();
         let deadline_ns = plan.deadline.map(|after| {
             now_ns.saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX))
         });
         // A batch without data has one part, which is back at once.
-        let flight = Flight::new(plan.clone(), parts.max(1), announce, deadline_ns, visits);
+        let flight =
+            Flight::new(plan.clone(), parts.max(1), announce, deadline_ns, visits, started);
         if parts == 0 {
             Portion::new(flight.clone(), EVENT..=EVENT).back(Vec::new());
         }
         flight
     }
 
-    fn post_tcp(self: &Arc<Self>, plan: &Arc<Plan>) -> Arc<Flight> {
+    fn post_tcp(self: &Arc<Self>, plan: &Arc<Plan>, started: quanta::Instant) -> Arc<Flight> {
         let groups = share_out(&plan.slices, self.shards().len(), TCP_GROUP_BYTES);
         let announce = plan.event.clone().map(|event| self.announce_tcp(event));
-        let flight = self.flight(plan, groups.len(), announce, Vec::new());
+        let flight = self.flight(plan, groups.len(), announce, Vec::new(), started);
         let first = self.next_shard();
         for (position, group) in groups.into_iter().enumerate() {
             let requests =
@@ -134,7 +140,11 @@ impl Inner {
 
     /// The caller copies the first slices itself: a small batch whole, without a hop; of a large
     /// one its share, while the shards' actors copy the rest.
-    fn post_local(self: &Arc<Self>, plan: &Arc<Plan>) -> Result<Arc<Flight>> {
+    fn post_local(
+        self: &Arc<Self>,
+        plan: &Arc<Plan>,
+        started: quanta::Instant,
+    ) -> Result<Arc<Flight>> {
         let Local { slices, mut jobs, visits, denied } =
             self.local_jobs(plan).inspect_err(|_| plan.landed())?;
         let announce = plan.event.clone().map(|event| self.announce_local(event));
@@ -146,7 +156,7 @@ impl Inner {
             share_out(rest, self.copies().len(), COPY_GROUP_BYTES)
         };
         let parts = groups.len() + usize::from(own > 0) + usize::from(!denied.is_empty());
-        let flight = self.flight(plan, parts, announce, visits);
+        let flight = self.flight(plan, parts, announce, visits, started);
         back_at_once(&flight, denied);
         self.spread_copies(&flight, PathKind::Local, jobs.split_off(own), &groups);
         if own > 0 {

@@ -60,6 +60,10 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// Of what never took off: it has touched nothing.
+    pub(crate) const UNPOSTED: Self =
+        Self { landed: Landed::No, fenced: Fenced::Unposted, took: Duration::ZERO };
+
     /// Of this process's memory: always [`Proof::Quiet`].
     pub fn local(&self) -> Proof {
         Proof::Quiet

@@ -6,12 +6,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::engine::Inner;
-use crate::flight::{Flight, Landing};
+use crate::flight::{Flight, Landing, Over};
 use crate::memory::Lease;
 use crate::prepared::{Plan, Prepared};
-use crate::receipt::{Fenced, Receipt};
+use crate::receipt::Receipt;
 use crate::request::Batch;
-use crate::{Error, Landed, PathKind, Result, metrics};
+use crate::{Error, PathKind, Result, metrics};
 
 /// How a batch ended.
 #[derive(Debug)]
@@ -91,7 +91,6 @@ pub struct Transfer {
     /// How long its first poll looks for its end.
     spin: Duration,
     path: PathKind,
-    started: quanta::Instant,
     returns_leases: bool,
 }
 
@@ -111,39 +110,25 @@ impl Transfer {
             Err((error, leases)) => State::Refused(error, leases, requests),
             Ok(plan) => {
                 let plan = Arc::new(plan);
-                match plan.take_off().and_then(|()| engine.post(&plan)) {
+                match plan.take_off().and_then(|()| engine.post(&plan, started)) {
                     Ok(flight) => State::Flying(flight),
                     Err(error) => State::Refused(error, plan.take_leases(), requests),
                 }
             }
         };
-        Self {
-            state,
-            is_seen: false,
-            spin: engine.caller_spin(),
-            path,
-            started,
-            returns_leases: true,
-        }
+        Self { state, is_seen: false, spin: engine.caller_spin(), path, returns_leases: true }
     }
 
     /// Posts a prepared batch.
     pub(crate) fn repeat(engine: &Arc<Inner>, prepared: &Prepared) -> Self {
         let started = quanta::Instant::now();
         let path = prepared.plan.peer.path();
-        let posted = prepared.plan.take_off().and_then(|()| engine.post(&prepared.plan));
+        let posted = prepared.plan.take_off().and_then(|()| engine.post(&prepared.plan, started));
         let state = match posted {
             Ok(flight) => State::Flying(flight),
             Err(error) => State::Refused(error, Vec::new(), prepared.plan.requests()),
         };
-        Self {
-            state,
-            is_seen: false,
-            spin: engine.caller_spin(),
-            path,
-            started,
-            returns_leases: false,
-        }
+        Self { state, is_seen: false, spin: engine.caller_spin(), path, returns_leases: false }
     }
 }
 
@@ -166,9 +151,8 @@ impl Transfer {
 
     /// What the path has cost, for [`crate::Engine::explain`].
     fn note(&self, plan: &Plan, landing: &Landing) {
-        if landing.first_error.is_none() {
-            let observed = &plan.peer.inner.link.observed;
-            observed.note(self.path, plan.bytes(), self.started.elapsed());
+        if let (None, Some(over)) = (&landing.first_error, landing.over) {
+            plan.link().observed.note(self.path, plan.bytes(), over.lasted);
         }
     }
 }
@@ -187,7 +171,7 @@ impl Future for Transfer {
             State::Done => panic!("a transfer was polled after its end"),
             State::Refused(error, leases, requests) => {
                 let statuses = vec![Err(error.clone()); requests];
-                (Landing { statuses, first_error: Some(error), receipt: None }, leases)
+                (Landing { statuses, first_error: Some(error), over: None }, leases)
             }
             State::Flying(flight) => match flight.poll(context) {
                 Poll::Pending => {
@@ -207,14 +191,12 @@ impl Future for Transfer {
                 }
             },
         };
-        metrics::batch_ended(self.path, self.started.elapsed());
-        let Landing { statuses, first_error: error, receipt } = landing;
-        // What never took off has touched nothing.
-        let receipt = receipt.unwrap_or(Receipt {
-            landed: Landed::No,
-            fenced: Fenced::Unposted,
-            took: Duration::ZERO,
-        });
+        let Landing { statuses, first_error: error, over } = landing;
+        let (receipt, lasted) = match over {
+            Some(Over { receipt, lasted }) => (receipt, lasted),
+            None => (Receipt::UNPOSTED, Duration::ZERO),
+        };
+        metrics::batch_ended(self.path, lasted);
         let outcome = Outcome { statuses, leases, receipt };
         Poll::Ready(match error {
             None => Ok(outcome),

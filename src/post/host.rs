@@ -44,9 +44,10 @@ impl Inner {
         self: &Arc<Self>,
         plan: &Arc<Plan>,
         neighbour: &Arc<Neighbour>,
+        started: quanta::Instant,
     ) -> Arc<Flight> {
         let announce = plan.event.clone().map(|event| self.announce_host(event));
-        let flight = self.flight(plan, 1, announce, Vec::new());
+        let flight = self.flight(plan, 1, announce, Vec::new(), started);
         // Keeps the flight from ending before all of its parts are out.
         let requests = match plan.requests() {
             0 => EVENT..=EVENT,

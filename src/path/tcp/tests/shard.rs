@@ -48,7 +48,7 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
     let lease = memory.share(0..memory.len()).unwrap();
     batch.write(&lease, 4_096);
     let Ok(plan) = Plan::new(batch, "us") else { panic!("a plan") };
-    let flight = Flight::new(Arc::new(plan), 1, None, None, Vec::new());
+    let flight = Flight::new(Arc::new(plan), 1, None, None, Vec::new(), quanta::Instant::now());
     let action = Action::Write(lease.memory().clone());
     let requests = vec![Request {
         part: 0,
