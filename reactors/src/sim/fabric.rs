@@ -141,11 +141,16 @@ impl Fabric {
         self.net.borrow().events.peek().map(|event| event.at_ns)
     }
 
+    /// It is so late now, at least.
+    pub fn pass(&self, now_ns: u64) {
+        let mut net = self.net.borrow_mut();
+        net.now_ns = net.now_ns.max(now_ns);
+    }
+
     /// Lets the earliest thing happen, if it is due by `until_ns`.
     pub fn step(&self, until_ns: u64) -> Option<Moved> {
         let mut net = self.net.borrow_mut();
         if net.events.peek().is_none_or(|event| event.at_ns > until_ns) {
-            net.now_ns = net.now_ns.max(until_ns);
             return None;
         }
         let event = net.events.pop()?;
@@ -268,7 +273,9 @@ impl Nic {
 
     /// Its process is gone: every object with it. Packets that have left still arrive.
     pub fn crash(&self) {
-        self.device(|device| *device = Device::default());
+        let mut net = self.net.borrow_mut();
+        let first_life = net.next_life;
+        net.devices[self.index].crash(first_life);
     }
 
     fn device<R>(&self, act: impl FnOnce(&mut Device) -> R) -> R {

@@ -17,6 +17,8 @@ pub(super) struct Device {
     pub(super) qps: BTreeMap<QpNumber, Qp>,
     keys: BTreeMap<RemoteKey, Grant>,
     last_key: u32,
+    /// Lives before belong to a process that is gone: the kernel has ended all of theirs.
+    pub(super) first_life: u64,
     completions: VecDeque<Completion>,
     events: Vec<AsyncEvent>,
     pub(super) receives: usize,
@@ -47,6 +49,11 @@ impl Device {
 
     pub(super) fn deregister(&mut self, key: RemoteKey) {
         self.keys.remove(&key);
+    }
+
+    /// Every object is gone. Keys are not given twice, as a process draws its own at random.
+    pub(super) fn crash(&mut self, first_life: u64) {
+        *self = Self { last_key: self.last_key, first_life, ..Self::default() };
     }
 
     pub(super) fn new_key(&mut self) -> RemoteKey {

@@ -53,7 +53,7 @@ pub(super) enum Effect {
     /// A peer's bytes are stored; then it is told, and so are we where they have an immediate.
     Store { memory: Slice, key: RemoteKey, bytes: Vec<u8>, immediate: Option<u32>, packet: u32 },
     /// Our bytes are read for a peer.
-    Load { memory: Slice, packet: u32 },
+    Load { memory: Slice, key: RemoteKey, packet: u32 },
     /// What a peer asked for is not permitted, and it is told so behind what it did before.
     Refuse { peer: End, packet: u32 },
     /// The peer's answer counts up to here; with the bytes that it brought.

@@ -21,8 +21,16 @@ const WIRE_JITTER_NS: u64 = 3_000;
 /// How long an access to memory is under way in a device, at most.
 const EFFECT_JITTER_NS: u64 = 20_000;
 
+/// Accesses that are under way for longer: one in so many, by so much at most.
+const EFFECT_SLOW_ONE_IN: u32 = 64;
+const EFFECT_SLOW_NS: u64 = 400_000;
+
 /// Packets that overtake others: one in so many.
 const OVERTAKE_ONE_IN: u32 = 64;
+
+/// Packets that are long on their way, past every time-out: one in so many, and how long.
+const LATE_ONE_IN: u32 = 512;
+const LATE_NS: u64 = 2_500_000;
 
 /// Nothing answered for so long: send again. A few round trips; real devices wait 67 ms.
 const TIMEOUT_NS: u64 = 200_000;
@@ -110,7 +118,10 @@ impl Net {
         let way_ns = (WIRE_NS + self.rng.u64(..WIRE_JITTER_NS)) * slowness[0].max(slowness[1]);
         let overtakes = self.rng.u32(..OVERTAKE_ONE_IN) == 0;
         let mut at_ns = self.now_ns + way_ns;
-        if let Some(qp) = self.devices[from.nic].qps.get_mut(&from.qp)
+        let is_late = self.rng.u32(..LATE_ONE_IN) == 0;
+        if is_late {
+            at_ns += self.rng.u64(..LATE_NS);
+        } else if let Some(qp) = self.devices[from.nic].qps.get_mut(&from.qp)
             && !overtakes
         {
             at_ns = at_ns.max(qp.arrival_ns);
@@ -150,9 +161,7 @@ impl Net {
         let memory = device.reach(to.qp, key, (addr, len), is_write);
         let Some(qp) = device.qps.get_mut(&to.qp) else { return "a packet found no queue pair" };
         let Some(memory) = memory else {
-            device.report(AsyncEvent::AccessViolated(to.qp));
-            device.set_error(to.qp);
-            self.begin(to, Effect::Refuse { peer: from, packet: number });
+            self.refuse(to, number);
             return "a packet was refused";
         };
         if is_counted && device.receives == 0 {
@@ -165,10 +174,20 @@ impl Net {
             Body::Write { bytes, immediate } => {
                 Effect::Store { memory, key, bytes, immediate, packet: number }
             }
-            Body::Read { .. } => Effect::Load { memory, packet: number },
+            Body::Read { .. } => Effect::Load { memory, key, packet: number },
         };
         self.begin(to, effect);
         "a packet was taken"
+    }
+
+    /// Both queue pairs go to error: ours now, the peer's when it hears.
+    fn refuse(&mut self, end: End, packet: u32) {
+        let device = &mut self.devices[end.nic];
+        let Some(qp) = device.qps.get(&end.qp) else { return };
+        let (Some(peer), false) = (qp.peer, qp.state == QpState::Error) else { return };
+        device.report(AsyncEvent::AccessViolated(end.qp));
+        device.set_error(end.qp);
+        self.begin(end, Effect::Refuse { peer, packet });
     }
 
     /// A packet that was executed already: reads are done again, writes are only answered again.
@@ -182,8 +201,9 @@ impl Net {
             Body::Write { .. } => "a write is under way still",
             Body::Read { len } => {
                 let memory = self.devices[to.nic].reach(to.qp, key, (addr, len), false);
-                if let Some(memory) = memory {
-                    self.begin(to, Effect::Load { memory, packet: number });
+                match memory {
+                    Some(memory) => self.begin(to, Effect::Load { memory, key, packet: number }),
+                    None => self.refuse(to, number),
                 }
                 "a read was done again"
             }
@@ -196,7 +216,8 @@ impl Net {
 
     /// An access to memory is under way from here until its [`Net::effect`].
     fn begin(&mut self, end: End, effect: Effect) {
-        let delay_ns = self.rng.u64(..EFFECT_JITTER_NS);
+        let is_slow = self.rng.u32(..EFFECT_SLOW_ONE_IN) == 0;
+        let delay_ns = self.rng.u64(..if is_slow { EFFECT_SLOW_NS } else { EFFECT_JITTER_NS });
         let now_ns = self.now_ns;
         let Some(qp) = self.devices[end.nic].qps.get_mut(&end.qp) else { return };
         qp.under_way += 1;
@@ -206,13 +227,22 @@ impl Net {
     }
 
     pub(super) fn effect(&mut self, end: End, life: u64, effect: Effect) -> &'static str {
+        if life < self.devices[end.nic].first_life {
+            return "an access of the dead was dropped";
+        }
         let is_alive = self.alive(end, life).is_some();
         let what = match effect {
-            Effect::Store { memory, key, bytes, immediate, packet } => {
-                // What is deregistered is out of reach, also of a store on its way.
-                if self.devices[end.nic].is_registered(key) {
-                    store(&memory, &bytes);
+            // What is deregistered is out of reach, also of an access on its way.
+            Effect::Store { key, packet, .. } | Effect::Load { key, packet, .. }
+                if !self.devices[end.nic].is_registered(key) =>
+            {
+                if is_alive {
+                    self.refuse(end, packet);
                 }
+                "an access came too late"
+            }
+            Effect::Store { memory, bytes, immediate, packet, .. } => {
+                store(&memory, &bytes);
                 if is_alive {
                     self.stored(end, packet, immediate);
                 }
@@ -222,7 +252,7 @@ impl Net {
                 self.reply(end, peer, Reply { number: packet, verdict: Verdict::Refused });
                 "a refusal left"
             }
-            Effect::Load { memory, packet } => {
+            Effect::Load { memory, packet, .. } => {
                 let bytes = load(&memory);
                 if is_alive {
                     self.answer(end, Reply { number: packet, verdict: Verdict::Bytes(bytes) });
