@@ -8,12 +8,17 @@ pub enum Canary {
     ReuseBeforeFence,
     /// Our own side is quiet, and the peer's is claimed to be so too.
     LocalFence,
-    /// An event that may have been delivered is sent again.
+    /// An event that may have been delivered is sent again, or counts again.
     CountedTwice,
     /// A message does not ring the doorbell of the shard that sleeps.
     LostWake,
-    /// A grant is known by its place only: the next tenant's is taken for that of the last.
+    /// A grant is known by its place only: the next tenant's is taken for that of the last. Or what
+    /// a read finds of its generation is not looked at.
     GenerationUnchecked,
+    /// A queue pair is reset, and taken for drained. No device posts for the RDMA path yet, so the
+    /// mistake is the simulator's alone.
+    #[cfg(any(test, feature = "sim"))]
+    ResetInsteadOfError,
 }
 
 #[cfg(any(test, feature = "sim"))]
@@ -28,12 +33,13 @@ mod switch {
 
     impl Canary {
         /// Every one of them.
-        pub const ALL: [Self; 5] = [
+        pub const ALL: [Self; 6] = [
             Self::ReuseBeforeFence,
             Self::LocalFence,
             Self::CountedTwice,
             Self::LostWake,
             Self::GenerationUnchecked,
+            Self::ResetInsteadOfError,
         ];
 
         /// Its name on the command line.
@@ -44,6 +50,7 @@ mod switch {
                 Self::CountedTwice => "counted-twice",
                 Self::LostWake => "lost-wake",
                 Self::GenerationUnchecked => "generation-unchecked",
+                Self::ResetInsteadOfError => "reset-instead-of-error",
             }
         }
 

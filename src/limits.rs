@@ -332,3 +332,83 @@ pub const FENCE_MS: u64 = 2_000;
 
 /// When a shard goes on without the word of the control thread, which should have come.
 pub const FENCE_PATIENCE_NS: u64 = 2 * FENCE_MS * 1_000_000;
+
+/// Queue pairs of an RDMA endpoint. Mooncake's number (`MC_NUM_QP_PER_EP`), which its peers expect.
+pub const RDMA_QUEUES: usize = 2;
+
+/// Most queue pairs that a peer may ask for in one endpoint: eight times the default.
+pub const RDMA_QUEUES_MAX: usize = 16;
+
+/// Work requests under way on one queue pair: Mooncake's send queue (`MC_MAX_WR`).
+pub const RDMA_WINDOW_REQUESTS: usize = 256;
+
+/// Bytes under way on one endpoint: a 400 Gbit/s rail moves so much in 170 us, several round
+/// trips, and giving a transfer up waits for no more than that.
+pub const RDMA_WINDOW_BYTES: usize = 8 << 20;
+
+/// Work requests of one list, which share a doorbell; UCX takes 16, and past some dozens the
+/// doorbell costs nothing beside them.
+pub const RDMA_LIST_MAX: usize = 32;
+
+/// One work request in so many completes by itself; UCX's number. The send queue is four times as
+/// long, so it never waits for a completion that nobody asked for.
+pub const RDMA_SIGNAL_EVERY: usize = 64;
+
+/// Pause before an endpoint is asked for again: the answer takes a round trip and two queue pairs,
+/// 1-2 ms on soft-RoCE.
+pub const RDMA_OPEN_RETRY_NS: u64 = 250_000_000;
+
+/// Time for a peer to open an endpoint. Mooncake waits 10 s for its readiness.
+pub const RDMA_OPEN_MAX_NS: u64 = 3_000_000_000;
+
+/// A rail that completes nothing for so long while work is posted is silent. The device itself
+/// gives up on a peer after 0.5 s (local ACK time-out 14, seven times).
+pub const RDMA_SILENCE_NS: u64 = 3_000_000_000;
+
+/// A posted slice of a cancelled or expired transfer gets so long to end by itself before its
+/// endpoint is given up for it: a full window takes 0.2 ms at 400 Gbit/s, 7 ms at 10.
+pub const RDMA_GRACE_NS: u64 = 20_000_000;
+
+/// Pause before a peer is asked again to fence an endpoint.
+pub const RDMA_FENCE_RETRY_NS: u64 = 200_000_000;
+
+/// Time for a peer to fence an endpoint; past it nothing is proven. A living peer needs
+/// milliseconds, one that is stopped for a while gets two seconds, as a lane's does over TCP.
+pub const RDMA_FENCE_MAX_NS: u64 = 2_000_000_000;
+
+/// Time for our own queue pairs in error to flush; past it the NIC is silent, and the memory of
+/// what was posted stays with us until it speaks.
+pub const RDMA_DRAIN_MAX_NS: u64 = 2_000_000_000;
+
+/// How long a rail rests after a failure, first; doubled for each further one.
+pub const RDMA_PAUSE_NS: u64 = 100_000_000;
+
+/// The longest rest of a rail: Mooncake's `MC_RDMA_RAIL_PAUSE_SECONDS`.
+pub const RDMA_PAUSE_MAX_NS: u64 = 30_000_000_000;
+
+/// A peer none of whose rails has done anything for so long is lost.
+pub const RDMA_LOST_NS: u64 = 10_000_000_000;
+
+/// Times one slice is posted: it goes to another rail twice, then the path is lost.
+pub const RDMA_ATTEMPTS_MAX: u32 = 3;
+
+/// Rails to one peer; the largest GPU nodes have eight NICs.
+pub const RDMA_RAILS_MAX: usize = 8;
+
+/// Endpoints that one shard accepts: 1,024 initiating shards of two rails. Two queue pairs and a
+/// mailbox of 33 KiB each.
+pub const RDMA_ACCEPTED_MAX: usize = 2048;
+
+/// Initiators whose generations and events are remembered: those of [`RDMA_ACCEPTED_MAX`], and as
+/// many that are gone.
+pub const RDMA_INITIATORS_MAX: usize = 2 * RDMA_ACCEPTED_MAX;
+
+/// Events of one initiator between the oldest that isn't over and the newest: what a receiver
+/// remembers of it, 40 bytes each.
+pub const RDMA_EVENTS_MAX: usize = 1024;
+
+/// Notices in one queue's part of a mailbox: those that a receiver may have left unread.
+pub const RDMA_NOTICES_MAX: usize = 256;
+
+/// Windows that one endpoint has open or asked for; a device has 65,536 or more.
+pub const RDMA_WINDOWS_MAX: usize = 1024;

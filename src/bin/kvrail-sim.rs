@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvrail::sim::{Canary, Options, Report, run, shrink};
+use kvrail::sim::{Canary, Options, Report, Worlds, run, shrink};
 
 /// Runs whole engines on a simulated network, one seed after the other.
 #[derive(Parser)]
@@ -34,11 +34,18 @@ struct Cli {
     /// Makes a mistake, which some seed must find.
     #[arg(long, value_parser = canary)]
     canary: Option<Canary>,
+    /// What is simulated: whole engines, or the RDMA path.
+    #[arg(long, value_parser = world, default_value = "engines")]
+    world: Worlds,
 }
 
 fn range(text: &str) -> Result<Range<u64>, String> {
     let parsed = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
     parsed.filter(|seeds| !seeds.is_empty()).ok_or_else(|| "write A..B, such as 0..2000".into())
+}
+
+fn world(name: &str) -> Result<Worlds, String> {
+    Worlds::named(name).ok_or_else(|| "the worlds are engines and rdma".into())
 }
 
 fn canary(name: &str) -> Result<Canary, String> {
@@ -50,7 +57,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // A panic is a seed's failure, and reported as such.
     std::panic::set_hook(Box::new(|_| {}));
-    let options = Options { canary: cli.canary, is_traced: cli.trace, dropped: cli.drop.clone() };
+    let options = Options {
+        canary: cli.canary,
+        is_traced: cli.trace,
+        dropped: cli.drop.clone(),
+        world: cli.world,
+    };
     let is_good = match cli.seed {
         Some(seed) => one(seed, options, &cli),
         None => many(&options, &cli),
@@ -80,6 +92,9 @@ fn one(seed: u64, mut options: Options, cli: &Cli) -> bool {
 
 fn command(seed: u64, options: &Options, how: &str) -> String {
     let mut command = format!("cargo xtask sim --seed {seed} --{how}");
+    if options.world == Worlds::Rdma {
+        command += " --world rdma";
+    }
     if let Some(canary) = options.canary {
         command += &format!(" --canary {}", canary.name());
     }

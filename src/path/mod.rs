@@ -3,6 +3,8 @@
 mod carriers;
 pub(crate) mod host;
 pub(crate) mod local;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) mod rdma;
 pub(crate) mod served;
 pub(crate) mod tcp;
 

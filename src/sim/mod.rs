@@ -3,6 +3,8 @@
 //! their inboxes, the TCP path, copies, regions, leases, plans and flights; only sockets, threads,
 //! time and the control thread are played. The same-host path needs real memory descriptors, and
 //! is left to tests with real processes.
+//!
+//! The RDMA path, which no engine uses yet, has a world of its own in `rdma`.
 
 mod ends;
 mod hearing;
@@ -10,6 +12,7 @@ mod node;
 mod oracle;
 mod pattern;
 mod process;
+mod rdma;
 mod schedule;
 mod tenancy;
 #[cfg(test)]
@@ -35,6 +38,29 @@ pub struct Options {
     pub is_traced: bool,
     /// Happenings of the schedule to leave out, by number.
     pub dropped: Vec<usize>,
+    /// Which world.
+    pub world: Worlds,
+}
+
+/// What is simulated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Worlds {
+    /// Whole engines over TCP and in one process.
+    #[default]
+    Engines,
+    /// The RDMA path's state machines, which no engine uses yet, on simulated verbs.
+    Rdma,
+}
+
+impl Worlds {
+    /// The world of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "engines" => Some(Self::Engines),
+            "rdma" => Some(Self::Rdma),
+            _ => None,
+        }
+    }
 }
 
 /// What a seed did.
@@ -58,6 +84,9 @@ pub struct Report {
 
 /// Runs one seed on this thread.
 pub fn run(seed: u64, options: &Options) -> Report {
+    if options.world == Worlds::Rdma {
+        return rdma::run(seed, options);
+    }
     canary::set(options.canary);
     let schedule = Schedule::new(seed, &options.dropped);
     let happenings = schedule.happenings.len();
@@ -86,7 +115,10 @@ pub fn run(seed: u64, options: &Options) -> Report {
 /// Leaves happenings out while the seed still fails; returns the numbers left out.
 pub fn shrink(seed: u64, options: &Options) -> Vec<usize> {
     let mut dropped = options.dropped.clone();
-    let total = Schedule::new(seed, &[]).happenings.len();
+    let total = match options.world {
+        Worlds::Engines => Schedule::new(seed, &[]).happenings.len(),
+        Worlds::Rdma => rdma::happenings(seed),
+    };
     for number in (0..total).rev().filter(|number| !options.dropped.contains(number)) {
         dropped.push(number);
         let fewer = Options { dropped: dropped.clone(), is_traced: false, ..*options };

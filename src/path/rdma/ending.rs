@@ -1,0 +1,41 @@
+//! How a transfer ended, and what is proven about memory on both sides.
+
+use crate::receipt::Proof;
+use crate::{ErrorKind, Landed};
+
+/// What removed the last doubt about the remote side, the weakest last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fenced {
+    /// Nothing was posted.
+    Unposted,
+    /// Everything posted has completed.
+    Answered,
+    /// The target moved its queue pairs to error, drained them and said so.
+    Target,
+    /// The process that had the memory is gone: another one answers.
+    Gone,
+    /// Nothing did.
+    Nobody,
+}
+
+/// How a transfer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// Why it failed; none where all of it is in place.
+    pub(crate) kind: Option<ErrorKind>,
+    /// Each slice's end.
+    pub(crate) slices: Vec<Result<(), ErrorKind>>,
+    /// Our memory. Where it is unproven, [`Action::Released`](super::Action) follows.
+    pub(crate) local: Proof,
+    pub(crate) landed: Landed,
+    pub(crate) fenced: Fenced,
+    /// From the cause of the end, or from posting, to quiet.
+    pub(crate) took_ns: u64,
+}
+
+impl Ending {
+    /// The peer's memory.
+    pub(crate) fn remote(&self) -> Proof {
+        if self.fenced == Fenced::Nobody { Proof::Unproven } else { Proof::Quiet }
+    }
+}

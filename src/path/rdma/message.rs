@@ -1,0 +1,87 @@
+//! What the two sides of an endpoint tell each other over control. Every message may be lost, come
+//! twice, late or out of order: each names the endpoint's generation, and asking again is harmless.
+
+use kvrail_reactors::verbs::{QpAddress, RemoteKey};
+
+use super::notice::queue_bytes;
+
+/// A process, drawn when it starts: another one answering under the same name proves that the
+/// first is gone, and its queue pairs with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Incarnation(pub(crate) u64);
+
+/// One shard of one process as the user of one peer, drawn at random when it first needs it: who
+/// lets go of a peer and comes back is somebody else, and who doesn't know it ends nothing of its.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct InitiatorId(pub(crate) u64);
+
+/// An endpoint: whose, over which rail, and the how many-th of its initiator. A generation is
+/// never used twice, so nothing said about one endpoint is true of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct EndpointName {
+    pub(crate) initiator: InitiatorId,
+    pub(crate) rail: u8,
+    pub(crate) generation: u64,
+}
+
+/// Where an endpoint's notices go: for each queue a word that counts those read, and slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mailbox {
+    pub(crate) addr: u64,
+    pub(crate) key: RemoteKey,
+    /// Slots of each queue.
+    pub(crate) slots: u32,
+}
+
+impl Mailbox {
+    /// Where one queue's part begins.
+    pub(crate) fn queue_addr(&self, queue: usize) -> u64 {
+        // The peer says where it begins; nonsense goes where the peer's own device refuses it.
+        self.addr.wrapping_add((queue * queue_bytes(self.slots as usize)) as u64)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// From the initiator: connect these to queue pairs of yours.
+    Open { name: EndpointName, queues: Vec<QpAddress> },
+    /// From the target: these are they, and will execute what arrives.
+    Opened { name: EndpointName, target: Incarnation, queues: Vec<QpAddress>, mailbox: Mailbox },
+    /// From the target: there is no such endpoint and there will be none.
+    Refused { name: EndpointName, why: Refusal },
+    /// From the initiator: end this endpoint and every earlier one of this rail, and say when
+    /// nothing of theirs can be stored any more.
+    Fence { name: EndpointName },
+    /// From the target: no endpoint of this rail up to this generation exists or will exist, and
+    /// nothing of theirs is stored any more. With the parts of open events that have arrived, a bit
+    /// each: they must not be sent again, since their memory may be in use for something else.
+    Fenced { name: EndpointName, target: Incarnation, arrived: Vec<(u64, u64)> },
+    /// From the target: this endpoint is in error at its side.
+    Broken { name: EndpointName },
+    /// From the initiator: open a window for this endpoint to what the grant covers.
+    Bind { name: EndpointName, grant: u64 },
+    /// From the target: the window's key, for each queue.
+    Bound { name: EndpointName, grant: u64, keys: Vec<RemoteKey> },
+    /// From the target: there is no window to this grant, or no more.
+    Struck { name: EndpointName, grant: u64, why: Strike },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strike {
+    /// The owner has taken the grant back, or never gave it.
+    Gone,
+    /// The endpoint has as many windows as it may have.
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Its generation is fenced, or a later one exists.
+    Stale,
+    /// Too many endpoints are accepted.
+    Full,
+    /// Its queue pairs could not be made or connected.
+    Device,
+    /// It asks for no queues, or more than are accepted, or for a rail that isn't there.
+    Shape,
+}
