@@ -1,7 +1,51 @@
-//! The words of RDMA verbs, shared by whoever decides what is posted and by every provider that
-//! posts it: plain data, no device.
+//! RDMA verbs. Here are their words, shared by whoever decides what is posted and by every provider
+//! that posts it: plain data, no device. The real provider is below, one object a file, each
+//! holding what it was made in; `crate::sim::fabric` is the other one.
 
+#[cfg(feature = "rdma")]
+mod completion;
+#[cfg(feature = "rdma")]
+mod device;
+#[cfg(feature = "rdma")]
+mod domain;
+#[cfg(feature = "rdma")]
+mod library;
+#[cfg(feature = "rdma")]
+mod memory;
+#[cfg(feature = "rdma")]
+mod nic;
+#[cfg(feature = "rdma")]
+mod queue;
+#[cfg(feature = "rdma")]
+mod receives;
+#[cfg(feature = "rdma")]
+mod send;
+#[cfg(feature = "rdma")]
+mod status;
+#[cfg(feature = "rdma")]
+mod window;
+
+#[cfg(feature = "rdma")]
+pub use self::{
+    completion::CompletionQueue,
+    device::{Device, Gid, Limits, PortState},
+    domain::Domain,
+    library::VerbsError,
+    memory::{PIECE_MAX_BYTES, Registration},
+    nic::{Adapter, Depths, Nic},
+    queue::Way,
+    receives::Receives,
+};
 use crate::region::Slice;
+
+/// A list of work requests for one queue pair, posted with one doorbell.
+#[derive(Debug)]
+pub struct Post {
+    /// Where they go.
+    pub qp: QpNumber,
+    /// In their order.
+    pub requests: Vec<WorkRequest>,
+}
 
 /// Names a queue pair of one NIC while it lives; a NIC gives numbers of the dead to the living.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

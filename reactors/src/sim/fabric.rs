@@ -16,6 +16,7 @@ use self::queue::Effect;
 use self::wire::{Packet, Reply};
 use crate::Reactor;
 use crate::region::Slice;
+pub use crate::verbs::Post;
 use crate::verbs::{
     AsyncEvent, Completion, QpAddress, QpNumber, QpState, RemoteAccess, RemoteKey, WorkRequest,
 };
@@ -31,15 +32,6 @@ pub struct Fabric {
 pub struct Nic {
     net: Rc<RefCell<Net>>,
     index: usize,
-}
-
-/// A list of work requests for one queue pair, posted with one doorbell.
-#[derive(Debug)]
-pub struct Post {
-    /// Where they go.
-    pub qp: QpNumber,
-    /// In their order.
-    pub requests: Vec<WorkRequest>,
 }
 
 /// What one call of [`Fabric::step`] did, for a trace.

@@ -1,0 +1,137 @@
+//! Memory that a device may reach, and the keys to it.
+
+use std::ffi::{c_uint, c_void};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rdma_sys::{ibv_access_flags, ibv_mr};
+
+use super::domain::Domain;
+use super::library::VerbsError;
+use super::{RemoteAccess, RemoteKey};
+use crate::region::{Region, Slice};
+
+/// Most bytes of one registration: above, drivers are known to fail (Mooncake cuts here too).
+pub const PIECE_MAX_BYTES: usize = 7 << 29;
+
+/// A region that a device may reach, in one piece or several.
+#[derive(Debug)]
+pub struct Registration {
+    region: Arc<Region>,
+    pieces: Vec<Piece>,
+}
+
+/// Some of a region's bytes under keys of their own.
+#[derive(Debug)]
+struct Piece {
+    mr: NonNull<ibv_mr>,
+    offset: usize,
+    len: usize,
+    domain: Arc<Domain>,
+}
+
+/// Some bytes of this process, as a work request names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Local {
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    pub(super) key: u32,
+}
+
+// SAFETY: a registration is a handle that any thread may use.
+unsafe impl Send for Piece {}
+// SAFETY: as above.
+unsafe impl Sync for Piece {}
+
+impl Registration {
+    /// Has the device pin a region. Peers may do there what `access` says. The device may order
+    /// its stores as it likes ([relaxed ordering]), except that a completion comes behind them.
+    ///
+    /// [relaxed ordering]: https://docs.kernel.org/PCI/index.html
+    ///
+    /// # Errors
+    /// What the kernel says: too little locked memory, or too many registrations.
+    pub fn new(
+        domain: &Arc<Domain>,
+        region: Arc<Region>,
+        access: RemoteAccess,
+    ) -> Result<Self, VerbsError> {
+        let limit = domain.device.limits().registration_bytes;
+        let most = usize::try_from(limit).unwrap_or(usize::MAX).min(PIECE_MAX_BYTES);
+        let cuts = (0..region.len()).step_by(most);
+        let piece = |offset| {
+            let len = most.min(region.len() - offset);
+            Piece::new(domain, &region, (offset, len), flags(access))
+        };
+        let pieces = cuts.map(piece).collect::<Result<_, _>>()?;
+        Ok(Self { region, pieces })
+    }
+
+    /// The memory.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// The peers' key to each piece, with its offset and its length in bytes.
+    pub fn keys(&self) -> impl Iterator<Item = (usize, usize, RemoteKey)> {
+        self.pieces.iter().map(|piece| {
+            // SAFETY: the registration lives as long as the piece.
+            (piece.offset, piece.len, RemoteKey(unsafe { piece.mr.as_ref().rkey }))
+        })
+    }
+
+    /// The registration whose peers' key this is, for windows in it.
+    pub(super) fn piece(&self, key: RemoteKey) -> Option<NonNull<ibv_mr>> {
+        // SAFETY: as above.
+        let found = self.pieces.iter().find(|piece| unsafe { piece.mr.as_ref().rkey } == key.0);
+        found.map(|piece| piece.mr)
+    }
+
+    /// Some bytes of the region, cut where pieces are.
+    pub(super) fn local(&self, bytes: &Slice) -> impl Iterator<Item = Local> {
+        let offset = (bytes.addr() - self.region.addr()) as usize;
+        let end = offset + bytes.len();
+        let touched = move |piece: &&Piece| piece.offset < end && offset < piece.offset + piece.len;
+        self.pieces.iter().filter(touched).map(move |piece| {
+            let from = offset.max(piece.offset);
+            let to = end.min(piece.offset + piece.len);
+            // SAFETY: the registration lives as long as the piece.
+            let key = unsafe { piece.mr.as_ref().lkey };
+            Local { addr: self.region.addr() + from as u64, len: (to - from) as u32, key }
+        })
+    }
+}
+
+impl Piece {
+    fn new(
+        domain: &Arc<Domain>,
+        region: &Arc<Region>,
+        (offset, len): (usize, usize),
+        access: c_uint,
+    ) -> Result<Self, VerbsError> {
+        let (domain, addr) = (domain.clone(), region.addr() + offset as u64);
+        let register = domain.device.library.ibv_reg_mr_iova2;
+        // SAFETY: the region keeps its pages mapped, and is held for longer than the registration.
+        let mr = unsafe { register(domain.pd.as_ptr(), addr as *mut c_void, len, addr, access) };
+        let mr = NonNull::new(mr).ok_or_else(|| VerbsError::last("ibv_reg_mr"))?;
+        Ok(Self { mr, offset, len, domain })
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        // SAFETY: it was registered once; work that names it holds its region, and fails from here
+        // on. The device reaches nothing by it when the call returns.
+        unsafe { (self.domain.device.library.ibv_dereg_mr)(self.mr.as_ptr()) };
+    }
+}
+
+fn flags(access: RemoteAccess) -> c_uint {
+    let RemoteAccess { read, write } = access;
+    let always = ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0
+        | ibv_access_flags::IBV_ACCESS_MW_BIND.0
+        | ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING.0;
+    let read = if read { ibv_access_flags::IBV_ACCESS_REMOTE_READ.0 } else { 0 };
+    let write = if write { ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0 } else { 0 };
+    always | read | write
+}
