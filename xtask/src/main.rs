@@ -3,6 +3,7 @@
 //!
 //! - `steps`: what `test` does, in which order, and the summary
 //! - `rust`: format, lints, tests, documentation
+//! - `verbs`: RDMA's verbs on soft-RoCE, in a guest
 //! - `vm`: a command in a guest, `cargo xtask vm`, and the NUMA tests in guests
 //! - `environments`: the engine where something is missing
 //! - `without_uring`: commands, and the suite, where io_uring is refused
@@ -30,6 +31,7 @@ mod sim;
 #[path = "../../src/bin/kvrail/size.rs"]
 mod size;
 mod steps;
+mod verbs;
 mod vm;
 mod wheels;
 mod without_uring;

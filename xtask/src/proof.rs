@@ -36,7 +36,7 @@ pub fn example(shell: &Shell, name: &str, is_release: bool) -> Result<PathBuf, S
 }
 
 /// The executable of a target, in cargo's messages.
-fn executable(messages: &str, target: &str) -> Option<PathBuf> {
+pub fn executable(messages: &str, target: &str) -> Option<PathBuf> {
     messages.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let is_it = message["target"]["name"] == target;

@@ -6,7 +6,8 @@ use clap::Args;
 
 use crate::shell::Shell;
 use crate::{
-    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, sim, vm, without_uring,
+    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, sim, verbs, vm,
+    without_uring,
 };
 
 /// What a step answers: a few words for the summary, or what went wrong.
@@ -32,6 +33,7 @@ const STEPS: &[Step] = &[
     step("sanitize", "owners of memory, sanitized", |shell, _| checkers::sanitize(shell)),
     step("environments", "what a host may lack", |shell, _| environments::all(shell)),
     step("vm", "NUMA layouts, in guests", |shell, _| vm::cases::all(shell)),
+    step("rdma", "verbs on soft-RoCE, in a guest", |shell, _| verbs::all(shell)),
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
     step("example", "prefill and decode, once", |shell, _| example::once(shell)),
     step("chaos", "processes under fire, every path", |shell, _| chaos::brief(shell)),

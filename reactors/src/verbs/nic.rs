@@ -166,11 +166,9 @@ impl Nic {
 
     /// To error: what is posted completes as flushed, and nothing more is sent or executed.
     pub fn set_error(&mut self, qp: QpNumber) {
-        if let Some(pair) = self.pairs.get_mut(&qp)
-            && let Err(error) = pair.set_error()
-        {
+        if let Some(pair) = self.pairs.get_mut(&qp) {
             // A device that says no to this is gone, and touches nothing.
-            debug_assert!(matches!(error, VerbsError::System { .. }));
+            let _ = pair.set_error();
         }
     }
 

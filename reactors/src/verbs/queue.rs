@@ -16,7 +16,7 @@ use super::device::{Gid, PORT, PortState};
 use super::domain::Domain;
 use super::library::VerbsError;
 use super::receives::Receives;
-use super::send::{Link, Sends};
+use super::send::{INLINE_MAX_BYTES, Link, Sends};
 use super::{QpAddress, QpNumber, QpState};
 use crate::region::Slice;
 
@@ -31,9 +31,6 @@ const RECEIVER_TIMER: u8 = 12;
 
 /// Hops that a packet of RoCEv2 may take.
 const HOPS: u8 = 64;
-
-/// Bytes that are sent with the request instead of being fetched by the device.
-const INLINE_BYTES: u32 = 64;
 
 /// Pieces of memory of one work request: a slice that lies across a cut has two.
 const PIECES: u32 = 2;
@@ -93,7 +90,7 @@ impl QueuePair {
         attributes.qp_type = ibv_qp_type::IBV_QPT_RC;
         attributes.cap.max_send_wr = depth;
         attributes.cap.max_send_sge = PIECES;
-        attributes.cap.max_inline_data = INLINE_BYTES;
+        attributes.cap.max_inline_data = INLINE_MAX_BYTES as u32;
         let create = domain.device.library.ibv_create_qp;
         // SAFETY: the domain and both queues live.
         let qp = NonNull::new(unsafe { create(domain.pd.as_ptr(), &mut attributes) });
