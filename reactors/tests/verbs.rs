@@ -236,27 +236,123 @@ fn a_window_is_open_until_it_is_invalidated() {
     b.nic.close_window(window);
 }
 
-/// Our side in error recalls nothing that has left; behind both sides' nothing lands.
+/// Cuts a chain of writes off at some moment and has the target reuse its memory when our side is
+/// drained, or when both are; answers whether bytes of it landed behind that.
+fn lands_behind_the_fence(a: &mut Side, b: &mut Side, pause: Duration, both: bool) -> bool {
+    reconnect(a, b);
+    a.fill(1);
+    let chain: Vec<_> = (0..8).map(|id| request(id, Operation::Write, a, b)).collect();
+    a.post(chain);
+    std::thread::sleep(pause);
+    a.nic.fence(u64::from(a.qp.number.0));
+    if both {
+        b.nic.set_error(b.qp.number);
+    }
+    let ends = a.ends(8);
+    assert!(ends.iter().map(|(id, _)| *id).eq(0..8), "each once, in order: {ends:?}");
+    if both {
+        // Flushed sends say nothing of what the device was storing for its peer; its end does.
+        b.nic.destroy(b.qp.number);
+    }
+    b.fill(7);
+    std::thread::sleep(Duration::from_millis(3));
+    b.bytes().iter().any(|&byte| byte != 7)
+}
+
+/// New queue pairs in the place of those that are in error.
+fn reconnect(a: &mut Side, b: &mut Side) {
+    for side in [&mut *a, &mut *b] {
+        side.nic.destroy(side.qp.number);
+        side.qp = side.nic.create_qp().unwrap();
+    }
+    let (to_b, to_a) = (b.qp, a.qp);
+    a.connect(to_b, &b.adapter.clone());
+    b.connect(to_a, &a.adapter.clone());
+}
+
+/// Moments that differ from try to try, up to 4 ms: a chain takes some 200 in the guest.
+fn pauses(tries: u64) -> impl Iterator<Item = Duration> {
+    (0..tries).map(|k| Duration::from_micros(k.wrapping_mul(0x9E37_79B9) % 4_000))
+}
+
 #[test]
 #[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
-fn behind_both_errors_nothing_lands() {
-    for pause_us in [0, 50, 200, 1_000, 5_000] {
-        let (mut a, mut b) = pair();
-        let chain = (0..16).map(|id| request(id, Operation::Write, &a, &b)).collect();
-        a.post(chain);
-        std::thread::sleep(Duration::from_micros(pause_us));
-        a.nic.fence(u64::from(a.qp.number.0));
-        b.nic.set_error(b.qp.number);
-        let ends = a.ends(16);
-        assert!(ends.iter().map(|(id, _)| *id).eq(0..16), "each once, in order: {ends:?}");
-        // The peer's marker: when it is flushed, what came before it is over.
-        let marker = WorkRequest { local: None, ..request(99, Operation::Nothing, &b, &a) };
-        b.post(vec![marker]);
-        assert_eq!(b.ends(1), [(99, Status::Flushed)]);
-        b.fill(7);
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(b.bytes().iter().all(|&byte| byte == 7), "after {pause_us} us");
+fn behind_the_fences_of_both_sides_nothing_lands() {
+    let (mut a, mut b) = pair();
+    for (number, pause) in pauses(500).enumerate() {
+        let lands = lands_behind_the_fence(&mut a, &mut b, pause, true);
+        assert!(!lands, "try {number}, cut off after {pause:?}");
     }
+}
+
+/// What the field does, and why it is not enough: our side in error recalls nothing that has left.
+#[test]
+#[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
+fn behind_a_fence_of_our_side_alone_bytes_do_land() {
+    let (mut a, mut b) = pair();
+    let found = pauses(500).any(|pause| lands_behind_the_fence(&mut a, &mut b, pause, false));
+    assert!(found, "in 500 tries: the test above shows nothing");
+}
+
+#[test]
+#[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
+fn a_thousand_connections_that_fail_leave_nothing() {
+    let (mut a, mut b) = pair();
+    let mut rest = None;
+    for cycle in 0..1_000 {
+        reconnect(&mut a, &mut b);
+        if cycle % 2 == 0 {
+            let key = RemoteKey(!b.key().0);
+            let guilty = WorkRequest { key, ..request(cycle, Operation::Write, &a, &b) };
+            a.post(vec![guilty]);
+            assert_eq!(a.ends(1), [(cycle, Status::RemoteAccess)]);
+        } else {
+            let nowhere = QpAddress { number: QpNumber(0xff_ffff), ..b.qp };
+            let error = a.nic.connect(a.qp.number, nowhere, &way(&a, &b)).unwrap_err();
+            assert!(error.to_string().contains("queue pair"), "{error}");
+        }
+        if cycle == 100 {
+            rest = Some(held());
+        }
+    }
+    let (files, kib) = held();
+    let (files_then, kib_then) = rest.unwrap();
+    assert_eq!(files, files_then, "descriptors");
+    assert!(kib < kib_then + 4_096, "{kib_then} KiB grew to {kib}");
+    reconnect(&mut a, &mut b);
+    a.post(vec![request(1, Operation::Write, &a, &b)]);
+    assert_eq!(a.ends(1), [(1, Status::Success)]);
+}
+
+/// Our own memory is quiet when our queue is drained, whatever the peer still sends.
+#[test]
+#[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
+fn behind_a_drained_queue_no_answer_lands_here() {
+    let (mut a, mut b) = pair();
+    for (number, pause) in pauses(300).enumerate() {
+        reconnect(&mut a, &mut b);
+        let chain: Vec<_> = (0..8).map(|id| request(id, Operation::Read, &a, &b)).collect();
+        a.post(chain);
+        std::thread::sleep(pause);
+        a.nic.fence(u64::from(a.qp.number.0));
+        a.ends(8);
+        a.fill(7);
+        std::thread::sleep(Duration::from_millis(3));
+        assert!(a.bytes().iter().all(|&byte| byte == 7), "try {number}, cut off after {pause:?}");
+    }
+}
+
+fn way(from: &Side, to: &Side) -> Way {
+    let port = from.adapter.device().port().unwrap();
+    Way::roce(&port, GID, to.adapter.device().gid(GID).unwrap())
+}
+
+/// Descriptors, and KiB of memory of its own.
+fn held() -> (usize, u64) {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    (files, line.split_whitespace().next().unwrap().parse().unwrap())
 }
 
 #[test]

@@ -17,9 +17,7 @@ use self::wire::{Packet, Reply};
 use crate::Reactor;
 use crate::region::Slice;
 pub use crate::verbs::Post;
-use crate::verbs::{
-    AsyncEvent, Completion, QpAddress, QpNumber, QpState, RemoteAccess, RemoteKey, WorkRequest,
-};
+use crate::verbs::{AsyncEvent, Completion, QpAddress, QpNumber, QpState, RemoteAccess, RemoteKey};
 
 /// All NICs of a world. Clones are the same fabric.
 #[derive(Debug, Clone)]
