@@ -324,6 +324,38 @@ fn a_thousand_connections_that_fail_leave_nothing() {
     assert_eq!(a.ends(1), [(1, Status::Success)]);
 }
 
+/// Taking a window back in the middle of a write through it.
+#[test]
+#[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
+fn behind_an_invalidated_window_nothing_lands() {
+    let (mut a, mut b) = pair();
+    let mut cut_off = 0;
+    for (number, pause) in pauses(300).enumerate() {
+        reconnect(&mut a, &mut b);
+        let window = b.nic.window().unwrap();
+        let access = RemoteAccess { read: false, write: true };
+        let open =
+            WorkRequest { key: b.key(), ..request(1, Operation::Bind { window, access }, &b, &b) };
+        b.post(vec![open]);
+        assert_eq!(b.ends(1), [(1, Status::Success)]);
+        let through = |id| WorkRequest { key: window, ..request(id, Operation::Write, &a, &b) };
+        let chain = (0..8).map(through).collect();
+        a.post(chain);
+        std::thread::sleep(pause);
+        let close =
+            WorkRequest { local: None, ..request(2, Operation::Invalidate(window), &b, &b) };
+        b.post(vec![close]);
+        let ends = b.ends(1);
+        b.fill(7);
+        std::thread::sleep(Duration::from_millis(3));
+        let is_quiet = b.bytes().iter().all(|&byte| byte == 7);
+        assert!(is_quiet, "try {number}, taken back after {pause:?}: {ends:?}");
+        cut_off += usize::from(a.ends(8)[7].1 != Status::Success);
+        b.nic.close_window(window);
+    }
+    assert!(cut_off > 30, "{cut_off} of 300 were under way: the rest shows nothing");
+}
+
 /// Our own memory is quiet when our queue is drained, whatever the peer still sends.
 #[test]
 #[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
