@@ -25,7 +25,7 @@ const FILES: [(&str, &str); 4] = [
 const TOOLS: [(&str, &str); 2] = [("pkg-config", "pkg-config"), ("readelf", "binutils")];
 
 /// Ten times what it takes on a machine with two busy cores.
-const LIMIT_S: u64 = 120;
+const LIMIT_S: u64 = 300;
 
 /// The step.
 pub fn all(shell: &Shell) -> Outcome {
