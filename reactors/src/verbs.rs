@@ -107,7 +107,9 @@ pub enum Operation {
     },
     /// Closes a window of ours; when it completes, nothing is stored through it any more.
     Invalidate(RemoteKey),
-    /// Nothing, but it completes: posted to a queue pair in error it marks the end of the queue.
+    /// Nothing, but it completes. Posted to a queue pair in error it marks the end: when it is
+    /// flushed, nothing of the pair touches memory any more, neither ours nor its peer's requests,
+    /// and every word that came by it was handed out.
     Nothing,
 }
 

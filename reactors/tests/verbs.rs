@@ -254,8 +254,10 @@ fn lands_behind_the_fence(a: &mut Side, b: &mut Side, pause: Duration, both: boo
     let ends = a.ends(8);
     assert!(ends.iter().map(|(id, _)| *id).eq(0..8), "each once, in order: {ends:?}");
     if both {
-        // Flushed sends say nothing of what the device was storing for its peer; its end does.
-        b.nic.destroy(b.qp.number);
+        let marker = WorkRequest { local: None, ..request(99, Operation::Nothing, b, a) };
+        b.post(vec![marker]);
+        assert_eq!(b.ends(1), [(99, Status::Flushed)]);
+        assert_eq!(b.nic.state(b.qp.number), None, "it is gone");
     }
     b.fill(7);
     std::thread::sleep(Duration::from_millis(3));

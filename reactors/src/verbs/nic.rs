@@ -1,7 +1,7 @@
 //! A NIC as one shard uses it: its queue pairs, its completions and its receives, behind the
 //! contract of every reactor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -55,6 +55,10 @@ pub struct Nic {
     depths: Depths,
     /// What never reached the device, and what became of it.
     failed: Vec<Completion>,
+    /// Posted to mark the end of their queue pairs.
+    markers: HashSet<(QpNumber, u64)>,
+    /// Markers of queue pairs that have ended, until what came before them is handed out.
+    ended: Vec<Completion>,
     random: RandomState,
     made: u64,
 }
@@ -117,6 +121,8 @@ impl Nic {
             adapter,
             depths,
             failed: Vec::new(),
+            markers: HashSet::new(),
+            ended: Vec::new(),
             random: RandomState::new(),
             made: 0,
         })
@@ -175,6 +181,7 @@ impl Nic {
     /// Ends it. Its memory is held until here.
     pub fn destroy(&mut self, qp: QpNumber) {
         self.pairs.remove(&qp);
+        self.markers.retain(|(marked, _)| *marked != qp);
     }
 
     /// Where it is in its life; none where there is no such queue pair.
@@ -222,6 +229,30 @@ impl Nic {
         Some(sends)
     }
 
+    /// Lets go of the memory of what has completed. A flushed marker is held back and its queue pair
+    /// destroyed: a flush of our own sends says nothing of what the device was storing for the
+    /// peer (soft-RoCE: 1 of 80 tries), the end of the queue pair does.
+    fn retire(&mut self, first: usize, done: &mut Vec<Completion>) {
+        let completions = done.split_off(first);
+        for completion in completions {
+            let Completion { qp, id, what } = completion;
+            let Completed::Sent(status) = what else {
+                done.push(completion);
+                continue;
+            };
+            if let Some(pair) = self.pairs.get_mut(&qp) {
+                pair.retire(id);
+            }
+            let was_marker = self.markers.remove(&(qp, id));
+            if was_marker && status == Status::Flushed {
+                self.pairs.remove(&qp);
+                self.ended.push(completion);
+            } else {
+                done.push(completion);
+            }
+        }
+    }
+
     /// As a device answers what its keys don't cover: the first is at fault, the rest flushed.
     fn fail(&mut self, qp: QpNumber, ids: Vec<u64>) {
         let statuses =
@@ -248,6 +279,8 @@ impl Reactor for Nic {
             return Err(Post { qp, requests });
         }
         let ids: Vec<u64> = requests.iter().map(|request| request.id).collect();
+        let marks = requests.iter().filter(|request| request.operation == Operation::Nothing);
+        self.markers.extend(marks.map(|request| (qp, request.id)));
         let refused = match (self.chain(requests), self.pairs.get_mut(&qp)) {
             (Some(chain), Some(pair)) => pair.post(chain),
             _ => ids,
@@ -262,19 +295,17 @@ impl Reactor for Nic {
         let first = done.len();
         let own = self.failed.len().min(budget);
         done.extend(self.failed.drain(..own));
-        self.completions.poll(budget - own, done);
-        for completion in &done[first..] {
-            if let (Completed::Sent(_), Some(pair)) =
-                (completion.what, self.pairs.get_mut(&completion.qp))
-            {
-                pair.retire(completion.id);
-            }
-        }
+        let found = self.completions.poll(budget - own, done);
+        // The queue is empty: all that came before their ends has been handed out.
+        let ended = if found < budget - own { std::mem::take(&mut self.ended) } else { Vec::new() };
+        self.retire(first, done);
+        done.extend(ended);
         done.len() - first
     }
 
     fn arm(&mut self) -> bool {
-        self.failed.is_empty() && self.completions.arm()
+        let is_empty = self.failed.is_empty() && self.ended.is_empty();
+        is_empty && self.completions.arm()
     }
 
     fn fence(&mut self, name: u64) {

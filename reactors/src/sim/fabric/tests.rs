@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::region::Region;
-use crate::verbs::{Completed, Operation, Status};
+use crate::verbs::{Completed, Operation, Status, WorkRequest};
 
 const BYTES: usize = 1_000;
 const ADDR: u64 = 0x5000;
