@@ -229,9 +229,9 @@ impl Nic {
         Some(sends)
     }
 
-    /// Lets go of the memory of what has completed. A flushed marker is held back and its queue pair
-    /// destroyed: a flush of our own sends says nothing of what the device was storing for the
-    /// peer (soft-RoCE: 1 of 80 tries), the end of the queue pair does.
+    /// Lets go of the memory of what has completed. A flushed marker is held back and its queue
+    /// pair destroyed: a flush of our own sends says nothing of what the device was storing for
+    /// the peer (soft-RoCE: 1 of 80 tries), the end of the queue pair does.
     fn retire(&mut self, first: usize, done: &mut Vec<Completion>) {
         let completions = done.split_off(first);
         for completion in completions {
