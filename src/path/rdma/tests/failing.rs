@@ -81,6 +81,30 @@ fn an_answer_about_an_older_endpoint_proves_nothing_about_a_newer_one() {
 }
 
 #[test]
+fn an_old_endpoints_completion_that_is_queued_behind_a_reconnect_ends_nothing_of_the_new_one() {
+    let mut ours = Ours::new(RdmaLimits { queues: 1, ..limits() }, 1);
+    ours.carry(writes(1, 1));
+    let (_, old_qp, old) = ours.posted[0].clone();
+    ours.complete(0, Status::RetryExceeded);
+    ours.fenced(ours.opened[0], &[]);
+    assert_eq!(ours.destroyed, [old_qp]);
+    // A NIC gives the numbers of the dead to the living.
+    ours.qps = 0;
+    ours.after(limits().pause_ns);
+    let (_, new_qp, new) = ours.posted[0].clone();
+    assert_eq!((ours.opened.len(), new_qp), (2, old_qp));
+    assert_ne!(new.id, old.id);
+    let errors = ours.errors.len();
+    for status in [Status::Success, Status::Flushed, Status::RetryExceeded] {
+        ours.machine.completed(0, (old_qp, old.id, status), ours.now_ns);
+        ours.act();
+        assert!(ours.ended.is_empty() && ours.errors.len() == errors, "{status:?}");
+    }
+    ours.complete(0, Status::Success);
+    assert_eq!((ours.ending(1).kind, ours.ended.len()), (None, 1));
+}
+
+#[test]
 fn a_cancelled_transfer_is_drained_here_and_fenced_there_before_it_ends() {
     let mut ours = under_way(writes(1, 2));
     ours.machine.cancel(1, ours.now_ns);
