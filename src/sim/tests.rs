@@ -1,9 +1,10 @@
-//! Some seeds in every test run, and each canary found.
+//! Some seeds in every test run, and those canaries that are found soon; the others are looked for
+//! where it is optimized, by `cargo xtask test --only sim`.
 
 use super::*;
 
 /// Seeds of a debug build's test: some seconds.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 50;
 
 /// A canary is found within so many.
 const CANARY_SEEDS: u64 = 1_000;
@@ -31,11 +32,6 @@ fn is_found(canary: Canary) {
 }
 
 #[test]
-fn reuse_before_the_fence_is_found() {
-    is_found(Canary::ReuseBeforeFence);
-}
-
-#[test]
 fn a_completion_counted_twice_is_found() {
     is_found(Canary::CountedTwice);
 }
@@ -43,9 +39,4 @@ fn a_completion_counted_twice_is_found() {
 #[test]
 fn a_lost_wake_is_found() {
     is_found(Canary::LostWake);
-}
-
-#[test]
-fn a_generation_that_nobody_checks_is_found() {
-    is_found(Canary::GenerationUnchecked);
 }
