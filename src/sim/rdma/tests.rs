@@ -1,5 +1,5 @@
-//! Some seeds of the RDMA path in every test run. That its canaries are found is checked where it is
-//! optimized, by `cargo xtask test --only sim`.
+//! Some seeds of the RDMA path in every test run. That its canaries are found is checked where it
+//! is optimized, by `cargo xtask test --only sim`.
 
 use crate::sim::{Options, Worlds, run};
 
