@@ -18,7 +18,8 @@ const FILES: [(&str, &str); 4] = [
     ("/usr/include/infiniband/verbs.h", "libibverbs-dev"),
     ("/usr/include/rdma/rdma_cma.h", "librdmacm-dev"),
     ("/etc/libibverbs.d/rxe.driver", "ibverbs-providers"),
-    (LIBCLANG, "libclang-14-dev"),
+    // The folder alone may be there for other parts of LLVM.
+    ("/usr/lib/llvm-14/lib/libclang.so", "libclang-14-dev"),
 ];
 
 /// Programs likewise.
