@@ -1,41 +1,12 @@
 //! RDMA verbs. Here are their words, shared by whoever decides what is posted and by every provider
-//! that posts it: plain data, no device. The real provider is below, one object a file, each
-//! holding what it was made in; `crate::sim::fabric` is the other one.
+//! that posts it: plain data, no device. `provider` is the real one, `crate::sim::fabric` the
+//! other.
 
 #[cfg(feature = "rdma")]
-mod completion;
-#[cfg(feature = "rdma")]
-mod device;
-#[cfg(feature = "rdma")]
-mod domain;
-#[cfg(feature = "rdma")]
-mod library;
-#[cfg(feature = "rdma")]
-mod memory;
-#[cfg(feature = "rdma")]
-mod nic;
-#[cfg(feature = "rdma")]
-mod queue;
-#[cfg(feature = "rdma")]
-mod receives;
-#[cfg(feature = "rdma")]
-mod send;
-#[cfg(feature = "rdma")]
-mod status;
-#[cfg(feature = "rdma")]
-mod window;
+mod provider;
 
 #[cfg(feature = "rdma")]
-pub use self::{
-    completion::CompletionQueue,
-    device::{Device, Gid, Limits, PortState},
-    domain::Domain,
-    library::VerbsError,
-    memory::{PIECE_MAX_BYTES, Registration},
-    nic::{Adapter, Depths, Nic},
-    queue::Way,
-    receives::Receives,
-};
+pub use self::provider::*;
 use crate::region::Slice;
 
 /// A list of work requests for one queue pair, posted with one doorbell.

@@ -296,8 +296,9 @@ impl Reactor for Nic {
         let own = self.failed.len().min(budget);
         done.extend(self.failed.drain(..own));
         let found = self.completions.poll(budget - own, done);
-        // The queue is empty: all that came before their ends has been handed out.
-        let ended = if found < budget - own { std::mem::take(&mut self.ended) } else { Vec::new() };
+        // Where room is left the queue is empty: what came before these ends has been handed out.
+        let room = self.ended.len().min(budget - own - found);
+        let ended: Vec<_> = self.ended.drain(..room).collect();
         self.retire(first, done);
         done.extend(ended);
         done.len() - first
