@@ -102,6 +102,7 @@ impl Host for Exposed {
                 addr: region.addr(),
                 length: region.len() as u64,
                 name: region.location().to_string(),
+                ..Buffer::default()
             })
             .collect();
         let extras = Extras {

@@ -392,6 +392,10 @@ pub const RDMA_LOST_NS: u64 = 10_000_000_000;
 /// Times one slice is posted: it goes to another rail twice, then the path is lost.
 pub const RDMA_ATTEMPTS_MAX: u32 = 3;
 
+/// RDMA devices of a peer's descriptor: the largest nodes have some twenty, with their virtual
+/// functions a few hundred.
+pub const RDMA_DEVICES_MAX: usize = 512;
+
 /// Rails to one peer; the largest GPU nodes have eight NICs.
 pub const RDMA_RAILS_MAX: usize = 8;
 

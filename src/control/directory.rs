@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::address::Address;
-use super::descriptor::Descriptor;
+use super::descriptor::{Buffer, Descriptor};
 
 /// A peer as resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +30,13 @@ impl Resolved {
 
     /// Heap and inline bytes, about.
     fn weight_bytes(&self) -> usize {
-        let buffers = self.descriptor.buffers.iter();
-        let buffers: usize = buffers.map(|b| size_of_val(b) + b.name.len()).sum();
-        size_of::<Self>() + buffers
+        let descriptor = &self.descriptor;
+        let keys = |b: &Buffer| (b.lkey.len() + b.rkey.len()) * size_of::<u32>();
+        let buffers = descriptor.buffers.iter();
+        let buffers: usize = buffers.map(|b| size_of_val(b) + b.name.len() + keys(b)).sum();
+        let devices = descriptor.devices.iter().map(|d| size_of_val(d) + d.name.len());
+        let matrix = descriptor.priority_matrix.weight_bytes();
+        size_of::<Self>() + buffers + devices.sum::<usize>() + matrix
     }
 }
 
@@ -103,7 +107,7 @@ mod tests {
     fn peer(buffers: usize, data_host: Option<&str>) -> Arc<Resolved> {
         let json = br#"{"name":"n","protocol":"tcp","tcp_data_port":7}"#;
         let mut descriptor = Descriptor::parse(json).unwrap();
-        let buffer = super::super::descriptor::Buffer { addr: 1, length: 1, name: "n".to_owned() };
+        let buffer = Buffer { addr: 1, length: 1, name: "n".to_owned(), ..Buffer::default() };
         descriptor.buffers = vec![buffer; buffers];
         descriptor.tcp_data_host = data_host.map(str::to_owned);
         Arc::new(Resolved::new(descriptor, Address::new("control", 1)))
@@ -136,6 +140,24 @@ mod tests {
         assert!(directory.get("a").is_some());
         assert!(directory.get("b").is_none());
         assert!(directory.get("c").is_some());
+    }
+
+    #[test]
+    fn keys_devices_and_the_matrix_weigh_too() {
+        let json = include_bytes!("../../fuzz/corpus/descriptor/mooncake_rdma");
+        let mut descriptor = Descriptor::parse(json).unwrap();
+        let weight_bytes = |descriptor: &Descriptor| {
+            Resolved::new(descriptor.clone(), Address::new("control", 1)).weight_bytes()
+        };
+        let whole = weight_bytes(&descriptor);
+        descriptor.priority_matrix = Default::default();
+        let without_matrix = weight_bytes(&descriptor);
+        descriptor.devices.clear();
+        let without_devices = weight_bytes(&descriptor);
+        (descriptor.buffers[0].lkey, descriptor.buffers[0].rkey) = (Vec::new(), Vec::new());
+        let without_keys = weight_bytes(&descriptor);
+        assert_eq!(without_keys, without_devices - 4 * size_of::<u32>());
+        assert!(without_devices < without_matrix && without_matrix < whole);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod address;
 mod client;
 mod daemon;
+#[cfg_attr(not(test), expect(dead_code, reason = "for the shards' RDMA actors"))]
 mod descriptor;
 mod directory;
 #[cfg(any(fuzzing, test))]
@@ -290,7 +291,8 @@ impl Shared {
         }
         let resolved = self.metadata.resolve(name, &self.host.descriptor(), &self.limits).await;
         let checked = resolved.and_then(|resolved| {
-            resolved.descriptor.check_tcp().map_err(|error| error.with_peer(name))?;
+            let checked = resolved.descriptor.check_reach(self.identity.speaks_rdma);
+            checked.map_err(|error| error.with_peer(name))?;
             Ok(Arc::new(resolved))
         });
         match &checked {

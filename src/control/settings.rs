@@ -9,7 +9,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use super::address::Address;
-use super::descriptor::{self, Buffer, Descriptor, Extras};
+use super::descriptor::{self, Buffer, Descriptor, Extras, PriorityMatrix};
 use super::metadata::{self, MetadataKind};
 use crate::error::{Error, Result};
 use crate::limits::*;
@@ -30,6 +30,8 @@ pub(crate) struct ControlConfig {
     pub bind: IpAddr,
     /// Ports to choose from before any free one is taken.
     pub ports: RangeInclusive<u16>,
+    /// Whether peers are reached over RDMA too.
+    pub speaks_rdma: bool,
     /// Bounds and times.
     pub limits: ControlLimits,
 }
@@ -44,6 +46,7 @@ impl ControlConfig {
             advertise: None,
             bind: Ipv6Addr::UNSPECIFIED.into(),
             ports: CONTROL_PORTS,
+            speaks_rdma: false,
             limits: ControlLimits::default(),
         }
     }
@@ -100,6 +103,8 @@ pub(crate) struct Identity {
     pub control: Address,
     /// The data listener.
     pub data: Address,
+    /// Whether peers are reached over RDMA too.
+    pub speaks_rdma: bool,
 }
 
 impl Identity {
@@ -107,8 +112,10 @@ impl Identity {
     pub fn descriptor(&self, buffers: Vec<Buffer>, kvrail: Option<Extras>) -> Descriptor {
         Descriptor {
             buffers,
+            devices: Vec::new(),
             kvrail,
             name: self.name.clone(),
+            priority_matrix: PriorityMatrix::default(),
             protocol: descriptor::PROTOCOL_TCP.to_owned(),
             rdma_server_name: String::new(),
             tcp_data_host: Some(self.data.host.clone()),
@@ -135,7 +142,8 @@ impl Identity {
             MetadataKind::P2p => control.to_string(),
             MetadataKind::Http(_) => checked_name(&config.name)?,
         };
-        Ok(Self { name, control, data: Address::new(host, data_port) })
+        let data = Address::new(host, data_port);
+        Ok(Self { name, control, data, speaks_rdma: config.speaks_rdma })
     }
 }
 

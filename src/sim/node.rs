@@ -162,7 +162,8 @@ impl Node {
         let name = name_of(number);
         let port = ground.port_of(incarnation);
         let address = Address::new(name.clone(), port);
-        let identity = Identity { name, control: address.clone(), data: address };
+        let (control, data) = (address.clone(), address);
+        let identity = Identity { name, control, data, speaks_rdma: false };
         let (regions, arrivals) = Default::default();
         let grants = Arc::new(Grants::new(None));
         let exposure = Exposure { incarnation, regions, grants, arrivals, hub: None };

@@ -34,7 +34,8 @@ fn the_golden_descriptor_is_read_and_written_to_the_byte() {
     assert_eq!(descriptor.tcp_data_host.as_deref(), Some("127.0.0.1"));
     assert_eq!(descriptor.kvrail, None);
     assert_eq!(String::from_utf8(descriptor.to_json().unwrap()).unwrap(), GOLDEN);
-    descriptor.check_tcp().unwrap();
+    assert!(descriptor.reaches_tcp());
+    descriptor.check_reach(false).unwrap();
 }
 
 #[test]
@@ -52,7 +53,7 @@ fn what_we_do_not_know_is_ignored() {
         {"name":"n","addr":18446744073709551614,"length":1,"flags":[1]}]"#;
     assert_eq!(
         with(keys).unwrap().buffers,
-        [Buffer { name: "n".into(), addr: u64::MAX - 1, length: 1 }]
+        [Buffer { name: "n".into(), addr: u64::MAX - 1, length: 1, ..Buffer::default() }]
     );
     for later in ["7", "null", "[1,2]", r#"{"version":"two"}"#, "{}"] {
         assert_eq!(with(&format!(",\"kvrail\":{later}")).unwrap().kvrail, None, "{later}");
@@ -103,12 +104,12 @@ fn other_protocols_are_read_but_not_opened() {
     let files = include_bytes!("../../../fuzz/corpus/descriptor/nvmeof");
     let files = Descriptor::parse(files).unwrap();
     for descriptor in [rdma, many, files] {
-        let error = descriptor.check_tcp().unwrap_err();
+        let error = descriptor.check_reach(false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.to_string().contains(&descriptor.protocol), "{error}");
     }
     let silent = parse(r#"{"name":"n","protocol":"tcp"}"#).unwrap();
-    assert_eq!(silent.check_tcp().unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(silent.check_reach(true).unwrap_err().kind(), ErrorKind::Refused);
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn rpc_meta_is_mooncakes_to_the_byte() {
 
 prop_compose! {
     fn any_buffer()(name in ".{1,20}", addr in 1_u64.., length in 1_u64..) -> Buffer {
-        Buffer { name, addr, length: length.min(u64::MAX - addr).max(1) }
+        Buffer { name, addr, length: length.min(u64::MAX - addr).max(1), ..Buffer::default() }
     }
 }
 
@@ -190,6 +191,8 @@ prop_compose! {
         Descriptor {
             buffers, kvrail, name, protocol, rdma_server_name, tcp_data_host, tcp_data_port,
             tcp_proto_version, timestamp,
+            devices: Vec::new(),
+            priority_matrix: PriorityMatrix::default(),
         }
     }
 }

@@ -5,6 +5,7 @@ mod descriptor;
 mod hostile;
 mod hostile_http;
 mod peers;
+mod rdma_descriptor;
 mod registry;
 mod strangers;
 mod wire;
@@ -26,15 +27,20 @@ pub(super) struct Engine {
     has_refused: AtomicBool,
     /// What `descriptor` does instead of answering.
     pub panics: bool,
+    /// Its RDMA devices, and whether it has nothing else.
+    pub rdma: Option<Vec<super::descriptor::OwnDevice>>,
 }
 
 impl Host for Engine {
     fn descriptor(&self) -> Descriptor {
         assert!(!self.panics, "this host panics on purpose");
-        self.identity.descriptor(
-            self.buffers.lock().unwrap().clone(),
-            Some(Extras { version: 1, incarnation: 7, sockets: Vec::new() }),
-        )
+        let buffers = self.buffers.lock().unwrap().clone();
+        if let Some(devices) = &self.rdma {
+            let descriptor = self.identity.descriptor(buffers, None);
+            return descriptor.offering(super::descriptor::Offer::new(devices, ["cpu:0"]));
+        }
+        let extras = Extras { version: 1, incarnation: 7, sockets: Vec::new() };
+        self.identity.descriptor(buffers, Some(extras))
     }
 
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {
@@ -61,7 +67,7 @@ impl Host for Engine {
 }
 
 pub(super) fn buffer(addr: u64, length: u64) -> Buffer {
-    Buffer { addr, length, name: "cpu:0".to_owned() }
+    Buffer { addr, length, name: "cpu:0".to_owned(), ..Buffer::default() }
 }
 
 pub(super) fn config(host: &str) -> ControlConfig {
@@ -87,6 +93,7 @@ pub(super) fn start_with(
             streams: Mutex::default(),
             has_refused: AtomicBool::new(false),
             panics: false,
+            rdma: None,
         };
         adjust(&mut engine);
         let engine = Arc::new(engine);
