@@ -3,7 +3,9 @@
 //! bring their own tree. What to make of them is policy, and stands elsewhere: shards in
 //! [`crate::runtime`], regions in [`Memory::fit`].
 
+mod addresses;
 mod devices;
+mod gid;
 mod group;
 mod memory;
 mod set;
@@ -15,6 +17,7 @@ use std::path::Path;
 use kvrail_reactors::affinity;
 
 pub use self::devices::{Devices, Gid, Nic, RdmaDevice, RdmaPort, device_node};
+pub use self::gid::GidRank;
 pub use self::memory::{Binding, Memory, NodeMemory};
 pub use self::set::{CpuSet, NodeSet};
 pub use self::size::Size;

@@ -137,3 +137,43 @@ fn a_limit_on_file_sizes_bounds_regions_and_kills_nobody() {
         assert_eq!(output.status.success(), limit >= 1024, "under {limit}: {output:?}");
     }
 }
+
+/// The port of `rxe1` as `kvrail topology` sees it.
+fn rxe1() -> Value {
+    let report = json(&run(&["topology", "--json"]));
+    let devices = report["rdma"].as_array().expect("devices");
+    let device = devices.iter().find(|device| device["name"] == "rxe1").expect("rxe1");
+    assert_eq!(device["over"], "n1");
+    device["ports"][0].clone()
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2");
+    assert!(status.success(), "ip {arguments}");
+}
+
+#[test]
+#[ignore = "needs rxe0 and rxe1, and changes their interfaces: cargo xtask test --only rdma"]
+fn topology_and_doctor_follow_what_happens_to_rdma_devices() {
+    let port = rxe1();
+    assert_eq!((&port["state"], &port["link_layer"]), (&"ACTIVE".into(), &"Ethernet".into()));
+    assert_eq!(port["chosen_gid"], 1, "the interface's IPv4 address: {port}");
+    assert_eq!(port["gids"][1]["netdev"], "n1");
+    let report = json(&run(&["doctor", "--json"]));
+    let gid = check(&report, "rdma_gid");
+    assert!(gid["what"].as_str().is_some_and(|what| what.contains("::ffff:10.9.0.2")), "{gid}");
+    for name in ["rdma", "rdma_gid", "rdma_memlock"] {
+        assert_eq!(check(&report, name)["verdict"], "ok");
+    }
+    ip("addr del 10.9.0.2/24 dev n1");
+    assert_eq!(rxe1()["chosen_gid"], 0, "the link's own address is left");
+    // The device's table keeps an address of the link that the interface no longer has.
+    ip("addr flush dev n1 scope link");
+    let port = rxe1();
+    assert_eq!(port["chosen_gid"], Value::Null, "{port}");
+    assert!(port["why_no_gid"].as_str().is_some_and(|why| why.contains("no interface here")));
+    ip("link set n1 down");
+    assert_eq!(rxe1()["state"], "DOWN");
+    let report = json(&run(&["doctor", "--json"]));
+    assert!(check(&report, "rdma")["what"].as_str().is_some_and(|what| what.contains("DOWN")));
+}

@@ -26,6 +26,8 @@ pub struct Facts {
     pub io_uring_disabled: Option<u32>,
     /// Memory that may be locked, in bytes.
     pub memlock: Limit,
+    /// Whether this process has `CAP_IPC_LOCK`, and with it no limit on memory that devices pin.
+    pub may_lock: bool,
     /// Descriptors that may be open.
     pub open_files: Limit,
     /// CPUs and nodes.
@@ -54,7 +56,10 @@ pub struct Facts {
     pub seccomp: Option<u32>,
 }
 
-/// `CAP_SYS_PTRACE` of `capabilities(7)`.
+/// `CAP_IPC_LOCK` of `capabilities(7)`.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// `CAP_SYS_PTRACE`.
 const CAP_SYS_PTRACE: u32 = 19;
 
 impl Facts {
@@ -68,6 +73,7 @@ impl Facts {
             io_uring_disabled: sysctl(root, "kernel/io_uring_disabled"),
             // A limit that can't be read is found out by whatever runs into it.
             memlock: probe::memlock().unwrap_or(none),
+            may_lock: status.may_lock,
             open_files: probe::open_files().unwrap_or(none),
             topology: Topology::here(),
             memory: Memory::here(),
@@ -95,6 +101,7 @@ fn sysctl(root: &Path, name: &str) -> Option<u32> {
 }
 
 struct Status {
+    may_lock: bool,
     may_ptrace: bool,
     seccomp: Option<u32>,
 }
@@ -103,10 +110,19 @@ fn status(root: &Path) -> Status {
     let text = fs::read_to_string(root.join("proc/self/status")).unwrap_or_default();
     let value = |key: &str| Some(text.lines().find_map(|line| line.strip_prefix(key))?.trim());
     let effective = value("CapEff:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    let has = |capability: u32| effective.is_some_and(|mask| mask >> capability & 1 == 1);
     Status {
-        may_ptrace: effective.is_some_and(|mask| mask >> CAP_SYS_PTRACE & 1 == 1),
+        // Pinning asks for the capability in the first user namespace.
+        may_lock: has(CAP_IPC_LOCK) && is_first_user_namespace(root),
+        may_ptrace: has(CAP_SYS_PTRACE),
         seccomp: value("Seccomp:").and_then(|mode| mode.parse().ok()),
     }
+}
+
+/// The first user namespace maps every user to itself; kernels without namespaces have only it.
+fn is_first_user_namespace(root: &Path) -> bool {
+    fs::read_to_string(root.join("proc/self/uid_map"))
+        .map_or(true, |map| map.split_whitespace().eq(["0", "0", &u32::MAX.to_string()]))
 }
 
 /// A connection inside the kernel takes microseconds; a second is for a host that stands still.
@@ -131,16 +147,28 @@ mod tests {
     #[test]
     fn status_and_sysctls_are_read() {
         let root = tree(&[
-            ("proc/self/status", "Name:\tx\nCapEff:\t0000000000080000\nSeccomp:\t2\n"),
+            ("proc/self/status", "Name:\tx\nCapEff:\t0000000000084000\nSeccomp:\t2\n"),
+            ("proc/self/uid_map", "         0          0 4294967295\n"),
             ("proc/sys/kernel/yama/ptrace_scope", "1\n"),
         ]);
         let found = status(root.path());
-        assert!(found.may_ptrace);
+        assert!(found.may_ptrace && found.may_lock);
         assert_eq!(found.seccomp, Some(2));
         assert_eq!(sysctl(root.path(), "kernel/yama/ptrace_scope"), Some(1));
         assert_eq!(sysctl(root.path(), "kernel/io_uring_disabled"), None);
         let bare = status(tree(&[]).path());
-        assert!(!bare.may_ptrace && bare.seccomp.is_none());
+        assert!(!bare.may_ptrace && !bare.may_lock && bare.seccomp.is_none());
+    }
+
+    #[test]
+    fn capabilities_of_a_user_namespace_do_not_pin_memory() {
+        let status_of = |map: &str| {
+            let text = "CapEff:\t000001ffffffffff\n";
+            status(tree(&[("proc/self/status", text), ("proc/self/uid_map", map)]).path())
+        };
+        assert!(!status_of("0 100000 65536\n").may_lock);
+        assert!(!status_of("0 0 1000\n1000 1000 1\n").may_lock);
+        assert!(status_of("0 0 4294967295\n").may_lock);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Pure: facts in, findings out.
 
 mod host;
+mod rdma;
 
 use kvrail_reactors::probe::{ENOENT, ENOMEM, ENOSYS, Limit};
 
@@ -21,7 +22,9 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
         host::foreign_memory(facts),
         host::unix_sockets(facts),
         host::loopback(facts),
-        host::rdma(&facts.devices),
+        rdma::ports(&facts.devices),
+        rdma::gids(&facts.devices),
+        rdma::memlock(facts),
         host::seccomp(facts),
     ]
 }
@@ -80,17 +83,23 @@ fn memlock(limit: Limit) -> Finding {
             ok(name, format!("{} of memory may be locked, {needed} are needed", Size(bytes)))
         }
         Some(bytes) => {
-            let has_room = limit.hard.is_none_or(|hard| hard >= MEMLOCK_MIN_BYTES);
-            let remedy = if has_room {
-                format!("`ulimit -l {}`", MEMLOCK_MIN_BYTES >> 10)
-            } else {
-                "LimitMEMLOCK=infinity in the systemd unit, `docker run --ulimit memlock=-1`, or \
-                 memlock in /etc/security/limits.conf"
-                    .to_owned()
-            };
+            let remedy = raise_memlock(limit, MEMLOCK_MIN_BYTES);
             let what = format!("{} of memory may be locked, io_uring needs {needed}", Size(bytes));
             warn(name, format!("{what}, {ON_EPOLL}"), remedy)
         }
+    }
+}
+
+/// How to have so much memory locked.
+fn raise_memlock(limit: Limit, needed_bytes: u64) -> String {
+    match limit.hard {
+        None if needed_bytes == u64::MAX => "`ulimit -l unlimited`".to_owned(),
+        Some(hard) if hard < needed_bytes => {
+            "LimitMEMLOCK=infinity in the systemd unit, `docker run --ulimit memlock=-1`, or \
+             memlock in /etc/security/limits.conf"
+                .to_owned()
+        }
+        _ => format!("`ulimit -l {}`", needed_bytes.div_ceil(1 << 10)),
     }
 }
 

@@ -1,8 +1,11 @@
 //! NICs and RDMA devices, with the NUMA node each hangs on.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use super::addresses;
 use crate::limits::GIDS_MAX;
 
 /// Network and RDMA devices in the order of their names.
@@ -12,6 +15,8 @@ pub struct Devices {
     pub nics: Vec<Nic>,
     /// RDMA devices.
     pub rdma: Vec<RdmaDevice>,
+    /// IP addresses that the interfaces have, loopback's too; `None` where the kernel doesn't say.
+    pub addresses: Option<BTreeSet<IpAddr>>,
 }
 
 /// A network interface.
@@ -64,6 +69,8 @@ pub struct Gid {
     pub gid: String,
     /// `RoCE v2`, `IB/RoCE v1`; empty where the kernel doesn't say.
     pub kind: String,
+    /// The interface it is an address of, where this network namespace has it.
+    pub netdev: Option<String>,
 }
 
 impl Devices {
@@ -72,12 +79,13 @@ impl Devices {
         Self::read(Path::new("/"))
     }
 
-    /// The devices of the machine whose `sys` lies under `root`.
+    /// The devices of the machine whose `sys` and `proc` lie under `root`.
     pub fn read(root: &Path) -> Self {
         let net = root.join("sys/class/net");
         let nics = entries(&net).filter(|path| name_of(path) != "lo").filter_map(|path| nic(&path));
         let rdma = entries(&root.join("sys/class/infiniband")).map(|path| rdma(&path, &net));
-        Self { nics: nics.collect(), rdma: rdma.collect() }
+        let addresses = addresses::read(root);
+        Self { nics: nics.collect(), rdma: rdma.collect(), addresses }
     }
 }
 
@@ -128,8 +136,10 @@ fn rdma_port(path: &Path) -> Option<RdmaPort> {
 fn gid(port: &Path, index: usize) -> Option<Option<Gid>> {
     let gid = word(&port.join("gids").join(index.to_string()))?;
     let is_set = gid.chars().any(|c| c != '0' && c != ':');
-    let kind = word(&port.join("gid_attrs/types").join(index.to_string())).unwrap_or_default();
-    Some(is_set.then_some(Gid { index, gid, kind }))
+    // Reading fails where there is none.
+    let attribute = |name: &str| word(&port.join("gid_attrs").join(name).join(index.to_string()));
+    let kind = attribute("types").unwrap_or_default();
+    Some(is_set.then(|| Gid { index, gid, kind, netdev: attribute("ndevs") }))
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
@@ -217,6 +227,7 @@ mod tests {
                 "0000:0000:0000:0000:0000:ffff:0a09:0001\n",
             ),
             ("sys/class/infiniband/rxe0/ports/1/gid_attrs/types/1", "RoCE v2\n"),
+            ("sys/class/infiniband/rxe0/ports/1/gid_attrs/ndevs/1", "eth0\n"),
         ]);
         let devices = Devices::read(root.path());
         let [mlx, rxe] = &devices.rdma[..] else { panic!("{devices:?}") };
@@ -225,5 +236,6 @@ mod tests {
         let port = &rxe.ports[0];
         assert_eq!((port.state.as_str(), port.link_layer.as_str()), ("ACTIVE", "Ethernet"));
         assert_eq!((port.gids[0].index, port.gids[0].kind.as_str()), (1, "RoCE v2"));
+        assert_eq!(port.gids[0].netdev.as_deref(), Some("eth0"));
     }
 }

@@ -1,5 +1,5 @@
 //! The step `rdma`: reactors with verbs build without a warning, start without libibverbs, and do
-//! what they should on soft-RoCE, in a guest with two such NICs.
+//! what they should on soft-RoCE, in a guest with two such NICs; so does the command line.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -36,8 +36,10 @@ pub fn all(shell: &Shell) -> Outcome {
     )))?;
     let binary = built(shell)?;
     starts_without_libibverbs(shell, &binary)?;
-    let path = quoted(&binary.to_string_lossy());
-    let command = format!("{path} --ignored --test-threads=1");
+    let tests = [binary, proof::built(shell, "cli_machine")?.test];
+    let line =
+        |test: &PathBuf| format!("{} --ignored --test-threads=1", quoted(&test.to_string_lossy()));
+    let command = tests.iter().map(line).collect::<Vec<_>>().join(" && ");
     let machine = Machine { nics: 2, ..Machine::default() };
     let job = Job { command, limit_s: LIMIT_S, keep: true };
     let ended = prepare(shell, None)?.run(&machine, &job)?;

@@ -1,12 +1,13 @@
 //! `kvrail topology`: the machine as this process sees it, and what fits where.
 
 mod fit;
+mod rdma;
 
 use clap::Args;
 use comfy_table::Table;
 use kvrail::Result;
 use kvrail::runtime::{ShardPlacement, Shards};
-use kvrail::topology::{Devices, Memory, Nic, Node, NodeMemory, RdmaDevice, Size, Topology};
+use kvrail::topology::{Devices, Memory, Nic, Node, NodeMemory, Size, Topology};
 use serde_json::{Value, json};
 
 use crate::{size, table};
@@ -68,7 +69,7 @@ impl Machine {
         }
         match self.devices.rdma.is_empty() {
             true => println!("RDMA devices: none here"),
-            false => println!("RDMA devices\n{}", self.rdma().trim_fmt()),
+            false => println!("RDMA devices\n{}", rdma::table(&self.devices).trim_fmt()),
         }
         if let Some(room) = self.memory.group_room_bytes {
             println!("\nThe memory cgroup leaves {}", Size(room));
@@ -130,25 +131,6 @@ impl Machine {
         nics
     }
 
-    fn rdma(&self) -> Table {
-        let mut devices = table::new(&["device", "node", "over", "port", "state", "GIDs"]);
-        for device in &self.devices.rdma {
-            for port in &device.ports {
-                let over = device.over.clone().unwrap_or_else(|| "-".to_owned());
-                let gids = port.gids.iter().map(|gid| format!("{}: {}", gid.index, gid.gid));
-                devices.add_row([
-                    device.name.clone(),
-                    node(device.node),
-                    over,
-                    port.number.to_string(),
-                    format!("{}, {}", port.state, port.link_layer),
-                    gids.collect::<Vec<_>>().join("\n"),
-                ]);
-            }
-        }
-        devices
-    }
-
     fn json(&self) -> Value {
         let shards = self.shards.iter().enumerate().map(|(index, place)| {
             json!({ "shard": index, "node": place.node, "cpus": place.cpus.to_string() })
@@ -161,7 +143,7 @@ impl Machine {
             "nodes": nodes.collect::<Vec<_>>(),
             "shards": shards.collect::<Vec<_>>(),
             "nics": self.devices.nics.iter().map(nic_json).collect::<Vec<_>>(),
-            "rdma": self.devices.rdma.iter().map(rdma_json).collect::<Vec<_>>(),
+            "rdma": rdma::json(&self.devices),
             "host_room_bytes": self.memory.host_room_bytes,
             "cgroup_room_bytes": self.memory.group_room_bytes,
         })
@@ -189,27 +171,6 @@ fn nic_json(nic: &Nic) -> Value {
         "virtual": nic.is_virtual,
         "state": nic.state,
         "speed_mbps": nic.speed_mbps,
-    })
-}
-
-pub fn rdma_json(device: &RdmaDevice) -> Value {
-    let ports = device.ports.iter().map(|port| {
-        let gids = port
-            .gids
-            .iter()
-            .map(|gid| json!({ "index": gid.index, "gid": gid.gid, "type": gid.kind }));
-        json!({
-            "port": port.number,
-            "state": port.state,
-            "link_layer": port.link_layer,
-            "gids": gids.collect::<Vec<_>>(),
-        })
-    });
-    json!({
-        "name": device.name,
-        "node": device.node,
-        "over": device.over,
-        "ports": ports.collect::<Vec<_>>(),
     })
 }
 

@@ -1,10 +1,9 @@
-//! What processes of one host and the network need: memfds, sockets, foreign memory, devices.
+//! What processes of one host and the network need: memfds, sockets, foreign memory.
 
 use kvrail_reactors::probe::{EADDRNOTAVAIL, ENETUNREACH};
 
 use super::{errno, fail, ok, warn};
-use crate::doctor::{Facts, Finding, Verdict};
-use crate::topology::Devices;
+use crate::doctor::{Facts, Finding};
 
 pub(super) fn memfd(facts: &Facts) -> Finding {
     let name = "memfd";
@@ -93,39 +92,6 @@ pub(super) fn loopback(facts: &Facts) -> Finding {
             format!("there are no network sockets for this process: {}", errno(number)),
             "allow AF_INET and AF_INET6 (the seccomp profile, RestrictAddressFamilies= of systemd)",
         ),
-    }
-}
-
-pub(super) fn rdma(devices: &Devices) -> Finding {
-    let name = "rdma";
-    let ports =
-        || devices.rdma.iter().flat_map(|device| device.ports.iter().map(move |p| (device, p)));
-    if devices.rdma.is_empty() {
-        return ok(name, "none here");
-    }
-    let usable = ports().filter(|(_, port)| port.state == "ACTIVE" && !port.gids.is_empty());
-    let usable: Vec<_> =
-        usable.map(|(device, port)| format!("{}/{}", device.name, port.number)).collect();
-    let broken = ports().find(|(_, port)| port.state != "ACTIVE" || port.gids.is_empty());
-    match broken {
-        None => ok(name, format!("ports that are up, with addresses: {}", usable.join(", "))),
-        Some((device, port)) => Finding {
-            // One port that is down beside others that are up is how machines are cabled.
-            verdict: if usable.is_empty() { Verdict::Warn } else { Verdict::Ok },
-            ..warn(
-                name,
-                format!(
-                    "{} of {} ports are up with addresses; {}/{} is {} with {} GIDs",
-                    usable.len(),
-                    ports().count(),
-                    device.name,
-                    port.number,
-                    port.state,
-                    port.gids.len()
-                ),
-                "bring the link up and give its interface an address",
-            )
-        },
     }
 }
 

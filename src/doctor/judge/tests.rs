@@ -1,9 +1,11 @@
 //! A healthy machine, then one thing after another taken from it.
 
+mod rdma;
+
 use kvrail_reactors::probe::{EACCES, EINVAL, ENETUNREACH, EPERM};
 
 use super::*;
-use crate::topology::{Devices, Gid, NodeMemory, RdmaDevice, RdmaPort};
+use crate::topology::{Devices, NodeMemory};
 
 const GIB: u64 = 1 << 30;
 
@@ -27,7 +29,8 @@ fn healthy() -> Facts {
     Facts {
         io_uring: Ok(()),
         io_uring_disabled: Some(0),
-        memlock: plenty,
+        memlock: Limit { soft: None, hard: None },
+        may_lock: false,
         open_files: plenty,
         topology: Ok(topology("0-3")),
         memory: Memory {
@@ -227,32 +230,6 @@ fn sockets_are_judged_by_what_is_left() {
             (facts.loopback_v4, facts.loopback_v6) = (Err(errno), Err(errno));
         });
         says(&found, verdict, words, remedy);
-    }
-}
-
-#[test]
-fn rdma_ports_that_are_down_are_named() {
-    let gid = Gid { index: 1, gid: "fe80::1".into(), kind: "RoCE v2".into() };
-    let device = |state: &str, gids: Vec<Gid>| RdmaDevice {
-        name: "rxe0".into(),
-        node: None,
-        over: None,
-        ports: vec![RdmaPort {
-            number: 1,
-            state: state.into(),
-            link_layer: "Ethernet".into(),
-            gids,
-        }],
-    };
-    says(&changed("rdma", |_| ()), Verdict::Ok, "none here", "");
-    let up = device("ACTIVE", vec![gid.clone()]);
-    let found = changed("rdma", |facts| facts.devices.rdma = vec![up.clone()]);
-    says(&found, Verdict::Ok, "rxe0/1", "");
-    for broken in [device("DOWN", vec![gid]), device("ACTIVE", vec![])] {
-        let found = changed("rdma", |facts| facts.devices.rdma = vec![broken.clone()]);
-        says(&found, Verdict::Warn, "0 of 1 ports", "bring the link up");
-        let found = changed("rdma", |facts| facts.devices.rdma = vec![up.clone(), broken]);
-        says(&found, Verdict::Ok, "1 of 2 ports", "bring the link up");
     }
 }
 
