@@ -416,3 +416,30 @@ pub const RDMA_NOTICES_MAX: usize = 256;
 
 /// Windows that one endpoint has open or asked for; a device has 65,536 or more.
 pub const RDMA_WINDOWS_MAX: usize = 1024;
+
+/// Longest path of a NIC: a host name has 253 bytes at most, a port six and a device 63, and
+/// Mooncake's servers are called whatever their users like.
+pub const NIC_PATH_MAX_BYTES: usize = 1024;
+
+/// How much is kept of a peer's reason to refuse a handshake. Mooncake's may quote four NIC paths.
+pub const REPLY_MESSAGE_MAX_CHARS: usize = 512;
+
+/// Time for the engine to answer a peer's handshake: milliseconds for queue pairs, and for an old
+/// peer its descriptor must be fetched. Mooncake waits a minute.
+pub const HANDSHAKE_MS: u64 = 10_000;
+
+/// Endpoints that are accepted from Mooncake peers: 64 peers of eight NICs, each to eight of ours.
+/// At the two queue pairs that Mooncake has in each they are a sixteenth of what a NIC can have.
+pub const MOONCAKE_ACCEPTED_MAX: usize = 4096;
+
+/// Requests that wait for one endpoint's queue pairs: its initiator asks once, and again if it
+/// lost patience.
+pub const MOONCAKE_WAITING_MAX: usize = 16;
+
+/// Time for an initiator that knows the step to say that its queue pairs are ready: Mooncake's own
+/// before it lets go of the endpoint.
+pub const MOONCAKE_ACK_NS: u64 = 10_000_000_000;
+
+/// Time for an endpoint at a Mooncake target to become ready. Its daemon serves one client after
+/// the other, and each may hold it for 5 s.
+pub const MOONCAKE_OPEN_MAX_NS: u64 = 10_000_000_000;

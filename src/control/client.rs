@@ -11,11 +11,58 @@ use tokio::time::timeout;
 use super::ControlLimits;
 use super::address::Address;
 use super::descriptor::Descriptor;
+use super::handshake::Handshake;
 use super::wire::{self, AnyObject, Decoder, EndLane, Frame, Kind, LaneEnded, Notify};
 use crate::error::{Error, ErrorKind, Landed, Result};
 
 /// Bytes read at once; most answers fit.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// What one engine asks another.
+pub(super) trait Question: Send + Sync + 'static {
+    /// What it gets for an answer.
+    type Answer: Send + 'static;
+
+    /// Asks the daemon at `address`.
+    fn put_to(
+        &self,
+        address: &Address,
+        limits: &ControlLimits,
+    ) -> impl Future<Output = Result<Self::Answer>> + Send;
+}
+
+impl Question for Notify {
+    type Answer = ();
+
+    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<()> {
+        notify(address, self, limits).await
+    }
+}
+
+/// A probe.
+impl Question for AnyObject {
+    type Answer = ();
+
+    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<()> {
+        probe(address, limits).await
+    }
+}
+
+impl Question for EndLane {
+    type Answer = ();
+
+    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<()> {
+        end_lane(address, self, limits).await
+    }
+}
+
+impl Question for Handshake {
+    type Answer = Handshake;
+
+    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<Handshake> {
+        handshake(address, self, limits).await
+    }
+}
 
 /// A connection to the first address of the host that takes it.
 pub(super) async fn connect(address: &Address, limits: &ControlLimits) -> Result<TcpStream> {
@@ -48,11 +95,7 @@ pub(super) async fn fetch(
 }
 
 /// Delivers one notification. If the answer got lost, so may have the notification.
-pub(super) async fn notify(
-    address: &Address,
-    notification: &Notify,
-    limits: &ControlLimits,
-) -> Result<()> {
+async fn notify(address: &Address, notification: &Notify, limits: &ControlLimits) -> Result<()> {
     let frame = wire::encode_message(Kind::Notify, false, notification)?;
     let stream = connect(address, limits).await?;
     let reply = exchange(stream, Kind::Notify, &frame, limits)
@@ -67,7 +110,7 @@ pub(super) async fn notify(
 }
 
 /// Asks whether the engine is alive. Mooncake answers since 0.3.10.post2.
-pub(super) async fn probe(address: &Address, limits: &ControlLimits) -> Result<()> {
+async fn probe(address: &Address, limits: &ControlLimits) -> Result<()> {
     let frame = wire::encode_message(Kind::Probe, false, &AnyObject {})?;
     let stream = connect(address, limits).await?;
     let reply = exchange(stream, Kind::Probe, &frame, limits).await;
@@ -76,11 +119,7 @@ pub(super) async fn probe(address: &Address, limits: &ControlLimits) -> Result<(
 }
 
 /// Has the engine end a data connection; an error unless it says that nothing is stored from it.
-pub(super) async fn end_lane(
-    address: &Address,
-    which: &EndLane,
-    limits: &ControlLimits,
-) -> Result<()> {
+async fn end_lane(address: &Address, which: &EndLane, limits: &ControlLimits) -> Result<()> {
     let frame = wire::encode_message(Kind::EndLane, false, which)?;
     let stream = connect(address, limits).await?;
     let reply = exchange(stream, Kind::EndLane, &frame, limits).await?;
@@ -88,6 +127,19 @@ pub(super) async fn end_lane(
         true => Ok(()),
         false => Err(Error::busy("the peer could not end the connection in time")),
     }
+}
+
+/// The answer to a handshake, which may be a refusal. The same request may be put again.
+async fn handshake(
+    address: &Address,
+    request: &Handshake,
+    limits: &ControlLimits,
+) -> Result<Handshake> {
+    let frame = wire::encode_message(Kind::Connection, false, request)?;
+    let stream = connect(address, limits).await?;
+    let reply = exchange(stream, Kind::Connection, &frame, limits).await;
+    let reply = reply.and_then(|reply| Ok(reply.parse::<Handshake>()?));
+    reply.map_err(|error| error.with_peer(address.to_string()))
 }
 
 /// Sends `frame`, returns the answer, and closes at once: a Mooncake daemon serves nobody else

@@ -12,10 +12,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
+use super::handshake::Handshake;
 use super::seats::{Phase, Seat, Seats};
 use super::wire::{
-    self, AnyObject, Decoder, EndLane, Frame, FrameError, Handshake, Kind, LaneEnded, Notify,
-    ProbeReply,
+    self, AnyObject, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify, ProbeReply,
 };
 use super::{ControlLimits, Host};
 use crate::error::Result;
@@ -177,8 +177,8 @@ async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
             wire::encode_message(kind, legacy, &receipt(daemon, name, notify_msg))?
         }
         Kind::Connection => {
-            request.parse::<AnyObject>()?;
-            wire::encode_message(kind, legacy, &Handshake::default())?
+            let reply = handshake(request.parse()?, daemon).await;
+            wire::encode_message(kind, legacy, &reply)?
         }
         Kind::Metadata => {
             request.parse::<AnyObject>()?;
@@ -194,6 +194,15 @@ async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
         }
     };
     Ok(reply)
+}
+
+/// The engine's answer, or that there is none.
+async fn handshake(request: Handshake, daemon: &Daemon) -> Handshake {
+    let knows_ack = request.ready_ack.is_some();
+    let answer = daemon.host.handshake(request);
+    let late =
+        || Handshake::refusal(knows_ack, "the engine made no queue pairs in time: try again");
+    timeout(daemon.limits.handshake, answer).await.unwrap_or_else(|_| late())
 }
 
 /// Whether nothing is stored from the connection any more. Those of another process are nothing

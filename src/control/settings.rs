@@ -69,6 +69,8 @@ pub(crate) struct ControlLimits {
     pub connect_all: Duration,
     /// For a peer's answer.
     pub answer: Duration,
+    /// For the engine's answer to a handshake.
+    pub handshake: Duration,
     /// Calls under way at once.
     pub calls: usize,
     /// For one request to a metadata server.
@@ -87,6 +89,7 @@ impl Default for ControlLimits {
             connect: Duration::from_millis(CONTROL_CONNECT_MS),
             connect_all: Duration::from_millis(CONTROL_CONNECT_ALL_MS),
             answer: Duration::from_millis(CONTROL_ANSWER_MS),
+            handshake: Duration::from_millis(HANDSHAKE_MS),
             calls: CONTROL_CALLS_MAX,
             metadata_request: Duration::from_millis(METADATA_REQUEST_MS),
             metadata_connect: Duration::from_millis(METADATA_CONNECT_MS),

@@ -252,22 +252,3 @@ pub struct LaneEnded {
     /// Whether nothing is stored from that connection any more.
     pub quiet: bool,
 }
-
-/// The RDMA handshake. An engine without RDMA answers with an empty one, as Mooncake's does.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Handshake {
-    /// The sender's GID as text.
-    pub local_gid: String,
-    /// The sender's LID.
-    pub local_lid: u16,
-    /// The sender's NIC as `server@device`.
-    pub local_nic_path: String,
-    /// Unused by RDMA.
-    pub payload: String,
-    /// The NIC the sender wants to reach.
-    pub peer_nic_path: String,
-    /// The sender's queue pairs.
-    pub qp_num: Vec<u32>,
-    /// Non-empty: rejected, and why.
-    pub reply_msg: String,
-}

@@ -2,6 +2,7 @@
 
 mod daemon;
 mod descriptor;
+mod handshake;
 mod hostile;
 mod hostile_http;
 mod peers;
@@ -29,6 +30,8 @@ pub(super) struct Engine {
     pub panics: bool,
     /// Its RDMA devices, and whether it has nothing else.
     pub rdma: Option<Vec<super::descriptor::OwnDevice>>,
+    /// How it answers handshakes, if it has RDMA.
+    pub shakes: Option<fn(Handshake) -> Answering>,
 }
 
 impl Host for Engine {
@@ -54,6 +57,13 @@ impl Host for Engine {
 
     fn end_lane(&self, _lane: LaneName) -> Ending {
         Box::pin(std::future::ready(()))
+    }
+
+    fn handshake(&self, request: Handshake) -> Answering {
+        match self.shakes {
+            Some(answer) => answer(request),
+            None => Box::pin(std::future::ready(Handshake::default())),
+        }
     }
 
     fn accepted(&self, stream: TcpStream) -> std::result::Result<(), TcpStream> {
@@ -94,6 +104,7 @@ pub(super) fn start_with(
             has_refused: AtomicBool::new(false),
             panics: false,
             rdma: None,
+            shakes: None,
         };
         adjust(&mut engine);
         let engine = Arc::new(engine);
