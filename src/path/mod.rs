@@ -3,7 +3,11 @@
 mod carriers;
 pub(crate) mod host;
 pub(crate) mod local;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, fuzzing, feature = "sim"))]
+#[cfg_attr(
+    all(fuzzing, not(any(test, feature = "sim"))),
+    expect(dead_code, unused_imports, reason = "only the handshake is fuzzed")
+)]
 pub(crate) mod rdma;
 pub(crate) mod served;
 pub(crate) mod tcp;

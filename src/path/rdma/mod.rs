@@ -16,6 +16,11 @@ mod handshake;
 mod initiator;
 mod ledger;
 mod message;
+#[cfg_attr(
+    not(any(test, fuzzing)),
+    expect(dead_code, unused_imports, reason = "what owns the queue pairs calls it")
+)]
+pub(crate) mod mooncake;
 mod notice;
 mod posting;
 mod queue;
