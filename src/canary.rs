@@ -17,7 +17,7 @@ pub enum Canary {
     GenerationUnchecked,
     /// A queue pair is reset, and taken for drained. No device posts for the RDMA path yet, so the
     /// mistake is the simulator's alone.
-    #[cfg(any(test, feature = "sim"))]
+    #[cfg(any(test, fuzzing, feature = "sim"))]
     ResetInsteadOfError,
 }
 

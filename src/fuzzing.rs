@@ -3,6 +3,7 @@
 
 use crate::control::fuzzing as control;
 use crate::path::host::fuzzing as host;
+use crate::path::rdma::mooncake::fuzzing as mooncake;
 use crate::path::tcp::fuzzing as tcp;
 use crate::plan::fuzzing as plans;
 
@@ -33,6 +34,13 @@ pub fn host_lane(input: &[u8]) {
 /// Messages at the Unix socket: what was read, written and read again is the same.
 pub fn host_message(input: &[u8]) {
     host::message(input);
+}
+
+/// Handshakes of RDMA queue pairs, one a line, and letters for what happens to the target that they
+/// reach: every request is answered once, queue pairs that were made are in use or ended, and
+/// endpoints are bounded.
+pub fn handshake(input: &[u8]) {
+    mooncake::property(input);
 }
 
 /// A request's shape and numbers: its slices tile it exactly, or it is refused for a reason.
@@ -78,6 +86,11 @@ mod tests {
     #[test]
     fn the_host_lane_corpus_holds() {
         replay("host_lane", host_lane);
+    }
+
+    #[test]
+    fn the_handshake_corpus_holds() {
+        replay("handshake", handshake);
     }
 
     #[test]
