@@ -301,6 +301,17 @@ fn of_two_requests_the_peer_may_refuse_ours() {
 }
 
 #[test]
+fn a_request_that_comes_again_takes_no_readiness_back() {
+    let mut ours = Ours::asking();
+    assert!(ours.0.asked(Ask(1), &request(&[5, 6])));
+    assert!(ours.0.asked(Ask(2), &ack(&[5, 6])));
+    assert!(ours.0.asked(Ask(3), &request(&[5, 6])));
+    ours.0.answered(Ok(Handshake::refusal(true, "no")));
+    ours.connects();
+    assert!(matches!(ours.0.take_steps().pop(), Some(Step::Ready)));
+}
+
+#[test]
 fn a_peer_that_refused_ours_and_is_never_ready_itself_is_given_up() {
     let mut ours = Ours::asking();
     assert!(ours.0.asked(Ask(1), &request(&[5, 6])));
