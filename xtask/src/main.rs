@@ -14,6 +14,7 @@
 //! - `price`: instructions per request, `cargo xtask price`
 //! - `sim`: whole engines on a simulated network, `cargo xtask sim`
 //! - `proof`: tests that run somewhere else, and what they must say
+//! - `process`: another process, asked line by line
 //! - `shell` `wheels`: running commands, and installing what they need
 
 mod chaos;
@@ -24,6 +25,7 @@ mod example;
 mod fuzz;
 mod mooncake;
 mod price;
+mod process;
 mod proof;
 mod rust;
 mod shell;
@@ -61,6 +63,9 @@ enum Chore {
     Chaos(chaos::Options),
     /// Runs a command in a guest that sees this host's files.
     Vm(vm::Options),
+    /// What `compare --only rdma` runs inside of its guest.
+    #[command(hide = true)]
+    RdmaRounds(compare::rdma::Plan),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
     WithoutUring(without_uring::Options),
 }
@@ -76,6 +81,7 @@ fn main() -> ExitCode {
         Chore::Sim(options) => sim::sim(&options),
         Chore::Chaos(options) => chaos::chaos(&options).map(|_| ExitCode::SUCCESS),
         Chore::Vm(options) => vm::run(options),
+        Chore::RdmaRounds(plan) => compare::rdma::rounds(&plan).map(|()| ExitCode::SUCCESS),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };
     ended.unwrap_or_else(|error| {

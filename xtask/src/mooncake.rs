@@ -2,6 +2,7 @@
 
 use crate::shell::{Shell, run};
 use crate::steps::Outcome;
+use crate::vm::nics::GID_INDEX;
 use crate::wheels::Wheel;
 
 /// The newest that we know first.
@@ -9,6 +10,10 @@ pub const WHEELS: [Wheel; 2] = [
     wheel("0.3.13.post1", include_str!("../mooncake/0.3.13.post1.txt")),
     wheel("0.3.11.post1", include_str!("../mooncake/0.3.11.post1.txt")),
 ];
+
+/// What Mooncake needs in its environment to speak RDMA between soft-RoCE NICs: the address that
+/// they have, and one worker instead of six that poll, which would leave the NIC no CPU.
+pub const SOFT_ROCE: [(&str, &str); 2] = [("MC_GID_INDEX", GID_INDEX), ("MC_WORKERS_PER_CTX", "1")];
 
 const fn wheel(version: &'static str, requirements: &'static str) -> Wheel {
     // The libraries were found with ldd on Debian 12.

@@ -57,7 +57,8 @@ fn packages(shell: &Shell) -> Result<(), String> {
     if missing.is_empty() { Ok(()) } else { shell.apt(&missing, "RDMA") }
 }
 
-fn with_libclang(cargo: &mut Command) -> &mut Command {
+/// Where a build that needs RDMA's bindings finds libclang.
+pub fn with_libclang(cargo: &mut Command) -> &mut Command {
     cargo.env("LIBCLANG_PATH", LIBCLANG)
 }
 

@@ -44,6 +44,16 @@ impl Wheel {
         self.venv(shell).join("bin/python")
     }
 
+    /// A program that the wheel has in its package's folder `inside`. (What `bin/` has is a script
+    /// that would leave it running when killed.)
+    pub fn program(&self, shell: &Shell, inside: &str) -> Result<PathBuf, String> {
+        let library = self.venv(shell).join("lib");
+        let folders = fs::read_dir(&library).into_iter().flatten().flatten();
+        let mut files = folders.map(|folder| folder.path().join("site-packages").join(inside));
+        let found = files.find(|file| file.is_file());
+        found.ok_or_else(|| format!("{} has no {inside}", library.display()))
+    }
+
     fn venv(&self, shell: &Shell) -> PathBuf {
         shell.cache.join(self.name.to_lowercase()).join(self.version)
     }

@@ -129,7 +129,7 @@ pub fn said(command: &mut Command) -> String {
 }
 
 /// Where cargo puts release builds: beside the folder that this program was built into.
-fn release() -> PathBuf {
+pub fn release() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.ancestors().nth(2).unwrap_or(Path::new("target")).join("release")
 }

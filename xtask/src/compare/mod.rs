@@ -5,6 +5,7 @@
 //! - `launch` `process`: getting, starting, asking and holding the contenders
 //! - `rounds`: A B C, A B C, ...
 //! - `figures` `report` `facts`: what came of it
+//! - `rdma`: the same in a guest with soft-RoCE NICs
 
 mod contender;
 mod facts;
@@ -12,6 +13,7 @@ mod figures;
 mod launch;
 mod plan;
 mod process;
+pub mod rdma;
 mod report;
 mod rounds;
 
@@ -30,6 +32,9 @@ use crate::shell::Shell;
 use crate::size;
 use crate::steps::Outcome;
 
+/// Bytes of a request, unless others are named.
+const SIZES: [usize; 4] = [4 << 10, 64 << 10, 1 << 20, 16 << 20];
+
 /// What to compare.
 #[derive(Args, Clone)]
 pub struct Options {
@@ -39,20 +44,19 @@ pub struct Options {
     /// How often every contender measures every cell.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only these workloads: tcp, host, process-vm, local.
+    /// Only these workloads: tcp, host, process-vm, local; or rdma, which is measured by itself.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
-    /// Bytes of a request.
-    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = size::parse,
-          default_value = "4K,64K,1M,16M")]
+    /// Bytes of a request; 4K,64K,1M,16M by default, 64K,1M of rdma.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = size::parse)]
     cells: Vec<usize>,
-    /// Requests of a batch; 1,16,128 by default, 1,16 when quick.
+    /// Requests of a batch; 1,16,128 by default, 1,16 when quick, 16 of rdma.
     #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
     batches: Vec<u64>,
     /// Whether the same memory is used again and again, or walked through.
     #[arg(long, value_enum, default_value = "hot")]
     caches: Caches,
-    /// Leave these out: mooncake, nixl, iperf3, limits, kvrail.
+    /// Leave these out: mooncake, nixl, iperf3, limits, kvrail; perftest of rdma.
     #[arg(long, value_name = "PROGRAM", value_delimiter = ',')]
     without: Vec<String>,
     /// Where report.md, raw.json and the contenders' logs go.
@@ -73,7 +77,8 @@ impl Options {
     }
 
     fn cells(&self) -> Result<Vec<Cell>, String> {
-        let sizes: Vec<_> = self.cells.iter().map(|&bytes| bytes as u64).collect();
+        let sizes = if self.cells.is_empty() { &SIZES[..] } else { &self.cells };
+        let sizes: Vec<_> = sizes.iter().map(|&bytes| bytes as u64).collect();
         let batches = match (self.batches.is_empty(), self.quick) {
             (false, _) => self.batches.clone(),
             (true, true) => vec![1, 16],
@@ -104,6 +109,9 @@ impl Options {
 /// Measures, writes the report and prints the summary.
 pub fn compare(options: &Options) -> Result<Vec<Results>, String> {
     let shell = Shell::new()?;
+    if options.only == [rdma::NAME] {
+        return rdma::compare(&shell, options).map(|()| Vec::new());
+    }
     let (workloads, cells) = (options.workloads()?, options.cells()?);
     options.check_without()?;
     let out = shell.root.join(&options.out);

@@ -1,26 +1,21 @@
 //! Contenders as processes: started once, asked line by line, held still while another is
 //! measured (some poll whether or not anything is asked of them, and would take its CPU).
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::time::{ClockId, clock_getcpuclockid};
-use nix::unistd::Pid;
+use nix::time::ClockId;
 use serde_json::Value;
 
 use super::contender::Contender;
 use super::figures::Figure;
 use super::plan::{Cell, Pace};
+use crate::process::{Process, json};
 
 /// Starting takes a second, an answer a little more than the time it was asked to take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Lines that nobody has read yet; a contender that says more waits.
-const LINES_MAX: usize = 1024;
 /// How long a contender is watched doing nothing.
 const IDLE: Duration = Duration::from_millis(500);
 /// Clock ticks a second in /proc/stat, the same on every Linux that kvrail runs on.
@@ -51,13 +46,13 @@ impl Running {
         if contender.processes == 2 {
             let mut process = Process::start(command(None, true), &log("target"))?;
             let named = |line: &str| Some(line.strip_prefix("segment ")?.trim().to_owned());
-            segment = Some(process.wait_for(named)?);
+            segment = Some(process.wait_for(PATIENCE, named)?);
             target = Some(process);
         }
         let mut initiator = Process::start(command(segment.as_deref(), false), &log("initiator"))?;
-        initiator.wait_for(|line| json(line)?.get("ready").cloned())?;
+        initiator.wait_for(PATIENCE, |line| json(line)?.get("ready").cloned())?;
         let running = Self { initiator, target, broken: None, idle: None };
-        running.processes().for_each(|process| process.stand_apart());
+        running.processes().for_each(stand_apart);
         running.signal(Signal::SIGSTOP)?;
         Ok(running)
     }
@@ -86,10 +81,9 @@ impl Running {
 
     fn ask(&mut self, line: &str) -> Result<Figure, String> {
         let before = Usage::now(self);
-        let sent = writeln!(self.initiator.stdin, "{line}").map_err(|_| gone());
-        let answer = sent.and_then(|()| self.initiator.wait_for(json)).inspect_err(|error| {
-            self.broken = Some(error.clone());
-        })?;
+        let sent = self.initiator.tell(line);
+        let answer = sent.and_then(|()| self.initiator.wait_for(PATIENCE, json));
+        let answer = answer.inspect_err(|error| self.broken = Some(error.clone()))?;
         let used = Usage::now(self).since(&before);
         if let Some(error) = answer.get("error") {
             return Err(error.as_str().unwrap_or("an error without words").to_owned());
@@ -155,100 +149,11 @@ fn busy_s() -> f64 {
     ticks.filter(|(at, _)| ![3, 4].contains(at)).map(|(_, ticks)| ticks).sum::<f64>() / TICKS_PER_S
 }
 
-fn json(line: &str) -> Option<Value> {
-    serde_json::from_str(line).ok().filter(Value::is_object)
-}
-
-fn gone() -> String {
-    "the process is gone".to_owned()
-}
-
-/// One process, ended with this value.
-struct Process {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Receiver<String>,
-    /// The CPU time of all its threads, those that have ended too.
-    clock: Option<ClockId>,
-    log: String,
-}
-
-impl Process {
-    fn start(mut command: Command, log: &Path) -> Result<Self, String> {
-        let file = File::create(log).map_err(|error| format!("{}: {error}", log.display()))?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
-        let shown = crate::shell::shown(&command);
-        let mut child = command.spawn().map_err(|error| format!("`{shown}`: {error}"))?;
-        let pipes = child.stdin.take().zip(child.stdout.take());
-        let (stdin, stdout) = pipes.ok_or("no pipe to a child")?;
-        let clock = clock_getcpuclockid(Pid::from_raw(child.id().cast_signed())).ok();
-        let log = log.display().to_string();
-        Ok(Self { child, stdin, lines: lines(stdout), clock, log })
-    }
-
-    /// The first line of which `wanted` makes something.
-    fn wait_for<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> Result<T, String> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    if let Some(found) = wanted(&line) {
-                        return Ok(found);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(format!("no answer within {} s", PATIENCE.as_secs()));
-                }
-                Err(RecvTimeoutError::Disconnected) => return Err(self.last_words()),
-            }
-        }
-    }
-
-    /// Why it has ended, as far as its log tells.
-    fn last_words(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no word");
-        let log = Path::new(&self.log).file_name().unwrap_or_default().display();
-        format!("it ended with: {last} (logs/{log})")
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
-    }
-
-    fn cpu_s(&self) -> f64 {
-        let spent = self.clock.and_then(|clock| clock.now().ok());
-        spent.map_or(0.0, |time| Duration::from(time).as_secs_f64())
-    }
-
-    /// The weight of a service of its own against other work, where that may be set: callers that
-    /// busy-wait would starve their own targets, and background work would take from both.
-    fn stand_apart(&self) {
-        // Not permitted, or no autogroups here: then the scheduler does as it does.
-        let _ = std::fs::write(format!("/proc/{}/autogroup", self.child.id()), "-19");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail only where it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Lines as they come, read on a thread of their own so that waiting for one has an end.
-fn lines(stdout: ChildStdout) -> Receiver<String> {
-    let (send, lines) = sync_channel(LINES_MAX);
-    std::thread::spawn(move || {
-        let read = BufReader::new(stdout).lines().map_while(Result::ok);
-        for line in read {
-            if send.send(line).is_err() {
-                break;
-            }
-        }
-    });
-    lines
+/// The weight of a service of its own against other work, where that may be set: callers that
+/// busy-wait would starve their own targets, and background work would take from both.
+fn stand_apart(process: &Process) {
+    // Not permitted, or no autogroups here: then the scheduler does as it does.
+    let _ = std::fs::write(format!("/proc/{}/autogroup", process.pid()), "-19");
 }
 
 #[cfg(test)]
@@ -306,7 +211,7 @@ mod tests {
 
     /// `T` for stopped, from `proc_pid_stat(5)`.
     fn is_stopped(process: &Process) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.child.id())).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
         stat.rsplit(')').next().unwrap().trim().starts_with('T')
     }
 
@@ -334,19 +239,5 @@ mod tests {
         let dead = running.measure(CELL, PACE).unwrap_err();
         assert!(dead.starts_with("it ended with"), "{dead}");
         assert_eq!(running.measure(CELL, PACE).unwrap_err(), dead);
-    }
-
-    #[test]
-    fn a_process_is_asked_and_ended() {
-        let script = r#"echo noise; echo "segment x y"; read line; echo "{\"got\": \"$line\"}""#;
-        let log = logs("process");
-        let mut process = Process::start(shell(script), &log).unwrap();
-        let segment = process.wait_for(|line| line.strip_prefix("segment ").map(str::to_owned));
-        assert_eq!(segment.as_deref(), Ok("x y"));
-        writeln!(process.stdin, "cell").unwrap();
-        assert_eq!(process.wait_for(json).unwrap(), json!({"got": "cell"}));
-        assert!(process.wait_for(json).unwrap_err().contains("it ended"));
-        drop(process);
-        std::fs::remove_file(log).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use super::facts::Facts;
 use super::figures::{Figure, NOISY_CORES, Results, Row, Spread};
 
 /// What stands where there is no figure.
-const NONE: &str = "-";
+pub const NONE: &str = "-";
 
 /// The whole report.
 pub fn markdown(facts: &Facts, results: &[Results], rounds: usize) -> String {
@@ -92,9 +92,7 @@ fn noise(results: &Results) -> Option<String> {
 }
 
 fn table(results: &Results, more: &[&str], cells: impl Fn(&Row) -> Vec<String>) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_content_arrangement(ContentArrangement::Disabled);
+    let mut table = plain();
     let names = results.columns.iter().map(|column| column.name.as_str());
     table.set_header(std::iter::once("cell").chain(names).chain(more.iter().copied()));
     for row in &results.rows {
@@ -103,6 +101,14 @@ fn table(results: &Results, more: &[&str], cells: impl Fn(&Row) -> Vec<String>) 
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    table
+}
+
+/// A table in Markdown, as wide as it gets.
+pub fn plain() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_content_arrangement(ContentArrangement::Disabled);
     table
 }
 
@@ -143,7 +149,7 @@ fn shortened(line: &str) -> String {
     short + "\n"
 }
 
-fn spread(spread: Option<Spread>) -> String {
+pub fn spread(spread: Option<Spread>) -> String {
     let shown = |spread: Spread| {
         let [median, min, max] = [spread.median, spread.min, spread.max].map(digits);
         format!("{median} ({min}-{max})")

@@ -5,6 +5,7 @@
 //! - `kernel`, `image`: Debian's kernel, fetched but not installed, and unpacked
 //! - `initrd`: what the guest boots into; its init is xtask/vm/init
 //! - `guest`: QEMU's command line, the boot, the job's output and exit code
+//! - `nics`: what its soft-RoCE NICs are called
 //! - `cases`: the NUMA tests, each in a guest that is built for it
 
 pub mod cases;
@@ -12,6 +13,7 @@ pub mod guest;
 mod image;
 mod initrd;
 mod kernel;
+pub mod nics;
 mod numa;
 
 use std::path::PathBuf;

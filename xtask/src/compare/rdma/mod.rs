@@ -1,0 +1,161 @@
+//! RDMA: one guest with two soft-RoCE NICs, in which perftest, Mooncake and kvrail take turns.
+//!
+//! - `system`: who they are: how they are got, their commands, their figures
+//! - `guest` `side`: the rounds, inside of the guest
+//! - `results`: what came of it; pure
+
+mod guest;
+mod results;
+mod side;
+mod system;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+
+pub use self::guest::{Plan, rounds};
+use self::results::Results;
+use self::system::System;
+use super::Options;
+use super::facts::Facts;
+use crate::shell::{Shell, quoted};
+use crate::vm::{Job, Machine, prepare};
+
+/// What `--only` calls it; it is measured only when asked for, as it needs a guest.
+pub const NAME: &str = "rdma";
+/// The sizes and the batch that are measured unless others are named.
+const SIZES: [usize; 2] = [64 << 10, 1 << 20];
+const BATCH: u64 = 16;
+/// Seconds of a measurement: dozens of batches, or a few of the largest.
+const MEASURE_S: f64 = 4.0;
+const QUICK_S: f64 = 1.0;
+/// What a measurement may take beyond that: starting both sides in an emulated machine takes four
+/// seconds, and ten times that on a busy host.
+const OVERHEAD_S: f64 = 40.0;
+const MEMORY_MIB: u32 = 3072;
+
+/// Said wherever the figures are.
+const CAVEAT: &str = "Soft-RoCE in an emulated machine: the kernel's CPU time stands in for the \
+                      NIC. These figures compare programs with each other; soft-RoCE's speed is \
+                      never RDMA's speed.";
+
+/// Measures, writes the report and prints the summary.
+pub fn compare(shell: &Shell, options: &Options) -> Result<(), String> {
+    let out = shell.root.join(&options.out).join(NAME);
+    fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
+    let (versions, missing) = installed(shell, &options.without)?;
+    let plan = plan(options, &versions)?;
+    let facts = Facts::gather(shell, &versions);
+    let told = measured(shell, &plan)?;
+    let results = Results::of(&plan, &told, missing);
+    write(&out, &facts, &results, &plan)?;
+    print!("\n{}", results.summary());
+    for (system, why) in &results.notes {
+        println!("{}: not measured, or not all: {why}", system.word());
+    }
+    println!("{CAVEAT}\n\n{} and raw.json beside it have all", out.join("report.md").display());
+    match System::ALL.iter().any(|&system| results.is_complete(system)) {
+        true => Ok(()),
+        false => Err("no system has a figure in every cell".to_owned()),
+    }
+}
+
+type Versions = Vec<(String, String)>;
+
+/// What there is, and why the rest is not.
+fn installed(
+    shell: &Shell,
+    without: &[String],
+) -> Result<(Versions, Vec<(System, String)>), String> {
+    let words = System::ALL.map(System::word);
+    if let Some(name) = without.iter().find(|name| !words.contains(&name.as_str())) {
+        return Err(format!("{NAME} has no {name}: it has {}", words.join(", ")));
+    }
+    let (mut versions, mut missing) = (Vec::new(), Vec::new());
+    for system in System::ALL {
+        let installed = match without.iter().any(|name| name == system.word()) {
+            true => Err("left out, as asked".to_owned()),
+            false => system.install(shell),
+        };
+        match installed {
+            Ok(version) => versions.push((system.word().to_owned(), version)),
+            Err(why) => missing.push((system, why)),
+        }
+    }
+    Ok((versions, missing))
+}
+
+fn plan(options: &Options, versions: &Versions) -> Result<Plan, String> {
+    let sizes = if options.cells.is_empty() { &SIZES[..] } else { &options.cells };
+    let batches = if options.batches.is_empty() { vec![BATCH] } else { options.batches.clone() };
+    let plan = Plan {
+        rounds: options.rounds,
+        seconds: if options.quick { QUICK_S } else { MEASURE_S },
+        sizes: sizes.iter().map(|&bytes| bytes as u64).collect(),
+        batches,
+        systems: versions.iter().map(|(word, _)| word.clone()).collect(),
+    };
+    match plan.rounds == 0 || plan.cells().is_empty() || plan.systems.is_empty() {
+        true => Err("nothing to measure: no round, no batch that fits, or no system".to_owned()),
+        false => Ok(plan),
+    }
+}
+
+/// Boots the guest, which tells as it goes; one that dies half-way has told the half.
+fn measured(shell: &Shell, plan: &Plan) -> Result<Vec<guest::Told>, String> {
+    let measurements = plan.rounds * plan.cells().len() * plan.systems.len();
+    let limit_s = measurements as f64 * (plan.seconds + OVERHEAD_S);
+    println!("{measurements} measurements in a guest");
+    let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
+    let words = [own.to_string_lossy().into_owned(), "rdma-rounds".to_owned()];
+    let words = words.into_iter().chain(plan.words());
+    let command = words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ");
+    let machine = Machine { nics: 2, memory_mib: MEMORY_MIB, ..Machine::default() };
+    let job = Job { command, limit_s: limit_s as u64, keep: true };
+    let ended = prepare(shell, None)?.run(&machine, &job)?;
+    let told: Vec<_> = ended.output.lines().filter_map(guest::told).collect();
+    match (told.is_empty(), ended.code) {
+        (true, code) => Err(format!("the guest told of no measurement (exit code {code})")),
+        (false, 0) => Ok(told),
+        (false, code) => {
+            println!("the guest ended before its time (exit code {code})");
+            Ok(told)
+        }
+    }
+}
+
+fn write(out: &Path, facts: &Facts, results: &Results, plan: &Plan) -> Result<(), String> {
+    let raw = json!({
+        "facts": facts.json(),
+        "rounds": plan.rounds,
+        "measure_s": plan.seconds,
+        "caveat": CAVEAT,
+        "results": results.json(),
+    });
+    for (name, text) in
+        [("raw.json", format!("{raw:#}\n")), ("report.md", report(facts, results, plan))]
+    {
+        let path = out.join(name);
+        fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn report(facts: &Facts, results: &Results, plan: &Plan) -> String {
+    let mut text = String::from("# kvrail, Mooncake and perftest on soft-RoCE\n\n");
+    for (name, value) in &facts.lines {
+        text += &format!("- {name}: {value}\n");
+    }
+    let (rounds, seconds) = (plan.rounds, plan.seconds);
+    text += &format!(
+        "\n{CAVEAT}\n\nMB/s of {seconds} s each, one guest, in turn, rounds: {rounds}. Median \
+         (min-max). Ratios are taken round by round. `b16` is a batch of 16 requests, for perftest \
+         16 messages on their way; one caller.\n\n{}\n\n",
+        results.table()
+    );
+    for (system, why) in &results.notes {
+        text += &format!("- {}: not measured, or not all: {why}\n", system.word());
+    }
+    text
+}
