@@ -66,6 +66,8 @@ enum Chore {
     /// What `compare --only rdma` runs inside of its guest.
     #[command(hide = true)]
     RdmaRounds(compare::rdma::Plan),
+    /// Has Mooncake and a program meet over soft-RoCE, in a guest, and compares every byte.
+    RdmaExchange(verbs::interop::Options),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
     WithoutUring(without_uring::Options),
 }
@@ -82,6 +84,9 @@ fn main() -> ExitCode {
         Chore::Chaos(options) => chaos::chaos(&options).map(|_| ExitCode::SUCCESS),
         Chore::Vm(options) => vm::run(options),
         Chore::RdmaRounds(plan) => compare::rdma::rounds(&plan).map(|()| ExitCode::SUCCESS),
+        Chore::RdmaExchange(options) => shell::Shell::new()
+            .and_then(|shell| verbs::interop::exchange(&shell, &options))
+            .map(|_| ExitCode::SUCCESS),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };
     ended.unwrap_or_else(|error| {

@@ -1,6 +1,8 @@
 //! The step `rdma`: reactors with verbs build without a warning, start without libibverbs, and do
 //! what they should on soft-RoCE, in a guest with two such NICs; so does the command line.
 
+pub mod interop;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 

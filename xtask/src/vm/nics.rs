@@ -13,6 +13,9 @@ pub const NICS: [Nic; 2] =
 /// The entry of their address tables that IPv4 goes by, as RoCE v2.
 pub const GID_INDEX: &str = "1";
 
+/// The payload of a full RDMA packet between them.
+pub const MTU_BYTES: u64 = 4096;
+
 /// How many packets a NIC has received. A transfer that leaves it as it was went another way.
 ///
 /// # Errors

@@ -130,8 +130,10 @@ impl Row {
 mod tests {
     use super::*;
 
-    fn told(round: usize, system: &str, result: Result<f64, String>) -> Told {
-        Told { round, cell: "write 64K b16".to_owned(), system: system.to_owned(), result }
+    const WRITE: &str = "write 64K b16";
+
+    fn told(round: usize, cell: &str, system: &str, result: Result<f64, String>) -> Told {
+        Told { round, cell: cell.to_owned(), system: system.to_owned(), result }
     }
 
     fn results() -> Results {
@@ -143,12 +145,13 @@ mod tests {
             systems: Vec::new(),
         };
         let told = [
-            told(0, "perftest", Ok(40.0)),
-            told(1, "perftest", Ok(20.0)),
-            told(2, "perftest", Ok(50.0)),
-            told(0, "mooncake", Ok(20.0)),
-            told(1, "mooncake", Err("it told no throughput".to_owned())),
-            told(2, "mooncake", Ok(100.0)),
+            told(0, WRITE, "perftest", Ok(40.0)),
+            told(1, WRITE, "perftest", Ok(20.0)),
+            told(2, WRITE, "perftest", Ok(50.0)),
+            told(0, WRITE, "mooncake", Ok(20.0)),
+            told(1, WRITE, "mooncake", Err("it told no throughput".to_owned())),
+            told(2, WRITE, "mooncake", Ok(100.0)),
+            told(0, "read 64K b16", "perftest", Ok(1.0)),
         ];
         Results::of(&plan, &told, vec![(System::Kvrail, "not built".to_owned())])
     }
@@ -164,8 +167,7 @@ mod tests {
         let kvrail = (System::Kvrail, "not built".to_owned());
         let mooncake = "write 64K b16, round 1: it told no throughput".to_owned();
         assert_eq!(results.notes, [kvrail, (System::Mooncake, mooncake)]);
-        assert!(results.is_complete(System::Perftest) && !results.is_complete(System::Kvrail));
-        assert!(!results.is_complete(System::Kvrail));
+        assert!(results.is_complete(System::Perftest) && !results.is_complete(System::Mooncake));
         let raw = results.json();
         assert_eq!(raw["cells"][0]["megabytes_per_second"]["mooncake"], json!([20.0, null, 100.0]));
         assert_eq!(raw["cells"][0]["ratios"]["mooncake_over_perftest"]["max"], 2.0);
@@ -180,6 +182,7 @@ mod tests {
         assert_eq!(cells[2..5], ["40.0 (20.0-50.0)", "60.0 (20.0-100)", "-"]);
         assert_eq!(cells[5..8], ["-", "-", "1.25 (0.500-2.00)"]);
         let summary = results.summary();
-        assert_eq!(summary, "write 64K b16   perftest 40.0, mooncake 60.0, kvrail - MB/s\n");
+        let first = "write 64K b16   perftest 40.0, mooncake 60.0, kvrail - MB/s\n";
+        assert!(summary.starts_with(first), "{summary}");
     }
 }
