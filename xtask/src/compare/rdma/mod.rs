@@ -16,10 +16,14 @@ use serde_json::json;
 
 pub use self::guest::{Plan, rounds};
 use self::results::Results;
+pub use self::side::Side as Program;
 use self::system::System;
+pub use self::system::{Task, kvrail as bench};
 use super::Options;
 use super::facts::Facts;
+pub use super::plan::Cell;
 use crate::shell::{Shell, quoted};
+use crate::vm::guest::Boot;
 use crate::vm::{Job, Machine, prepare};
 
 /// What `--only` calls it; it is measured only when asked for, as it needs a guest.
@@ -44,10 +48,12 @@ const CAVEAT: &str = "Soft-RoCE in an emulated machine: the kernel's CPU time st
 pub fn compare(shell: &Shell, options: &Options) -> Result<(), String> {
     let out = shell.root.join(&options.out).join(NAME);
     fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
-    let (versions, missing) = installed(shell, &options.without)?;
+    let (mut versions, missing) = installed(shell, &options.without)?;
     let plan = plan(options, &versions)?;
+    let boot = prepare(shell, None)?;
+    versions.push(("guest".to_owned(), described(&boot)));
     let facts = Facts::gather(shell, &versions);
-    let told = measured(shell, &plan)?;
+    let told = measured(&boot, &plan)?;
     let results = Results::of(&plan, &told, missing);
     write(&out, &facts, &results, &plan)?;
     print!("\n{}", results.summary());
@@ -102,8 +108,19 @@ fn plan(options: &Options, versions: &Versions) -> Result<Plan, String> {
     }
 }
 
+fn machine() -> Machine {
+    Machine { nics: 2, memory_mib: MEMORY_MIB, ..Machine::default() }
+}
+
+/// The guest in a line; its kernel's folder has the name of its version.
+fn described(boot: &Boot) -> String {
+    let version = boot.vmlinux.parent().and_then(Path::file_name).unwrap_or_default();
+    let Machine { smp, memory_mib, .. } = machine();
+    format!("kernel {}, {smp} emulated CPUs, {memory_mib} MiB", version.display())
+}
+
 /// Boots the guest, which tells as it goes; one that dies half-way has told the half.
-fn measured(shell: &Shell, plan: &Plan) -> Result<Vec<guest::Told>, String> {
+fn measured(boot: &Boot, plan: &Plan) -> Result<Vec<guest::Told>, String> {
     let measurements = plan.rounds * plan.cells().len() * plan.systems.len();
     let limit_s = measurements as f64 * (plan.seconds + OVERHEAD_S);
     println!("{measurements} measurements in a guest");
@@ -111,9 +128,8 @@ fn measured(shell: &Shell, plan: &Plan) -> Result<Vec<guest::Told>, String> {
     let words = [own.to_string_lossy().into_owned(), "rdma-rounds".to_owned()];
     let words = words.into_iter().chain(plan.words());
     let command = words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ");
-    let machine = Machine { nics: 2, memory_mib: MEMORY_MIB, ..Machine::default() };
     let job = Job { command, limit_s: limit_s as u64, keep: true };
-    let ended = prepare(shell, None)?.run(&machine, &job)?;
+    let ended = boot.run(&machine(), &job)?;
     let told: Vec<_> = ended.output.lines().filter_map(guest::told).collect();
     match (told.is_empty(), ended.code) {
         (true, code) => Err(format!("the guest told of no measurement (exit code {code})")),
@@ -150,8 +166,8 @@ fn report(facts: &Facts, results: &Results, plan: &Plan) -> String {
     let (rounds, seconds) = (plan.rounds, plan.seconds);
     text += &format!(
         "\n{CAVEAT}\n\nMB/s of {seconds} s each, one guest, in turn, rounds: {rounds}. Median \
-         (min-max). Ratios are taken round by round. `b16` is a batch of 16 requests, for perftest \
-         16 messages on their way; one caller.\n\n{}\n\n",
+         (min-max). Ratios are taken round by round. `b16` is a batch of 16 requests of one caller, \
+         for perftest 16 messages on their way on each of its two queue pairs.\n\n{}\n\n",
         results.table()
     );
     for (system, why) in &results.notes {
