@@ -29,6 +29,7 @@ pub fn meet(target: &str, initiator: &str, logs: &Path) -> Result<u64, String> {
     target.ask(json!({"do": "close"}))?;
     Ok(packets.iter().sum())
 }
+
 /// All of the target's memory, as it was at first.
 fn read(initiator: &mut Side, target: &Side) -> Result<(), String> {
     initiator.transfer("read", &target.memory, 0, LENGTH)?;
