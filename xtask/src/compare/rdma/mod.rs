@@ -166,8 +166,8 @@ fn report(facts: &Facts, results: &Results, plan: &Plan) -> String {
     let (rounds, seconds) = (plan.rounds, plan.seconds);
     text += &format!(
         "\n{CAVEAT}\n\nMB/s of {seconds} s each, one guest, in turn, rounds: {rounds}. Median \
-         (min-max). Ratios are taken round by round. `b16` is a batch of 16 requests of one caller, \
-         for perftest 16 messages on their way on each of its two queue pairs.\n\n{}\n\n",
+         (min-max). Ratios are taken round by round. `b16` is a batch of 16 requests of one \
+         caller, for perftest 16 messages on their way on each of its two queue pairs.\n\n{}\n\n",
         results.table()
     );
     for (system, why) in &results.notes {

@@ -138,8 +138,9 @@ fn perftest_figure(said: &str) -> Option<f64> {
     Some(average * MEBIBYTE / 1e6)
 }
 
-/// As it does best here. A slice is as long as a block, so that a block is one message as everywhere.
-/// Both sides have the idle scheduling class: they poll, and soft-RoCE works on the same CPUs.
+/// As it does best here. A slice is as long as a block, so that a block is one message as it is
+/// everywhere. Both sides are of the idle scheduling class: they poll, and soft-RoCE works on the
+/// same CPUs.
 fn mooncake(bench: PathBuf, task: Task, nic: &Nic, to: Option<&str>) -> Command {
     let Cell { operation, block_bytes, batch, .. } = task.cell;
     let mut command = Command::new("chrt");
