@@ -4,9 +4,11 @@
 
 #[cfg(feature = "rdma")]
 mod provider;
+mod status;
 
 #[cfg(feature = "rdma")]
 pub use self::provider::*;
+pub use self::status::Status;
 use crate::region::Slice;
 
 /// A list of work requests for one queue pair, posted with one doorbell.
@@ -87,7 +89,7 @@ pub enum Operation {
 /// One entry of a send queue.
 #[derive(Debug, Clone)]
 pub struct WorkRequest {
-    /// Comes back with its completion.
+    /// Comes back with its completion. Any but `u64::MAX`, by which a provider knows receives.
     pub id: u64,
     /// What it does.
     pub operation: Operation,
@@ -99,23 +101,6 @@ pub struct WorkRequest {
     pub key: RemoteKey,
     /// Whether success completes; failure always does.
     pub is_signalled: bool,
-}
-
-/// How a work request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// It is done; so is every one posted before it to its queue pair.
-    Success,
-    /// The queue pair is in error: this was not tried, or given up.
-    Flushed,
-    /// The peer doesn't permit it.
-    RemoteAccess,
-    /// Our own range is not registered, or too short.
-    LocalProtection,
-    /// The peer did not answer, however often it was asked.
-    RetryExceeded,
-    /// The peer has no receive for it.
-    ReceiverNotReady,
 }
 
 /// What an entry of a completion queue is about.
@@ -138,13 +123,34 @@ pub struct Completion {
     pub what: Completed,
 }
 
-/// What a device reports beside completions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a device reports beside completions. Its words are those of <infiniband/verbs.h>.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AsyncEvent {
     /// The port carries traffic.
+    #[error("port active")]
     PortUp,
     /// The port carries none.
+    #[error("port error")]
     PortDown,
+    /// An address of the port has changed, a GID or its LID: peers that connect use another.
+    #[error("GID table change")]
+    GidChanged,
     /// A peer asked this queue pair for something that it doesn't permit: it is in error.
+    #[error("local access violation work queue error, queue pair {}", .0.0)]
     AccessViolated(QpNumber),
+    /// This queue pair is in error by the device's own doing.
+    #[error("local work queue catastrophic error, queue pair {}", .0.0)]
+    PairFailed(QpNumber),
+    /// This queue pair is in error and takes no more of the receives that it shares.
+    #[error("last WQE reached, queue pair {}", .0.0)]
+    LastReceive(QpNumber),
+    /// The completion queue of this number has overflowed: its completions are lost.
+    #[error("CQ error, completion queue {0}")]
+    CompletionsFailed(u32),
+    /// The shared receive queue of this number gives no more receives.
+    #[error("SRQ catastrophic error, shared receive queue {0}")]
+    ReceivesFailed(u32),
+    /// The device is gone for good.
+    #[error("local catastrophic error")]
+    DeviceFatal,
 }

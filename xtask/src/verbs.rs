@@ -64,7 +64,7 @@ pub fn with_libclang(cargo: &mut Command) -> &mut Command {
     cargo.env("LIBCLANG_PATH", LIBCLANG)
 }
 
-/// Builds reactors/tests/verbs.rs.
+/// Builds reactors/tests/verbs.
 fn built(shell: &Shell) -> Result<PathBuf, String> {
     let mut command = shell.cargo(
         "test --locked -p kvrail-reactors --features rdma --no-run --message-format json \
@@ -74,7 +74,7 @@ fn built(shell: &Shell) -> Result<PathBuf, String> {
     println!("$ {}", shown(&command));
     let output = command.output().map_err(|error| format!("cargo test: {error}"))?;
     let found = proof::executable(&String::from_utf8_lossy(&output.stdout), "verbs");
-    found.filter(|_| output.status.success()).ok_or("reactors/tests/verbs.rs: not built".into())
+    found.filter(|_| output.status.success()).ok_or("reactors/tests/verbs: not built".into())
 }
 
 /// One binary serves hosts with and without RDMA, so it must not ask the linker for the library.

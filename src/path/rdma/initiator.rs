@@ -181,12 +181,10 @@ impl Initiator {
         for (posted, status) in ended {
             self.retire((ticket, queue), posted, status, now_ns);
         }
-        match status {
-            Status::Success => {}
-            Status::RemoteAccess | Status::LocalProtection => {
-                self.end_endpoint(ticket, Cause::Guilty, now_ns);
-            }
-            _ => self.end_endpoint(ticket, Cause::Failed, now_ns),
+        if !status.is_success() {
+            let is_guilty = status.is_protection();
+            let cause = if is_guilty { Cause::Guilty } else { Cause::Failed };
+            self.end_endpoint(ticket, cause, now_ns);
         }
         self.settle(ticket, now_ns);
         self.dispatch(peer, now_ns);
@@ -295,9 +293,8 @@ impl Transfer {
 
     /// Whether an item itself is what failed: a closed window means that the block moved on.
     fn blame(&self, item: usize, status: Status) -> Option<ErrorKind> {
-        let is_guilty = matches!(status, Status::RemoteAccess | Status::LocalProtection);
         let is_granted = matches!(self.keys(item), Some(Keys::Grant(_)));
         let kind = if is_granted { ErrorKind::Stale } else { ErrorKind::Refused };
-        is_guilty.then_some(kind)
+        status.is_protection().then_some(kind)
     }
 }

@@ -164,8 +164,16 @@ impl Process {
             for event in self.nics[rail].events() {
                 match event {
                     AsyncEvent::PortUp => self.initiator.port(rail as u8, true, now_ns),
-                    AsyncEvent::PortDown => self.initiator.port(rail as u8, false, now_ns),
-                    AsyncEvent::AccessViolated(qp) => self.target.violated(rail as u8, qp),
+                    AsyncEvent::PortDown | AsyncEvent::DeviceFatal => {
+                        self.initiator.port(rail as u8, false, now_ns);
+                    }
+                    AsyncEvent::AccessViolated(qp) | AsyncEvent::PairFailed(qp) => {
+                        self.target.violated(rail as u8, qp);
+                    }
+                    AsyncEvent::GidChanged
+                    | AsyncEvent::LastReceive(_)
+                    | AsyncEvent::CompletionsFailed(_)
+                    | AsyncEvent::ReceivesFailed(_) => {}
                 }
             }
         }

@@ -5,9 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use rdma_sys::{
-    ibv_comp_channel, ibv_cq, ibv_poll_cq, ibv_req_notify_cq, ibv_wc, ibv_wc_flags, ibv_wc_opcode,
-};
+use rdma_sys::{ibv_comp_channel, ibv_cq, ibv_poll_cq, ibv_req_notify_cq, ibv_wc, ibv_wc_flags};
 
 use super::device::{Device, set_nonblocking};
 use super::library::VerbsError;
@@ -20,15 +18,26 @@ const LOOK: usize = 32;
 /// Acknowledging takes a lock, so it is done once in so many events.
 const ACKNOWLEDGE_EVENTS: u32 = 64;
 
+/// The id that every receive has: of one that failed, nothing else says what it was.
+pub(super) const RECEIVE: u64 = u64::MAX;
+
+/// What was taken from a completion queue.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Taken {
+    /// Completions of work requests.
+    pub(super) sent: usize,
+    /// Receives that are used up, whether they brought a word or not.
+    pub(super) received: usize,
+}
+
 /// A completion queue of one shard.
 #[derive(Debug)]
-pub struct CompletionQueue {
+pub(super) struct CompletionQueue {
     pub(super) cq: NonNull<ibv_cq>,
     channel: NonNull<ibv_comp_channel>,
     device: Arc<Device>,
     /// Events that were taken and not acknowledged.
     taken: u32,
-    capacity: u32,
 }
 
 // SAFETY: the handles may be used by any thread; one owns them at a time.
@@ -39,7 +48,7 @@ impl CompletionQueue {
     ///
     /// # Errors
     /// What the kernel says: more than the device takes.
-    pub fn new(device: &Arc<Device>, capacity: u32) -> Result<Self, VerbsError> {
+    pub(super) fn new(device: &Arc<Device>, capacity: u32) -> Result<Self, VerbsError> {
         let (library, context) = (device.library, device.context.as_ptr());
         // SAFETY: the device is open.
         let channel = NonNull::new(unsafe { (library.ibv_create_comp_channel)(context) });
@@ -54,34 +63,37 @@ impl CompletionQueue {
             unsafe { (library.ibv_destroy_comp_channel)(channel.as_ptr()) };
             return Err(error);
         };
-        let queue = Self { cq, channel, device: device.clone(), taken: 0, capacity };
+        let queue = Self { cq, channel, device: device.clone(), taken: 0 };
         set_nonblocking(queue.fd())?;
         Ok(queue)
     }
 
-    /// How many completions it holds.
-    pub fn capacity(&self) -> u32 {
-        self.capacity
+    /// What the kernel calls it in its reports.
+    pub(super) fn number(&self) -> u32 {
+        // SAFETY: the queue lives.
+        unsafe { self.cq.as_ref().handle }
     }
 
     /// Readable when a completion comes after [`CompletionQueue::arm`].
-    pub fn fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the channel, and its descriptor with it, lives as long as the queue.
         unsafe { BorrowedFd::borrow_raw(self.channel.as_ref().fd) }
     }
 
     /// Takes at most `budget` completions.
-    pub fn poll(&mut self, budget: usize, done: &mut Vec<Completion>) -> usize {
-        let mut taken = 0;
-        while taken < budget {
-            let look = LOOK.min(budget - taken);
+    pub(super) fn poll(&mut self, budget: usize, done: &mut Vec<Completion>) -> Taken {
+        let mut taken = Taken::default();
+        while taken.all() < budget {
+            let look = LOOK.min(budget - taken.all());
             // SAFETY: numbers and a union of numbers, for all of which zero is a value.
             let mut entries: [ibv_wc; LOOK] = unsafe { std::mem::zeroed() };
             // SAFETY: the queue lives, and there is room for as many entries.
             let found = unsafe { ibv_poll_cq(self.cq.as_ptr(), look as i32, entries.as_mut_ptr()) };
             let found = usize::try_from(found).unwrap_or(0);
-            done.extend(entries[..found].iter().map(completion));
-            taken += found;
+            let received = entries[..found].iter().filter(|entry| entry.wr_id == RECEIVE).count();
+            taken.received += received;
+            taken.sent += found - received;
+            done.extend(entries[..found].iter().filter_map(completion));
             if found < look {
                 break;
             }
@@ -91,7 +103,7 @@ impl CompletionQueue {
 
     /// The next completion makes [`CompletionQueue::fd`] readable. Poll once more behind this:
     /// those that came before it don't.
-    pub fn arm(&mut self) -> bool {
+    pub(super) fn arm(&mut self) -> bool {
         self.take_events();
         // SAFETY: the queue lives.
         unsafe { ibv_req_notify_cq(self.cq.as_ptr(), 0) == 0 }
@@ -130,16 +142,44 @@ impl Drop for CompletionQueue {
     }
 }
 
-fn completion(entry: &ibv_wc) -> Completion {
+impl Taken {
+    pub(super) fn all(self) -> usize {
+        self.sent + self.received
+    }
+}
+
+/// What a shard learns of an entry: of a receive, the word that it brought. One that failed brings
+/// none; its queue pair is in error, and says so.
+fn completion(entry: &ibv_wc) -> Option<Completion> {
+    let (qp, status) = (QpNumber(entry.qp_num), status(entry.status));
+    if entry.wr_id != RECEIVE {
+        return Some(Completion { qp, id: entry.wr_id, what: Completed::Sent(status) });
+    }
     let is_immediate = entry.wc_flags & ibv_wc_flags::IBV_WC_WITH_IMM.0 != 0;
-    let is_receive = entry.opcode & ibv_wc_opcode::IBV_WC_RECV != 0;
-    let what = match status(entry.status) {
-        super::Status::Success if is_receive && is_immediate => {
-            // SAFETY: the flag says that the union holds an immediate.
-            let word = unsafe { entry.imm_data_invalidated_rkey_union.imm_data };
-            Completed::Received(u32::from_be(word))
-        }
-        status => Completed::Sent(status),
-    };
-    Completion { qp: QpNumber(entry.qp_num), id: entry.wr_id, what }
+    (status.is_success() && is_immediate).then(|| {
+        // SAFETY: the flag says that the union holds an immediate.
+        let word = unsafe { entry.imm_data_invalidated_rkey_union.imm_data };
+        Completion { qp, id: 0, what: Completed::Received(u32::from_be(word)) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rdma_sys::ibv_wc_status;
+
+    use super::*;
+
+    #[test]
+    fn a_receive_that_failed_is_no_completion_of_a_work_request() {
+        // SAFETY: numbers and a union of numbers, for all of which zero is a value.
+        let mut entry: ibv_wc = unsafe { std::mem::zeroed() };
+        (entry.qp_num, entry.wr_id) = (7, RECEIVE);
+        entry.status = ibv_wc_status::IBV_WC_WR_FLUSH_ERR;
+        assert_eq!(completion(&entry), None);
+        entry.status = ibv_wc_status::IBV_WC_SUCCESS;
+        entry.wc_flags = ibv_wc_flags::IBV_WC_WITH_IMM.0;
+        entry.imm_data_invalidated_rkey_union.imm_data = 9_u32.to_be();
+        let word = Completion { qp: QpNumber(7), id: 0, what: Completed::Received(9) };
+        assert_eq!(completion(&entry), Some(word));
+    }
 }

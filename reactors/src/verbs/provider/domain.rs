@@ -31,11 +31,6 @@ impl Domain {
         let pd = pd.ok_or_else(|| VerbsError::last("ibv_alloc_pd"))?;
         Ok(Arc::new(Self { pd, device }))
     }
-
-    /// The device that it is of.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
-    }
 }
 
 impl Drop for Domain {

@@ -1,18 +1,30 @@
 //! Memory that a device may reach, and the keys to it.
+//!
+//! Memory of a GPU would come as a dma-buf: [`Piece::new`] is where `ibv_reg_dmabuf_mr` takes the
+//! place of `ibv_reg_mr_iova2`, and nothing else knows how a piece came to its keys.
 
 use std::ffi::{c_uint, c_void};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use rdma_sys::{ibv_access_flags, ibv_mr};
 
 use super::domain::Domain;
 use super::library::VerbsError;
+use super::parallel;
 use super::{RemoteAccess, RemoteKey};
 use crate::region::{Region, Slice};
 
 /// Most bytes of one registration: above, drivers are known to fail (Mooncake cuts here too).
 pub const PIECE_MAX_BYTES: usize = 7 << 29;
+
+/// Threads that register pieces of one region: what keeps the memory of a socket busy with faulting
+/// pages in and pinning them; the other CPUs belong to the service that embeds us.
+const THREADS_MAX: usize = 8;
+
+/// Is told of bytes that are registered, and of how many there are in all.
+pub type Progress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// A region that a device may reach, in one piece or several.
 #[derive(Debug)]
@@ -45,26 +57,37 @@ unsafe impl Send for Piece {}
 unsafe impl Sync for Piece {}
 
 impl Registration {
-    /// Has the device pin a region. Peers may do there what `access` says. The device may order
-    /// its stores as it likes ([relaxed ordering]), except that a completion comes behind them.
+    /// Has the device pin a region, all of it or nothing, pieces of at most so many bytes side by
+    /// side. Peers may do there what `access` says. The device may order its stores as it likes
+    /// ([relaxed ordering]), except that a completion comes behind them. `progress` is told of
+    /// every piece, by any thread, one at a time.
     ///
     /// [relaxed ordering]: https://docs.kernel.org/PCI/index.html
     ///
     /// # Errors
     /// What the kernel says: too little locked memory, or too many registrations.
-    pub fn new(
+    pub(super) fn new(
         domain: &Arc<Domain>,
         region: Arc<Region>,
         access: RemoteAccess,
+        piece_bytes: usize,
+        progress: Progress<'_>,
     ) -> Result<Self, VerbsError> {
         let limit = domain.device.limits().registration_bytes;
-        let most = usize::try_from(limit).unwrap_or(usize::MAX).min(PIECE_MAX_BYTES);
-        let cuts = (0..region.len()).step_by(most);
-        let piece = |offset| {
-            let len = most.min(region.len() - offset);
-            Piece::new(domain, &region, (offset, len), flags(access))
+        let most = usize::try_from(limit).unwrap_or(usize::MAX).min(piece_bytes).max(1);
+        let (all, count) = (region.len(), region.len().div_ceil(most));
+        let done = Mutex::new(0);
+        let piece = |index| {
+            let offset = index * most;
+            let len = most.min(all - offset);
+            let piece = Piece::new(domain, &region, (offset, len), flags(access))?;
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            *done += len;
+            progress(*done, all);
+            Ok(piece)
         };
-        let pieces = cuts.map(piece).collect::<Result<_, _>>()?;
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        let pieces = parallel::all(count, threads, piece)?;
         Ok(Self { region, pieces })
     }
 

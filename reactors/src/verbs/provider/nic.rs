@@ -1,36 +1,31 @@
 //! A NIC as one shard uses it: its queue pairs, its completions and its receives, behind the
 //! contract of every reactor.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, PoisonError, RwLock};
+mod ending;
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::iter;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::adapter::{Adapter, Known};
 use super::completion::CompletionQueue;
-use super::device::Device;
-use super::domain::Domain;
 use super::library::VerbsError;
-use super::memory::Registration;
-use super::queue::{QueuePair, Way};
+use super::markers::Markers;
+use super::queue::QueuePair;
 use super::receives::Receives;
 use super::send::{Opening, Sends};
+use super::way::Way;
 use super::window::Window;
 use super::{
-    AsyncEvent, Completed, Completion, Operation, Post, QpAddress, QpNumber, QpState, RemoteAccess,
-    RemoteKey, Status, WorkRequest,
+    AsyncEvent, Completion, Operation, Post, QpAddress, QpNumber, QpState, RemoteKey, Status,
+    WorkRequest,
 };
 use crate::Reactor;
-use crate::region::Region;
 
 /// Bits of a packet's number (IBTA 9.7.3).
 const PACKET_NUMBER_MASK: u32 = 0xff_ffff;
-
-/// An opened device with its domain and registrations, which all shards share.
-#[derive(Debug)]
-pub struct Adapter {
-    domain: Arc<Domain>,
-    registrations: RwLock<HashMap<u64, Arc<Registration>>>,
-}
 
 /// How large a shard's queues are.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +38,21 @@ pub struct Depths {
     pub receives: u32,
 }
 
+/// What a NIC has done, all counted from its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Work requests that the device took.
+    pub work_requests: u64,
+    /// Those of them that complete even if all goes well.
+    pub signalled: u64,
+    /// Lists that they were posted in: each rings a doorbell once.
+    pub doorbells: u64,
+    /// Their completions.
+    pub completions: u64,
+    /// Receives that peers have used up.
+    pub receives: u64,
+}
+
 /// One shard's side of an adapter. Fields are dropped in their order: queue pairs before the
 /// queues that they use.
 #[derive(Debug)]
@@ -51,80 +61,51 @@ pub struct Nic {
     windows: HashMap<RemoteKey, Window>,
     completions: CompletionQueue,
     receives: Receives,
-    adapter: Arc<Adapter>,
+    known: Known,
     depths: Depths,
-    /// What never reached the device, and what became of it.
-    failed: Vec<Completion>,
-    /// Posted to mark the end of their queue pairs.
-    markers: HashSet<(QpNumber, u64)>,
-    /// Markers of queue pairs that have ended, until what came before them is handed out.
-    ended: Vec<Completion>,
+    sends: Sends,
+    /// What polls hand out before they look at the device.
+    ready: VecDeque<Completion>,
+    /// Taken from the device, to be looked at.
+    found: Vec<Completion>,
+    /// Queue pairs of whom something never got to the device and has not ended.
+    broken: BTreeSet<QpNumber>,
+    markers: Markers,
+    /// Markers behind which nothing comes but what the queue of completions holds.
+    ending: Vec<Completion>,
+    /// The device, or a queue of this NIC, is gone for good.
+    is_lost: bool,
     random: RandomState,
     made: u64,
-}
-
-impl Adapter {
-    /// Opens a device.
-    ///
-    /// # Errors
-    /// As [`Device::open`].
-    pub fn open(name: &str) -> Result<Arc<Self>, VerbsError> {
-        let domain = Domain::new(Device::open(name)?)?;
-        Ok(Arc::new(Self { domain, registrations: RwLock::default() }))
-    }
-
-    /// The device.
-    pub fn device(&self) -> &Device {
-        &self.domain.device
-    }
-
-    /// Makes a region reachable for the device, and for peers as `access` says.
-    ///
-    /// # Errors
-    /// As [`Registration::new`].
-    pub fn register(
-        &self,
-        region: &Arc<Region>,
-        access: RemoteAccess,
-    ) -> Result<Arc<Registration>, VerbsError> {
-        let registration = Arc::new(Registration::new(&self.domain, region.clone(), access)?);
-        let mut all = self.registrations.write().unwrap_or_else(PoisonError::into_inner);
-        all.insert(region.id(), registration.clone());
-        Ok(registration)
-    }
-
-    /// Takes a registration back; the device reaches nothing by it once its last holder is gone.
-    pub fn deregister(&self, region: &Region) {
-        let mut all = self.registrations.write().unwrap_or_else(PoisonError::into_inner);
-        all.remove(&region.id());
-    }
-
-    fn registration(&self, region: &Region) -> Option<Arc<Registration>> {
-        let all = self.registrations.read().unwrap_or_else(PoisonError::into_inner);
-        all.get(&region.id()).cloned()
-    }
+    counters: Counters,
 }
 
 impl Nic {
-    /// A shard's queues.
+    /// A shard's queues, with all receives posted.
     ///
     /// # Errors
     /// What the kernel says: more than the device takes.
     pub fn new(adapter: Arc<Adapter>, depths: Depths) -> Result<Self, VerbsError> {
         let completions = CompletionQueue::new(&adapter.domain.device, depths.completions)?;
         let receives = Receives::new(&adapter.domain, depths.receives)?;
+        let markers = Markers::new(!adapter.device().is_software());
         Ok(Self {
             pairs: BTreeMap::new(),
             windows: HashMap::new(),
             completions,
             receives,
-            adapter,
+            known: Known::new(adapter),
             depths,
-            failed: Vec::new(),
-            markers: HashSet::new(),
-            ended: Vec::new(),
+            sends: Sends::default(),
+            ready: VecDeque::new(),
+            found: Vec::new(),
+            broken: BTreeSet::new(),
+            markers,
+            ending: Vec::new(),
+            is_lost: false,
             random: RandomState::new(),
             made: 0,
+            counters: Counters::default(),
         })
     }
 
@@ -133,7 +114,7 @@ impl Nic {
     /// # Errors
     /// What the kernel says: the device has no windows, or too few.
     pub fn window(&mut self) -> Result<RemoteKey, VerbsError> {
-        let window = Window::new(&self.adapter.domain)?;
+        let window = Window::new(&self.known.adapter().domain)?;
         let key = window.key();
         self.windows.insert(key, window);
         Ok(key)
@@ -147,12 +128,24 @@ impl Nic {
     /// Makes a queue pair, and draws the number of its first packet.
     ///
     /// # Errors
-    /// What the kernel says: too many, or too deep.
+    /// What the kernel says: too many, or too deep; the device is gone.
     pub fn create_qp(&mut self) -> Result<QpAddress, VerbsError> {
         self.made += 1;
-        let first_packet = self.random.hash_one(self.made) as u32 & PACKET_NUMBER_MASK;
-        let (domain, depth) = (&self.adapter.domain, self.depths.work_requests);
+        self.create_qp_from(self.random.hash_one(self.made) as u32)
+    }
+
+    /// Makes a queue pair that counts its packets from here, modulo 2^24. Mooncake's peers expect
+    /// 0; others are safer with [`Nic::create_qp`].
+    ///
+    /// # Errors
+    /// As [`Nic::create_qp`].
+    pub fn create_qp_from(&mut self, first_packet: u32) -> Result<QpAddress, VerbsError> {
+        if self.is_lost {
+            VerbsError::check("a queue pair of a device that is gone", libc::ENODEV)?;
+        }
+        let (domain, depth) = (&self.known.adapter().domain, self.depths.work_requests);
         let (completions, receives) = (&self.completions, &self.receives);
+        let first_packet = first_packet & PACKET_NUMBER_MASK;
         let pair = QueuePair::new(domain, completions, receives, depth, first_packet)?;
         let address = pair.address();
         self.pairs.insert(address.number, pair);
@@ -178,10 +171,14 @@ impl Nic {
         }
     }
 
-    /// Ends it. Its memory is held until here.
+    /// Ends it. Its memory is held until here, and of its completions none is handed out any more.
     pub fn destroy(&mut self, qp: QpNumber) {
-        self.pairs.remove(&qp);
-        self.markers.retain(|(marked, _)| *marked != qp);
+        if self.has(qp) {
+            self.remove(qp);
+            self.ending.retain(|marker| marker.qp != qp);
+            self.ready.retain(|completion| completion.qp != qp);
+            self.end_pairs();
+        }
     }
 
     /// Where it is in its life; none where there is no such queue pair.
@@ -189,82 +186,113 @@ impl Nic {
         self.pairs.get(&qp)?.state()
     }
 
-    /// Adds receives to the shared queue; returns how many it had room for.
-    pub fn post_receives(&mut self, count: usize) -> usize {
-        self.receives.post(count)
+    /// Whether there is such a queue pair.
+    pub fn has(&self, qp: QpNumber) -> bool {
+        self.pairs.contains_key(&qp)
     }
 
-    /// What the device has reported.
+    /// The device reports this ([`Device::events`](super::Device::events)), whosever it is. Where
+    /// the device or one of the NIC's own queues is gone for good, so are the queue pairs: all that
+    /// is posted comes out of the next polls as flushed, and its memory is quiet.
+    pub fn told(&mut self, event: AsyncEvent) {
+        match event {
+            // A report may be older than the queue pair that has its number now.
+            AsyncEvent::LastReceive(qp) if self.state(qp) == Some(QpState::Error) => {
+                self.ending.extend(self.markers.last_receive(qp));
+                self.end_pairs();
+            }
+            AsyncEvent::DeviceFatal => self.lose(),
+            AsyncEvent::CompletionsFailed(number) if number == self.completions.number() => {
+                // What it still holds is not to be relied on.
+                self.is_lost = true;
+                self.lose();
+            }
+            AsyncEvent::ReceivesFailed(number) if number == self.receives.number() => self.lose(),
+            _ => {}
+        }
+    }
+
+    /// Gives up waiting for [`AsyncEvent::LastReceive`] of those queue pairs whose markers waited
+    /// already when this was last called, so a marker waits for one interval between two calls at
+    /// least. The end of a queue pair proves its memory quiet all the same; what may be missing is
+    /// a word that a device got and never told of.
+    pub fn expire_markers(&mut self) {
+        self.ending.append(&mut self.markers.expire());
+        self.end_pairs();
+    }
+
+    /// Lets go of registrations that were taken back. Polling and submitting do so as well; a shard
+    /// that sleeps is told to.
+    pub fn refresh(&mut self) {
+        self.known.refresh();
+    }
+
+    /// What the device has reported, to whoever asks first.
     pub fn events(&self) -> Vec<AsyncEvent> {
-        self.adapter.device().events()
+        self.known.adapter().device().events()
     }
 
-    /// Readable when a completion comes after [`Reactor::arm`].
+    /// What was posted and has completed.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Readable when a completion comes after [`Reactor::arm`], and for good when the device is
+    /// gone.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.completions.fd()
     }
 
-    /// A chain for the device; none where a request names memory that is not registered.
-    fn chain(&self, requests: Vec<WorkRequest>) -> Option<Sends> {
-        let mut sends = Sends::default();
+    /// Hands a list over to the device, up to the first request that can't be.
+    fn post(&mut self, qp: QpNumber, requests: Vec<WorkRequest>) {
+        let Self { pairs, windows, known, sends, counters, .. } = self;
+        let Some(pair) = pairs.get_mut(&qp) else { return };
+        sends.clear();
         for request in requests {
-            let found = match &request.local {
-                Some(local) => Some(self.adapter.registration(local.region())?),
-                None => None,
-            };
-            let opening = match (request.operation, &found) {
-                (Operation::Bind { window, .. }, Some(registration)) => Some(Opening {
-                    mw: self.windows.get(&window)?.mw,
-                    mr: registration.piece(request.key)?,
-                }),
-                (Operation::Bind { .. }, None) => return None,
-                _ => None,
-            };
-            let pieces: Vec<_> = match (&found, &request.local) {
-                (Some(registration), Some(local)) => registration.local(local).collect(),
-                _ => Vec::new(),
-            };
-            sends.push(request, pieces, opening);
-        }
-        Some(sends)
-    }
-
-    /// Lets go of the memory of what has completed. A flushed marker is held back and its queue
-    /// pair destroyed: a flush of our own sends says nothing of what the device was storing for
-    /// the peer (soft-RoCE: 1 of 80 tries), the end of the queue pair does.
-    fn retire(&mut self, first: usize, done: &mut Vec<Completion>) {
-        let completions = done.split_off(first);
-        for completion in completions {
-            let Completion { qp, id, what } = completion;
-            let Completed::Sent(status) = what else {
-                done.push(completion);
-                continue;
-            };
-            if let Some(pair) = self.pairs.get_mut(&qp) {
-                pair.retire(id);
-            }
-            let was_marker = self.markers.remove(&(qp, id));
-            if was_marker && status == Status::Flushed {
-                self.pairs.remove(&qp);
-                self.ended.push(completion);
+            if pair.posted.is_broken() || !add(sends, known, windows, &request) {
+                pair.posted.refuse(&request, Status::LocalProtection);
             } else {
-                done.push(completion);
+                pair.posted.push(request);
             }
         }
+        if sends.len() > 0 {
+            let (taken, fault) = pair.post(sends);
+            pair.posted.take_back(sends.len() - taken, fault);
+            counters.doorbells += 1;
+            counters.work_requests += taken as u64;
+            counters.signalled += sends.signalled(taken) as u64;
+        }
+        if pair.posted.is_broken() {
+            self.set_error(qp);
+            self.broken.insert(qp);
+            self.end_refused();
+        }
     }
+}
 
-    /// As a device answers what its keys don't cover: the first is at fault, the rest flushed.
-    fn fail(&mut self, qp: QpNumber, ids: Vec<u64>) {
-        let statuses =
-            [Status::LocalProtection].into_iter().chain(std::iter::repeat(Status::Flushed));
-        let failed = ids.into_iter().zip(statuses).map(|(id, status)| Completion {
-            qp,
-            id,
-            what: Completed::Sent(status),
-        });
-        self.failed.extend(failed);
-        self.set_error(qp);
+/// Adds a request to a list; `false` where it names memory that is not registered, or a window that
+/// there isn't.
+fn add(
+    sends: &mut Sends,
+    known: &mut Known,
+    windows: &HashMap<RemoteKey, Window>,
+    request: &WorkRequest,
+) -> bool {
+    let registered = request.local.as_ref().map_or(&[][..], |local| known.of(local.region()));
+    let opening = match request.operation {
+        Operation::Bind { window, .. } => {
+            let mr = registered.iter().find_map(|registration| registration.piece(request.key));
+            let Some((mr, window)) = mr.zip(windows.get(&window)) else { return false };
+            Some(Opening { mw: window.mw, mr })
+        }
+        _ => None,
+    };
+    match (&request.local, registered) {
+        (None, _) => sends.push(request, iter::empty(), opening),
+        (Some(local), [first, ..]) => sends.push(request, first.local(local), opening),
+        (Some(_), []) => return false,
     }
+    true
 }
 
 impl Reactor for Nic {
@@ -274,39 +302,36 @@ impl Reactor for Nic {
     /// A post's name is its queue pair's number: fencing it ends all that is posted there.
     fn submit(&mut self, post: Post) -> Result<u64, Post> {
         let Post { qp, requests } = post;
-        let has_room = self.pairs.get(&qp).is_some_and(|pair| pair.has_room(requests.len()));
+        let has_room = self.pairs.get(&qp).is_some_and(|pair| pair.posted.has_room(requests.len()));
         if !has_room {
             return Err(Post { qp, requests });
         }
-        let ids: Vec<u64> = requests.iter().map(|request| request.id).collect();
-        let marks = requests.iter().filter(|request| request.operation == Operation::Nothing);
-        self.markers.extend(marks.map(|request| (qp, request.id)));
-        let refused = match (self.chain(requests), self.pairs.get_mut(&qp)) {
-            (Some(chain), Some(pair)) => pair.post(chain),
-            _ => ids,
-        };
-        if !refused.is_empty() {
-            self.fail(qp, refused);
-        }
+        self.known.refresh();
+        self.post(qp, requests);
+        self.end_pairs();
         Ok(u64::from(qp.0))
     }
 
     fn poll(&mut self, budget: usize, done: &mut Vec<Completion>) -> usize {
-        let first = done.len();
-        let own = self.failed.len().min(budget);
-        done.extend(self.failed.drain(..own));
-        let found = self.completions.poll(budget - own, done);
-        // Where room is left the queue is empty: what came before these ends has been handed out.
-        let room = self.ended.len().min(budget - own - found);
-        let ended: Vec<_> = self.ended.drain(..room).collect();
-        self.retire(first, done);
-        done.extend(ended);
+        self.known.refresh();
+        let (first, most) = (done.len(), done.len() + budget);
+        self.hand_out(most, done);
+        // What isn't for the shard makes room for more: nothing found means that nothing is there.
+        while done.len() < most && !self.is_lost {
+            let room = most - done.len();
+            let taken = self.look(room, done);
+            self.end_refused();
+            self.end_pairs();
+            self.hand_out(most, done);
+            if taken < room {
+                break;
+            }
+        }
         done.len() - first
     }
 
     fn arm(&mut self) -> bool {
-        let is_empty = self.failed.is_empty() && self.ended.is_empty();
-        is_empty && self.completions.arm()
+        self.ready.is_empty() && (self.is_lost || self.completions.arm())
     }
 
     fn fence(&mut self, name: u64) {

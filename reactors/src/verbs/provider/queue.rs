@@ -1,9 +1,7 @@
-//! A queue pair, and the memory that its work requests hold: each until it has completed, or one
-//! behind it has.
+//! A queue pair, and the work requests that are posted to it.
 
-use std::collections::VecDeque;
-use std::ptr;
-use std::ptr::NonNull;
+use std::mem;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use rdma_sys::{
@@ -12,48 +10,17 @@ use rdma_sys::{
 };
 
 use super::completion::CompletionQueue;
-use super::device::{Gid, PORT, PortState};
+use super::device::PORT;
 use super::domain::Domain;
 use super::library::VerbsError;
+use super::posted::Posted;
 use super::receives::Receives;
-use super::send::{INLINE_MAX_BYTES, Link, Sends};
-use super::{QpAddress, QpNumber, QpState};
-use crate::region::Slice;
-
-/// 4.096 us * 2^14 = 67 ms until a packet is sent again (IBTA 9.7.6.1.3): UCX's and NCCL's order.
-const TIMEOUT: u8 = 14;
-
-/// Seven times, all that the field holds: half a second until a peer is given up.
-const RETRIES: u8 = 7;
-
-/// 0.64 ms until a peer without a receive is asked again (IBTA table 45), without end.
-const RECEIVER_TIMER: u8 = 12;
-
-/// Hops that a packet of RoCEv2 may take.
-const HOPS: u8 = 64;
+use super::send::{INLINE_MAX_BYTES, Sends};
+use super::way::{READS_MAX, RECEIVER_TIMER, RETRIES, TIMEOUT, Way};
+use super::{QpAddress, QpNumber, QpState, Status};
 
 /// Pieces of memory of one work request: a slice that lies across a cut has two.
 const PIECES: u32 = 2;
-
-/// What a connection is made of beside the two addresses.
-#[derive(Debug, Clone, Copy)]
-pub struct Way {
-    /// Which of our port's addresses is used.
-    pub gid_index: u8,
-    /// The peer's.
-    pub peer: Gid,
-    /// The peer's address in an InfiniBand subnet; 0 on Ethernet.
-    pub lid: u16,
-    /// The smaller MTU of both ports, as the enumeration of [`PortState::mtu`].
-    pub mtu: u32,
-}
-
-impl Way {
-    /// Over RoCE, between a port in this state and a peer whose MTU is no smaller.
-    pub fn roce(port: &PortState, gid_index: u8, peer: Gid) -> Self {
-        Self { gid_index, peer, lid: 0, mtu: port.mtu }
-    }
-}
 
 /// A queue pair.
 #[derive(Debug)]
@@ -61,9 +28,8 @@ pub(super) struct QueuePair {
     qp: NonNull<ibv_qp>,
     domain: Arc<Domain>,
     first_packet: u32,
-    depth: usize,
-    /// What is posted and has not completed, in order.
-    posted: VecDeque<(u64, Option<Slice>)>,
+    is_destroyed: bool,
+    pub(super) posted: Posted,
 }
 
 // SAFETY: the handle may be used by any thread; one owns it at a time.
@@ -95,8 +61,8 @@ impl QueuePair {
         // SAFETY: the domain and both queues live.
         let qp = NonNull::new(unsafe { create(domain.pd.as_ptr(), &mut attributes) });
         let qp = qp.ok_or_else(|| VerbsError::last("ibv_create_qp"))?;
-        let (domain, depth, posted) = (domain.clone(), depth as usize, VecDeque::new());
-        Ok(Self { qp, domain, first_packet, depth, posted })
+        let (domain, posted) = (domain.clone(), Posted::new(depth as usize));
+        Ok(Self { qp, domain, first_packet, is_destroyed: false, posted })
     }
 
     pub(super) fn address(&self) -> QpAddress {
@@ -110,18 +76,21 @@ impl QueuePair {
     /// # Errors
     /// What the kernel says: it is connected already, or there is no such address.
     pub(super) fn connect(&mut self, peer: QpAddress, way: &Way) -> Result<(), VerbsError> {
-        self.init()?;
+        self.init(way)?;
         self.ready_to_receive(peer, way)?;
         self.ready_to_send()
     }
 
-    fn init(&mut self) -> Result<(), VerbsError> {
+    fn init(&mut self, way: &Way) -> Result<(), VerbsError> {
         let mut to = to(ibv_qp_state::IBV_QPS_INIT);
         to.port_num = PORT;
         // The keys say more closely what peers may do.
         to.qp_access_flags = (ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
             | ibv_access_flags::IBV_ACCESS_REMOTE_READ)
             .0;
+        if way.atomics {
+            to.qp_access_flags |= ibv_access_flags::IBV_ACCESS_REMOTE_ATOMIC.0;
+        }
         let fields = mask::IBV_QP_STATE
             | mask::IBV_QP_PKEY_INDEX
             | mask::IBV_QP_PORT
@@ -134,14 +103,14 @@ impl QueuePair {
         to.path_mtu = way.mtu;
         to.dest_qp_num = peer.number.0;
         to.rq_psn = peer.first_packet;
-        to.max_dest_rd_atomic = self.domain.device.limits().reads;
+        to.max_dest_rd_atomic = self.reads();
         to.min_rnr_timer = RECEIVER_TIMER;
         to.ah_attr.port_num = PORT;
         to.ah_attr.dlid = way.lid;
         to.ah_attr.is_global = 1;
         to.ah_attr.grh.dgid.raw = way.peer.0;
         to.ah_attr.grh.sgid_index = way.gid_index;
-        to.ah_attr.grh.hop_limit = HOPS;
+        to.ah_attr.grh.hop_limit = way.hops;
         let fields = mask::IBV_QP_STATE
             | mask::IBV_QP_AV
             | mask::IBV_QP_PATH_MTU
@@ -158,7 +127,7 @@ impl QueuePair {
         to.retry_cnt = RETRIES;
         to.rnr_retry = RETRIES;
         to.sq_psn = self.first_packet;
-        to.max_rd_atomic = self.domain.device.limits().reads;
+        to.max_rd_atomic = self.reads();
         let fields = mask::IBV_QP_STATE
             | mask::IBV_QP_TIMEOUT
             | mask::IBV_QP_RETRY_CNT
@@ -166,6 +135,11 @@ impl QueuePair {
             | mask::IBV_QP_SQ_PSN
             | mask::IBV_QP_MAX_QP_RD_ATOMIC;
         self.modify("a queue pair to RTS", to, fields)
+    }
+
+    /// READs under way, either way.
+    fn reads(&self) -> u8 {
+        self.domain.device.limits().reads.min(READS_MAX)
     }
 
     /// To error: what is posted completes as flushed.
@@ -203,44 +177,43 @@ impl QueuePair {
         }
     }
 
-    /// Whether there is room for so many more work requests.
-    pub(super) fn has_room(&self, requests: usize) -> bool {
-        self.posted.len() + requests <= self.depth
-    }
-
-    /// Posts a list with one doorbell. From here on their memory is held. Returns those that the
-    /// device did not take, by their ids: they never complete.
-    pub(super) fn post(&mut self, sends: Sends) -> Vec<u64> {
-        let Sends { mut list, held } = sends;
-        let ids: Vec<u64> = held.iter().map(|(id, _)| *id).collect();
-        self.posted.extend(held);
-        let Some(first) = list.first_mut() else { return Vec::new() };
+    /// Posts a list with one doorbell. Whoever posts holds the memory that it names, as entries of
+    /// [`Posted`]. Answers how many the device took, and how the others end.
+    pub(super) fn post(&mut self, sends: &mut Sends) -> (usize, Status) {
         let mut bad = ptr::null_mut();
-        // SAFETY: the queue pair lives. The list and its pieces, which point at each other, live
-        // until the call returns, which reads them; the memory that they name is held above.
-        let code = unsafe { ibv_post_send(self.qp.as_ptr(), first.request(), &mut bad) };
-        if code == 0 {
-            return Vec::new();
+        // SAFETY: the queue pair lives. The chain lives until the call returns, which reads it.
+        let code = unsafe { ibv_post_send(self.qp.as_ptr(), sends.link(), &mut bad) };
+        match code.abs() {
+            0 => (sends.len(), Status::Success),
+            libc::EINVAL => (sends.before(bad), Status::LocalOperation),
+            _ => (sends.before(bad), Status::General),
         }
-        let is_bad = |link: &mut Link| ptr::eq(link.request(), bad);
-        let taken = list.iter_mut().position(is_bad).unwrap_or(0);
-        self.posted.truncate(self.posted.len() - (ids.len() - taken));
-        ids[taken..].to_vec()
     }
 
-    /// A work request has completed, and with it those before it: their memory is quiet.
-    pub(super) fn retire(&mut self, id: u64) {
-        if let Some(at) = self.posted.iter().position(|(posted, _)| *posted == id) {
-            self.posted.drain(..=at);
+    /// Destroys it, and returns what had not completed: its memory is quiet. None where the device
+    /// refuses: what it may still reach is nobody else's, ever.
+    pub(super) fn end(mut self) -> Option<Posted> {
+        self.destroy().then(|| mem::take(&mut self.posted))
+    }
+
+    /// Answers whether the device touches no memory for it any more. What it may touch is kept.
+    fn destroy(&mut self) -> bool {
+        if mem::replace(&mut self.is_destroyed, true) {
+            return true;
         }
+        // SAFETY: it was made once, and is destroyed once. When the call returns 0, the device
+        // touches no memory for it any more; what it holds is dropped after that.
+        let code = unsafe { (self.domain.device.library.ibv_destroy_qp)(self.qp.as_ptr()) };
+        if code != 0 {
+            mem::forget(mem::take(&mut self.posted));
+        }
+        code == 0
     }
 }
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // SAFETY: it was made once. When the call returns, the device touches no memory for it any
-        // more; what it holds is dropped after that.
-        unsafe { (self.domain.device.library.ibv_destroy_qp)(self.qp.as_ptr()) };
+        self.destroy();
     }
 }
 

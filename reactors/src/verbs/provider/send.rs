@@ -1,5 +1,6 @@
-//! Work requests as the device reads them: a chain, whose links and pieces of memory stay where
-//! they are until it is posted.
+//! Work requests as the device reads them: two flat lists, of requests and of the pieces of memory
+//! that they name, linked when both are filled. They are filled again for every post, so posting
+//! allocates nothing once they are as long as the longest list.
 
 use std::ptr::{self, NonNull};
 
@@ -14,18 +15,11 @@ use crate::region::Slice;
 /// Writes of no more bytes travel with their request, and spare the device a fetch.
 pub(super) const INLINE_MAX_BYTES: usize = 64;
 
-/// A chain of work requests, and the memory that it is about.
+/// A list of work requests that is about to be posted.
 #[derive(Default)]
 pub(super) struct Sends {
-    pub(super) list: Vec<Link>,
-    pub(super) held: Vec<(u64, Option<Slice>)>,
-}
-
-/// One work request. Boxed, since its predecessor and itself point into it.
-pub(super) struct Link(Box<Parts>);
-
-struct Parts {
-    request: ibv_send_wr,
+    requests: Vec<ibv_send_wr>,
+    /// Of all requests, in their order.
     pieces: Vec<ibv_sge>,
 }
 
@@ -35,73 +29,104 @@ pub(super) struct Opening {
     pub(super) mr: NonNull<ibv_mr>,
 }
 
+// SAFETY: what its pointers lead to is read by nobody between two posts.
+unsafe impl Send for Sends {}
+
 impl Sends {
+    pub(super) fn clear(&mut self) {
+        self.requests.clear();
+        self.pieces.clear();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// How many of the first `count` complete even if all goes well.
+    pub(super) fn signalled(&self, count: usize) -> usize {
+        let is_signalled =
+            |wr: &&ibv_send_wr| wr.send_flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0;
+        self.requests.iter().take(count).filter(is_signalled).count()
+    }
+
     /// Adds one, whose bytes are these `pieces`.
     pub(super) fn push(
         &mut self,
-        request: WorkRequest,
-        pieces: Vec<Local>,
+        request: &WorkRequest,
+        pieces: impl Iterator<Item = Local>,
         opening: Option<Opening>,
     ) {
-        let WorkRequest { id, operation, local, remote_addr, key, is_signalled } = request;
-        let mut link = Link::new(id, pieces, is_signalled);
-        let wr = &mut link.0.request;
-        wr.wr.rdma.remote_addr = remote_addr;
-        wr.wr.rdma.rkey = key.0;
-        wr.opcode = match operation {
-            Operation::Write | Operation::Nothing => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
-            Operation::WriteWithImmediate(word) => {
-                wr.imm_data_invalidated_rkey_union.imm_data = word.to_be();
-                ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM
-            }
-            Operation::Read => ibv_wr_opcode::IBV_WR_RDMA_READ,
-            Operation::Invalidate(window) => {
-                wr.imm_data_invalidated_rkey_union.invalidated_rkey = window.0;
-                ibv_wr_opcode::IBV_WR_LOCAL_INV
-            }
-            Operation::Bind { window, access } => {
-                let len = local.as_ref().map_or(0, Slice::len) as u64;
-                let opening = opening.expect("whoever binds knows the window");
-                bind(wr, opening, window.0, (remote_addr, len), access);
-                ibv_wr_opcode::IBV_WR_BIND_MW
-            }
-        };
-        let has_bytes = matches!(operation, Operation::Write | Operation::WriteWithImmediate(_));
-        let is_small = local.as_ref().is_none_or(|local| local.len() <= INLINE_MAX_BYTES);
-        if has_bytes && is_small {
-            wr.send_flags |= ibv_send_flags::IBV_SEND_INLINE.0;
+        let first = self.pieces.len();
+        if !matches!(request.operation, Operation::Bind { .. } | Operation::Invalidate(_)) {
+            let piece = |Local { addr, len, key }| ibv_sge { addr, length: len, lkey: key };
+            self.pieces.extend(pieces.map(piece));
         }
-        if matches!(operation, Operation::Bind { .. } | Operation::Invalidate(_)) {
-            wr.sg_list = ptr::null_mut();
-            wr.num_sge = 0;
+        let mut wr = filled(request, opening);
+        wr.num_sge = (self.pieces.len() - first) as i32;
+        self.requests.push(wr);
+    }
+
+    /// The list as one chain. Its pointers hold until the next change.
+    pub(super) fn link(&mut self) -> *mut ibv_send_wr {
+        let (first, mut pieces) = (self.requests.as_mut_ptr(), self.pieces.as_mut_ptr());
+        let last = self.requests.len().saturating_sub(1);
+        for (index, request) in self.requests.iter_mut().enumerate() {
+            request.sg_list = if request.num_sge > 0 { pieces } else { ptr::null_mut() };
+            // SAFETY: all requests together have as many pieces as the list.
+            pieces = unsafe { pieces.add(request.num_sge as usize) };
+            // SAFETY: behind one that isn't the last there is another.
+            let next = || unsafe { first.add(index + 1) };
+            request.next = if index < last { next() } else { ptr::null_mut() };
         }
-        if let Some(last) = self.list.last_mut() {
-            last.0.request.next = &mut link.0.request;
-        }
-        self.list.push(link);
-        self.held.push((id, local));
+        first
+    }
+
+    /// How many of them are before this one.
+    pub(super) fn before(&self, request: *const ibv_send_wr) -> usize {
+        self.requests.iter().position(|found| ptr::eq(found, request)).unwrap_or(0)
     }
 }
 
-impl Link {
-    fn new(id: u64, pieces: Vec<Local>, is_signalled: bool) -> Self {
-        let piece = |Local { addr, len, key }| ibv_sge { addr, length: len, lkey: key };
-        // SAFETY: pointers, numbers and unions of them, for all of which zero is a value.
-        let request: ibv_send_wr = unsafe { std::mem::zeroed() };
-        let mut parts =
-            Box::new(Parts { request, pieces: pieces.into_iter().map(piece).collect() });
-        parts.request.wr_id = id;
-        parts.request.sg_list = parts.pieces.as_mut_ptr();
-        parts.request.num_sge = parts.pieces.len() as i32;
-        if is_signalled {
-            parts.request.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
-        }
-        Self(parts)
+impl std::fmt::Debug for Sends {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sends({})", self.requests.len())
     }
+}
 
-    pub(super) fn request(&mut self) -> &mut ibv_send_wr {
-        &mut self.0.request
+/// A work request without its pieces.
+fn filled(request: &WorkRequest, opening: Option<Opening>) -> ibv_send_wr {
+    // SAFETY: pointers, numbers and unions of them, for all of which zero is a value.
+    let mut wr: ibv_send_wr = unsafe { std::mem::zeroed() };
+    let WorkRequest { id, operation, local, remote_addr, key, is_signalled } = request;
+    let len = local.as_ref().map_or(0, Slice::len);
+    wr.wr_id = *id;
+    wr.wr.rdma.remote_addr = *remote_addr;
+    wr.wr.rdma.rkey = key.0;
+    if *is_signalled {
+        wr.send_flags |= ibv_send_flags::IBV_SEND_SIGNALED.0;
     }
+    let has_bytes = matches!(operation, Operation::Write | Operation::WriteWithImmediate(_));
+    if has_bytes && len <= INLINE_MAX_BYTES {
+        wr.send_flags |= ibv_send_flags::IBV_SEND_INLINE.0;
+    }
+    wr.opcode = match *operation {
+        Operation::Write | Operation::Nothing => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
+        Operation::WriteWithImmediate(word) => {
+            wr.imm_data_invalidated_rkey_union.imm_data = word.to_be();
+            ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM
+        }
+        Operation::Read => ibv_wr_opcode::IBV_WR_RDMA_READ,
+        Operation::Invalidate(window) => {
+            wr.imm_data_invalidated_rkey_union.invalidated_rkey = window.0;
+            ibv_wr_opcode::IBV_WR_LOCAL_INV
+        }
+        Operation::Bind { window, access } => {
+            let opening = opening.expect("whoever binds knows the window");
+            bind(&mut wr, opening, window.0, (*remote_addr, len as u64), access);
+            ibv_wr_opcode::IBV_WR_BIND_MW
+        }
+    };
+    wr
 }
 
 fn bind(
@@ -120,4 +145,64 @@ fn bind(
         mw_access_flags: read | write,
     };
     wr.bind_mw_tso_union.bind_mw = rdma_sys::bind_mw_t { mw: mw.as_ptr(), rkey: key, bind_info };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verbs::RemoteKey;
+
+    fn request(id: u64, operation: Operation) -> WorkRequest {
+        let (remote_addr, key) = (0x1000 * id, RemoteKey(7));
+        WorkRequest { id, operation, local: None, remote_addr, key, is_signalled: id % 2 == 1 }
+    }
+
+    fn pieces(count: u32) -> impl Iterator<Item = Local> {
+        (0..count).map(|k| Local { addr: 0x10_0000 + u64::from(k), len: k + 1, key: 3 })
+    }
+
+    /// What a device would read, from the first request on: ids, and the lengths of their pieces.
+    fn walked(mut at: *mut ibv_send_wr) -> Vec<(u64, Vec<u32>)> {
+        let mut found = Vec::new();
+        while !at.is_null() {
+            // SAFETY: a chain of live requests, each with so many live pieces.
+            let (request, pieces) = unsafe {
+                let request = &*at;
+                let len = request.num_sge as usize;
+                let none = len == 0;
+                (request, if none { &[] } else { std::slice::from_raw_parts(request.sg_list, len) })
+            };
+            found.push((request.wr_id, pieces.iter().map(|piece| piece.length).collect()));
+            at = request.next;
+        }
+        found
+    }
+
+    #[test]
+    fn a_chain_names_every_request_and_its_own_pieces() {
+        let mut sends = Sends::default();
+        for _ in 0..2 {
+            sends.clear();
+            for (id, count) in [(1, 2), (2, 0), (3, 1), (4, 2)] {
+                sends.push(&request(id, Operation::Write), pieces(count), None);
+            }
+            let invalidate = request(5, Operation::Invalidate(RemoteKey(9)));
+            sends.push(&invalidate, pieces(2), None);
+            let expected: Vec<(u64, Vec<u32>)> =
+                vec![(1, vec![1, 2]), (2, vec![]), (3, vec![1]), (4, vec![1, 2]), (5, vec![])];
+            assert_eq!(walked(sends.link()), expected);
+            assert_eq!((sends.len(), sends.signalled(5), sends.signalled(2)), (5, 3, 1));
+            let third = &raw const sends.requests[2];
+            assert_eq!(sends.before(third), 2);
+        }
+    }
+
+    #[test]
+    fn no_request_is_no_chain() {
+        let mut sends = Sends::default();
+        assert_eq!((sends.len(), sends.signalled(1)), (0, 0));
+        sends.push(&request(1, Operation::Read), pieces(1), None);
+        sends.clear();
+        assert_eq!(sends.len(), 0);
+    }
 }
