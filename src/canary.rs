@@ -15,9 +15,8 @@ pub enum Canary {
     /// A grant is known by its place only: the next tenant's is taken for that of the last. Or what
     /// a read finds of its generation is not looked at.
     GenerationUnchecked,
-    /// A queue pair is reset, and taken for drained. No device posts for the RDMA path yet, so the
-    /// mistake is the simulator's alone.
-    #[cfg(any(test, fuzzing, feature = "sim"))]
+    /// A queue pair is reset, and taken for drained.
+    #[cfg(any(test, fuzzing, feature = "sim", feature = "rdma"))]
     ResetInsteadOfError,
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,49 @@ impl std::str::FromStr for Metadata {
     }
 }
 
+/// By what peers elsewhere are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// [`Protocol::Rdma`] over all of the host's NICs that carry traffic where there are any
+    /// (software devices don't count), else [`Protocol::Tcp`].
+    #[default]
+    Auto,
+    /// Mooncake's TCP protocol alone.
+    Tcp,
+    /// RDMA, or an error; peers that have none still come by TCP, if they are kvrail.
+    Rdma,
+}
+
+/// Which NICs an engine uses, and how.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RdmaSettings {
+    pub(crate) protocol: Protocol,
+    /// Their names; all of the host's where there is none.
+    pub(crate) devices: Vec<String>,
+    /// Entry of the ports' tables of addresses, where it isn't chosen by the rules.
+    pub(crate) gid_index: Option<u8>,
+    /// Who is told how far the registration of a region is.
+    pub(crate) on_registering: Option<OnRegistering>,
+}
+
+/// Bytes that are registered, and in all.
+#[derive(Clone)]
+pub(crate) struct OnRegistering(Arc<dyn Fn(usize, usize) + Send + Sync>);
+
+impl OnRegistering {
+    #[cfg(feature = "rdma")]
+    pub(crate) fn tell(&self, done: usize, all: usize) {
+        (self.0)(done, all);
+    }
+}
+
+impl std::fmt::Debug for OnRegistering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnRegistering")
+    }
+}
+
 /// What a peer's data connections may cost us.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TcpLimits {
@@ -68,6 +112,7 @@ pub struct EngineBuilder {
     pub(crate) tcp_v1: bool,
     pub(crate) tcp: TcpLimits,
     pub(crate) same_host: SameHost,
+    pub(crate) rdma: RdmaSettings,
     caller_spin: Option<Duration>,
 }
 
@@ -77,6 +122,17 @@ pub(crate) struct SameHost {
     pub(crate) is_on: bool,
     pub(crate) folder: Option<PathBuf>,
     pub(crate) peers_may_trace: bool,
+}
+
+impl RdmaSettings {
+    /// Whether an engine that gets no NIC is not what was asked for.
+    pub(crate) fn is_demanded(&self) -> bool {
+        match self.protocol {
+            Protocol::Auto => !self.devices.is_empty(),
+            Protocol::Tcp => false,
+            Protocol::Rdma => true,
+        }
+    }
 }
 
 impl Default for SameHost {
@@ -99,6 +155,7 @@ impl Default for EngineBuilder {
             tcp_v1: false,
             tcp: TcpLimits::default(),
             same_host: SameHost::default(),
+            rdma: RdmaSettings::default(),
             caller_spin: None,
         }
     }
@@ -164,6 +221,35 @@ impl EngineBuilder {
     /// `MC_TCP_PROTO=1`), for peers behind a descriptor that claims too much.
     pub fn tcp_version_1(mut self, only: bool) -> Self {
         self.tcp_v1 = only;
+        self
+    }
+
+    /// By what peers elsewhere are reached; [`Protocol::Auto`] by default. Needs a build with the
+    /// feature `rdma` for more than TCP.
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.rdma.protocol = protocol;
+        self
+    }
+
+    /// The RDMA devices to use, by their names; several work as one. One that is named and can't be
+    /// used is an error, unless the protocol is [`Protocol::Tcp`].
+    pub fn devices<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.rdma.devices = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The entry of the RDMA ports' address tables to use (Mooncake's `MC_GID_INDEX`). By default
+    /// the best routable RoCE v2 or InfiniBand entry.
+    pub fn gid_index(mut self, index: u8) -> Self {
+        self.rdma.gid_index = Some(index);
+        self
+    }
+
+    /// Has `tell` called while a region is registered with NICs, with the bytes that are done and
+    /// those in all, each counted once a NIC: a large region takes seconds. It may be called on any
+    /// thread, several at a time.
+    pub fn on_registering(mut self, tell: impl Fn(usize, usize) + Send + Sync + 'static) -> Self {
+        self.rdma.on_registering = Some(OnRegistering(Arc::new(tell)));
         self
     }
 

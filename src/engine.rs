@@ -1,6 +1,7 @@
 //! The engine: memory, peers and transfers behind one handle that any thread or executor may use.
 
 mod grants;
+mod nics;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +21,7 @@ use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
 use crate::notification::Notification;
 use crate::path::local::Copies;
 use crate::path::served::Service;
+use crate::path::verbs::Rdma;
 use crate::path::{self, Carriers, tcp};
 use crate::peer::{Link, Peer, RemoteBuffer, Route, RouteKind};
 use crate::prepared::Prepared;
@@ -67,7 +69,14 @@ impl Engine {
             control_config.bind = bind;
         }
         let (exposure, hub) = expose(&config.same_host)?;
-        let links = Links::new(config.tcp_v1, hub);
+        let rdma = Rdma::open(&config.rdma, &exposure);
+        if config.rdma.is_demanded() {
+            // It was asked for: that it is not to be had would be found out late.
+            rdma.as_ref().map_err(Error::clone)?;
+        }
+        let exposure = exposure.with_rdma(rdma.as_ref().ok().cloned());
+        control_config.speaks_rdma = rdma.is_ok();
+        let links = Links::new(config.tcp_v1, hub, rdma);
         let (give, take) = std::sync::mpsc::sync_channel(1);
         let control = Control::start(control_config, move |identity| {
             let host = Arc::new(exposure.named(identity.clone()));
@@ -83,6 +92,7 @@ impl Engine {
         };
         let started = Carriers::start(&config, runtime, &service, &control)?;
         let engine = Self::assemble(started, control, host, links, &config);
+        engine.start_rdma()?;
         futures_lite::future::block_on(engine.publish())?;
         Ok(engine)
     }
@@ -171,6 +181,10 @@ impl Engine {
 
     pub(crate) fn insert(&self, region: Region) -> Result<Region> {
         self.inner.host.regions.insert(region.clone())?;
+        if let Err(error) = self.register_with_nics(&region) {
+            self.inner.host.regions.remove(&region);
+            return Err(error);
+        }
         // A descriptor that default peers can't read would take all other regions down with it.
         if let Err(error) = self.inner.host.descriptor().to_json() {
             self.inner.host.regions.remove(&region);
@@ -215,6 +229,10 @@ impl Engine {
         let _ = quiet.recv_async().await;
         for quiet in grants {
             quiet.wait().await;
+        }
+        // Behind the grants: a device does not let go of memory that a window is open to.
+        if let Some(rdma) = self.inner.rdma() {
+            rdma.deregister(&region).await;
         }
         region.quiet().await;
         Ok(())
@@ -379,6 +397,9 @@ impl Engine {
         drop(guard);
         // Nobody sends: the channel closes when the last shard has let go of its guard.
         let _: Result<(), _> = over.recv_async().await;
+        if let Some(rdma) = self.inner.rdma() {
+            rdma.leave().await;
+        }
     }
 }
 
@@ -396,6 +417,10 @@ impl Inner {
     /// The node of each shard.
     pub(crate) fn nodes(&self) -> &[Option<u32>] {
         &self.nodes
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
     }
 
     pub(crate) fn copies(&self) -> &[PumpAddress<Copies>] {

@@ -62,6 +62,8 @@ pub enum PathKind {
     Host,
     /// Mooncake's TCP protocol.
     Tcp,
+    /// RDMA, over one NIC or several.
+    Rdma,
 }
 
 impl PathKind {
@@ -71,6 +73,7 @@ impl PathKind {
             Self::Local => "local",
             Self::Host => "host",
             Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
         }
     }
 }

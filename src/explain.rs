@@ -56,6 +56,8 @@ pub enum Means {
     ProcessVm,
     /// A TCP connection.
     Socket,
+    /// RDMA reads and writes by the NICs.
+    Verbs,
 }
 
 /// What becomes of a candidate.
@@ -76,6 +78,7 @@ impl fmt::Display for Means {
             Self::Mapped => "mapped memory",
             Self::ProcessVm => "process_vm_readv",
             Self::Socket => "socket",
+            Self::Verbs => "verbs",
         })
     }
 }
@@ -88,6 +91,8 @@ impl Means {
             Self::Copy | Self::Mapped => 1.0,
             Self::ProcessVm => 0.5,
             Self::Socket => 0.3,
+            // What the NICs reach is no share of it.
+            Self::Verbs => 0.0,
         }
     }
 }
@@ -139,7 +144,7 @@ impl fmt::Display for Explanation {
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     /// Nanoseconds per MiB, smoothed; 0 where there was none.
-    paths: [AtomicU64; 3],
+    paths: [AtomicU64; 4],
 }
 
 impl Observed {
@@ -166,6 +171,7 @@ fn slot(path: PathKind) -> usize {
         PathKind::Local => 0,
         PathKind::Host => 1,
         PathKind::Tcp => 2,
+        PathKind::Rdma => 3,
     }
 }
 
@@ -218,7 +224,12 @@ impl Inner {
                 (write, readable(&neighbour, peer.buffers()).await)
             }
         };
-        let candidates = |finding| candidates(is_self, finding, &link.observed);
+        let rails = match link.no_reach() {
+            _ if is_self => Err("the peer is this engine".into()),
+            Some(why) => Err(why),
+            None => Ok(self.rdma_gb_per_s()),
+        };
+        let candidates = |finding| candidates(is_self, finding, &rails, &link.observed);
         let (write, read) = (candidates(write), candidates(read));
         Explanation { peer: peer.name().to_owned(), write, read }
     }
@@ -277,7 +288,13 @@ async fn readable(neighbour: &Neighbour, buffers: &[RemoteBuffer]) -> Finding {
     Finding { mapped: row(mapped), process: row(process) }
 }
 
-fn candidates(is_self: bool, finding: Finding, observed: &Observed) -> Vec<Candidate> {
+/// `rails` is what the NICs reach together, in GB/s, or why they don't reach the peer.
+fn candidates(
+    is_self: bool,
+    finding: Finding,
+    rails: &Result<f64, Arc<str>>,
+    observed: &Observed,
+) -> Vec<Candidate> {
     let copy = match is_self {
         true => "the peer is this engine",
         false => "the peer is another engine",
@@ -286,6 +303,14 @@ fn candidates(is_self: bool, finding: Finding, observed: &Observed) -> Vec<Candi
         (PathKind::Local, Means::Copy, (is_self, copy.to_owned())),
         (PathKind::Host, Means::Mapped, finding.mapped),
         (PathKind::Host, Means::ProcessVm, finding.process),
+        (
+            PathKind::Rdma,
+            Means::Verbs,
+            match rails {
+                Ok(_) => (true, "NICs of both sides".to_owned()),
+                Err(why) => (false, why.to_string()),
+            },
+        ),
         (PathKind::Tcp, Means::Socket, (!is_self, "always there".to_owned())),
     ];
     let mut is_first = true;
@@ -295,7 +320,11 @@ fn candidates(is_self: bool, finding: Finding, observed: &Observed) -> Vec<Candi
             true if std::mem::take(&mut is_first) => Verdict::Chosen,
             true => Verdict::Usable,
         };
-        let estimated_gb_per_s = memory_gb_per_s() * means.share();
+        let estimated_gb_per_s = match (means, rails) {
+            (Means::Verbs, Ok(rate)) => *rate,
+            (Means::Verbs, Err(_)) => 0.0,
+            _ => memory_gb_per_s() * means.share(),
+        };
         let observed_gb_per_s = observed.gb_per_s(path).filter(|_| is_usable);
         Candidate { path, means, verdict, why, estimated_gb_per_s, observed_gb_per_s }
     };
@@ -309,12 +338,12 @@ mod tests {
     #[test]
     fn the_first_usable_path_is_chosen() {
         let finding = Finding { mapped: (false, "a".into()), process: (true, "b".into()) };
-        let verdicts: Vec<_> = candidates(false, finding, &Observed::default())
+        let verdicts: Vec<_> = candidates(false, finding, &Err("c".into()), &Observed::default())
             .into_iter()
             .map(|candidate| candidate.verdict)
             .collect();
         use Verdict::{Chosen, Unusable, Usable};
-        assert_eq!(verdicts, [Unusable, Unusable, Chosen, Usable]);
+        assert_eq!(verdicts, [Unusable, Unusable, Chosen, Unusable, Usable]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What peers reach of an engine through the control thread: its descriptor, its queue of
 //! notifications, and its shards for their connections.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,14 +11,17 @@ use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
 use crate::config::SameHost;
-use crate::control::{Buffer, Descriptor, Ending, Extras, Host, Identity};
+use crate::control::{
+    Answering, Buffer, Descriptor, Ending, Extras, Handshake, Host, Identity, Letter,
+};
 use crate::engine::tell;
 use crate::limits::GRANTS_MAX;
 use crate::memory::grant::{GrantLedger, Grants};
-use crate::memory::{Access, Regions};
+use crate::memory::{Access, Region, Regions};
 use crate::notification::Notification;
 use crate::path::host::Hub;
 use crate::path::tcp::{self, LaneName};
+use crate::path::verbs::Rdma;
 use crate::runtime::{PumpAddress, SendError};
 use crate::{Error, Result};
 
@@ -44,7 +48,8 @@ pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>
         // A folder was asked for: that nobody listens there would be found out late.
         hub.as_ref().map_err(Error::clone)?;
     }
-    let exposure = Exposure { incarnation, regions, grants, arrivals, hub: hub.clone().ok() };
+    let hub_here = hub.clone().ok();
+    let exposure = Exposure { incarnation, regions, grants, arrivals, hub: hub_here, rdma: None };
     Ok((exposure, hub))
 }
 
@@ -57,6 +62,8 @@ pub(crate) struct Exposed {
     pub(crate) arrivals: Arc<Arrivals>,
     /// How peers of this host get in; none where they don't.
     pub(crate) hub: Option<Arc<Hub>>,
+    /// By which NICs peers get in; none where they don't.
+    rdma: Option<Arc<Rdma>>,
     sockets: Vec<String>,
     /// Filled in once the shards' actors run.
     tcp: OnceLock<Vec<PumpAddress<tcp::Message>>>,
@@ -70,14 +77,30 @@ pub(crate) struct Exposure {
     pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,
     pub(crate) hub: Option<Arc<Hub>>,
+    pub(crate) rdma: Option<Arc<Rdma>>,
 }
 
 impl Exposure {
+    pub(crate) fn with_rdma(self, rdma: Option<Arc<Rdma>>) -> Self {
+        Self { rdma, ..self }
+    }
+
     pub(crate) fn named(self, identity: Identity) -> Exposed {
-        let Self { incarnation, regions, grants, arrivals, hub } = self;
+        let Self { incarnation, regions, grants, arrivals, hub, rdma } = self;
         let sockets = hub.as_ref().map(|hub| hub.names()).unwrap_or_default();
         let (tcp, next_shard) = (OnceLock::new(), AtomicUsize::new(0));
-        Exposed { identity, incarnation, regions, grants, arrivals, hub, sockets, tcp, next_shard }
+        Exposed {
+            identity,
+            incarnation,
+            regions,
+            grants,
+            arrivals,
+            hub,
+            rdma,
+            sockets,
+            tcp,
+            next_shard,
+        }
     }
 }
 
@@ -110,7 +133,28 @@ impl Host for Exposed {
             incarnation: self.incarnation,
             sockets: self.sockets.clone(),
         };
-        self.identity.descriptor(buffers, Some(extras))
+        let descriptor = self.identity.descriptor(buffers, Some(extras));
+        let Some(rdma) = &self.rdma else { return descriptor };
+        let published = |region: &&Region| region.access() != Access::LOCAL;
+        let published: Vec<_> = regions.iter().filter(published).cloned().collect();
+        rdma.describe(descriptor, &published)
+    }
+
+    fn handshake(&self, request: Handshake) -> Answering {
+        let knows_ack = request.ready_ack.is_some();
+        let Some(rdma) = &self.rdma else { return Box::pin(ready(Handshake::default())) };
+        let answer = rdma.handshake(request);
+        Box::pin(async move {
+            let nobody = || Handshake::refusal(knows_ack, "the engine is stopping");
+            answer.recv_async().await.unwrap_or_else(|_| nobody())
+        })
+    }
+
+    fn letter(&self, letter: Letter) {
+        match &self.rdma {
+            Some(rdma) => rdma.letter(letter),
+            None => tracing::debug!(from = letter.from, "a letter for NICs that are not here"),
+        }
     }
 
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {

@@ -263,6 +263,9 @@ impl Flight {
         let passed = deadline.filter(|deadline| *deadline <= now);
         let since = self.ended.get().copied().into_iter().chain(passed).min();
         let took = now.duration_since(since.unwrap_or(self.started));
+        if failures.is_empty() {
+            self.plan.counted();
+        }
         if failures.is_empty() && since.is_none() {
             return Receipt::success(self.path, took);
         }

@@ -333,6 +333,44 @@ pub const FENCE_MS: u64 = 2_000;
 /// When a shard goes on without the word of the control thread, which should have come.
 pub const FENCE_PATIENCE_NS: u64 = 2 * FENCE_MS * 1_000_000;
 
+/// Letters that wait for one peer; what is asked in them is asked again.
+pub const LETTERS_MAX: usize = 1024;
+
+/// A courier without letters goes home after so long: longer than any pause between two questions.
+pub const LETTERS_IDLE_MS: u64 = 60_000;
+
+/// Completions that a shard takes from one NIC in a turn; [`crate::limits::RDMA_LIST_MAX`].
+pub const RDMA_COMPLETIONS_TURN: usize = 32;
+
+/// Entries of a shard's completion queue on one NIC: those of 16 full endpoints at once, since only
+/// one work request in [`RDMA_SIGNAL_EVERY`] completes by itself unless all are flushed.
+pub const RDMA_COMPLETIONS: usize = 16 * 2 * RDMA_WINDOW_REQUESTS;
+
+/// Work requests that a shard has under way on one NIC: they and what peers' endpoints need, a
+/// marker or a window a queue pair, fit into [`RDMA_COMPLETIONS`] when all are flushed at once.
+pub const RDMA_NIC_REQUESTS: usize = RDMA_COMPLETIONS / 2;
+
+/// Receives that a shard has posted on one NIC: a notice needs one for the time until it is polled.
+pub const RDMA_RECEIVES: usize = 1024;
+
+/// A batch goes to one more shard for each of these.
+pub const RDMA_GROUP_BYTES: usize = 4 << 20;
+
+/// Processes that may have endpoints here, or ask for them: as many as there can be endpoints.
+pub const RDMA_PEERS_MAX: usize = RDMA_ACCEPTED_MAX;
+
+/// Time for a device to say that it has handed out the last word of a queue pair in error, once or
+/// twice; most say so at once.
+pub const RDMA_MARKER_NS: u64 = 500_000_000;
+
+/// Time for peers to answer that they have fenced endpoints which carried nothing, when an engine
+/// stops: some round trips. Who does not hear of it finds out by asking.
+pub const RDMA_GOODBYE_NS: u64 = 200_000_000;
+
+/// How often it is asked whether those are alive that have endpoints here. A NIC hears nothing of
+/// a peer's death where it only serves.
+pub const RDMA_VISIT_NS: u64 = 15_000_000_000;
+
 /// Queue pairs of an RDMA endpoint. Mooncake's number (`MC_NUM_QP_PER_EP`), which its peers expect.
 pub const RDMA_QUEUES: usize = 2;
 
@@ -362,8 +400,8 @@ pub const RDMA_OPEN_RETRY_NS: u64 = 250_000_000;
 pub const RDMA_OPEN_MAX_NS: u64 = 3_000_000_000;
 
 /// A rail that completes nothing for so long while work is posted is silent. The device itself
-/// gives up on a peer after 0.5 s (local ACK time-out 14, seven times).
-pub const RDMA_SILENCE_NS: u64 = 3_000_000_000;
+/// gives up on a peer after 0.5 s (local ACK time-out 14, six times), a software one after seconds.
+pub const RDMA_SILENCE_NS: u64 = 5_000_000_000;
 
 /// A posted slice of a cancelled or expired transfer gets so long to end by itself before its
 /// endpoint is given up for it: a full window takes 0.2 ms at 400 Gbit/s, 7 ms at 10.

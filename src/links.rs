@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use crate::control::{Control, Extras, Resolved};
 use crate::path::host::{Hub, Neighbour};
 use crate::path::tcp;
+use crate::path::verbs::Rdma;
 use crate::peer::{Link, Route, RouteKind, TcpRoute, Vicinity};
 use crate::runtime::PumpAddress;
 use crate::{Error, Result};
@@ -19,15 +20,53 @@ pub(crate) struct Links {
     tcp_v1: bool,
     /// By which peers of this host are met, or why none are.
     hub: Result<Arc<Hub>>,
+    /// By which peers elsewhere are reached, or why they go by TCP.
+    rdma: Result<Arc<Rdma>>,
 }
 
 impl Links {
-    pub(crate) fn new(tcp_v1: bool, hub: Result<Arc<Hub>>) -> Self {
-        Self { alive: Mutex::default(), next_route: AtomicU64::new(1), tcp_v1, hub }
+    pub(crate) fn new(tcp_v1: bool, hub: Result<Arc<Hub>>, rdma: Result<Arc<Rdma>>) -> Self {
+        Self { alive: Mutex::default(), next_route: AtomicU64::new(1), tcp_v1, hub, rdma }
+    }
+
+    /// The engine's NICs, or why it uses none.
+    pub(crate) fn rdma(&self) -> Result<&Arc<Rdma>> {
+        self.rdma.as_ref().map_err(Error::clone)
     }
 
     /// The link to a peer: the living one where the peer is still where it was.
     pub(crate) fn to(
+        &self,
+        name: &str,
+        resolved: &Resolved,
+        shards: &[PumpAddress<tcp::Message>],
+    ) -> Arc<Link> {
+        let link = self.link(name, resolved, shards);
+        self.reach(&link, resolved);
+        link
+    }
+
+    fn reach(&self, link: &Link, resolved: &Resolved) {
+        let rdma = self.rdma.as_ref().map_err(Error::clone);
+        let reach = rdma.and_then(|rdma| rdma.meet(&link.route.name, resolved));
+        link.set_reach(reach.map_err(|error| error.to_string().into()));
+    }
+
+    /// Asks a peer for what it has now, and by which keys it is reached.
+    ///
+    /// # Errors
+    /// Lost: nobody answers. Closed: it is another process now.
+    pub(crate) async fn refresh(&self, link: &Link, control: &Control) -> Result<()> {
+        let resolved = control.resolve(&link.route.name, true).await?;
+        let incarnation = resolved.descriptor.kvrail.as_ref().map(|extras| extras.incarnation);
+        if incarnation != link.incarnation() {
+            return Err(Error::closed("another process has the peer's name: open it anew"));
+        }
+        self.reach(link, &resolved);
+        Ok(())
+    }
+
+    fn link(
         &self,
         name: &str,
         resolved: &Resolved,
@@ -53,7 +92,9 @@ impl Links {
         let key = self.next_route.fetch_add(1, Ordering::Relaxed);
         let route = Route { key, name: name.into(), kind: RouteKind::Tcp(tcp) };
         let shards = shards.to_vec();
+        let rdma = self.rdma.clone();
         let link = Link::new(route, move |key| {
+            rdma.iter().for_each(|rdma| rdma.forget(key));
             for shard in &shards {
                 if shard.send(tcp::Message::Forget { peer: key }).is_err() {
                     tracing::debug!(key, "a shard keeps connections to a peer nobody uses");

@@ -23,6 +23,13 @@ pub const RECEIPTS: &str = "kvrail_receipts_total";
 /// From such an end's cause until the memory was quiet. Labels: path.
 pub const RECEIPT_SECONDS: &str = "kvrail_receipt_seconds";
 
+/// RDMA work requests that NICs took. Labels: device.
+pub const RDMA_WORK_REQUESTS: &str = "kvrail_rdma_work_requests_total";
+/// Lists that they were posted in, each of which rings a doorbell once. Labels: device.
+pub const RDMA_DOORBELLS: &str = "kvrail_rdma_doorbells_total";
+/// Completions of work requests that were polled. Labels: device.
+pub const RDMA_COMPLETIONS: &str = "kvrail_rdma_completions_total";
+
 /// Tells the installed recorder each metric's unit and meaning.
 pub fn describe() {
     describe_counter!(CARRIED_BYTES, Unit::Bytes, "payload of own requests that was carried");
@@ -31,6 +38,9 @@ pub fn describe() {
     describe_counter!(SERVED_REFUSED, Unit::Count, "peers' requests that were refused");
     describe_histogram!(BATCH_SECONDS, Unit::Seconds, "from posting a batch to its end");
     describe_counter!(RECEIPTS, Unit::Count, "ends of batches that did not succeed");
+    describe_counter!(RDMA_WORK_REQUESTS, Unit::Count, "work requests that NICs took");
+    describe_counter!(RDMA_DOORBELLS, Unit::Count, "lists that they were posted in");
+    describe_counter!(RDMA_COMPLETIONS, Unit::Count, "completions that were polled");
     describe_histogram!(RECEIPT_SECONDS, Unit::Seconds, "from such an end's cause to quiet");
 }
 
@@ -93,6 +103,19 @@ impl Serving {
                 counter!(SERVED_REFUSED, "operation" => operation.label()).increment(refused);
             }
         }
+    }
+}
+
+/// What a NIC did for a shard since the last time.
+#[cfg(feature = "rdma")]
+pub(crate) fn nic(device: &str, work_requests: u64, doorbells: u64, completions: u64) {
+    let counts = [
+        (RDMA_WORK_REQUESTS, work_requests),
+        (RDMA_DOORBELLS, doorbells),
+        (RDMA_COMPLETIONS, completions),
+    ];
+    for (name, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+        counter!(name, "device" => device.to_owned()).increment(count);
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::PathKind;
 use crate::explain::Observed;
 use crate::path::host::Neighbour;
+use crate::path::verbs::Reach;
 
 /// A range of a peer's memory, as its descriptor listed it when it was opened or refreshed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,7 @@ impl Peer {
         match self.inner.link.route.kind {
             RouteKind::Local => PathKind::Local,
             RouteKind::Tcp(_) if self.inner.link.neighbour().is_some() => PathKind::Host,
+            RouteKind::Tcp(_) if self.inner.link.reach().is_some() => PathKind::Rdma,
             RouteKind::Tcp(_) => PathKind::Tcp,
         }
     }
@@ -71,6 +73,8 @@ impl Peer {
 pub(crate) struct Link {
     pub(crate) route: Arc<Route>,
     vicinity: Mutex<Vicinity>,
+    /// Its memory by RDMA, or why it isn't reached so.
+    reach: Mutex<Result<Arc<Reach>, Arc<str>>>,
     /// Held while connecting, so that two openings connect once.
     pub(crate) meeting: tokio::sync::Mutex<()>,
     pub(crate) observed: Observed,
@@ -105,6 +109,7 @@ impl Link {
         Arc::new(Self {
             route: Arc::new(route),
             vicinity: Mutex::new(Vicinity::Elsewhere("it was not looked for".into())),
+            reach: Mutex::new(Err("it was not looked for".into())),
             meeting: tokio::sync::Mutex::new(()),
             observed: Observed::default(),
             traffic: Traffic::default(),
@@ -127,6 +132,32 @@ impl Link {
             Vicinity::Here(neighbour) if !neighbour.is_over() => Some(neighbour.clone()),
             _ => None,
         }
+    }
+
+    /// The process that it is; none for Mooncake's and for the engine itself.
+    pub(crate) fn incarnation(&self) -> Option<u64> {
+        match &self.route.kind {
+            RouteKind::Tcp(tcp) => tcp.incarnation,
+            RouteKind::Local => None,
+        }
+    }
+
+    /// Its memory as RDMA reaches it, where it does.
+    pub(crate) fn reach(&self) -> Option<Arc<Reach>> {
+        self.lock_reach().as_ref().ok().cloned()
+    }
+
+    /// Why RDMA doesn't reach it, if so.
+    pub(crate) fn no_reach(&self) -> Option<Arc<str>> {
+        self.lock_reach().as_ref().err().cloned()
+    }
+
+    pub(crate) fn set_reach(&self, reach: Result<Arc<Reach>, Arc<str>>) {
+        *self.lock_reach() = reach;
+    }
+
+    fn lock_reach(&self) -> MutexGuard<'_, Result<Arc<Reach>, Arc<str>>> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A batch takes off; `false` where the link was closed. What has taken off lands.

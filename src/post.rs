@@ -1,6 +1,8 @@
 //! Posting: a plan's slices become parts for shards, and its event follows them.
 
 pub(crate) mod host;
+#[cfg(feature = "rdma")]
+mod rdma;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -36,7 +38,10 @@ impl Inner {
             RouteKind::Local => self.post_local(plan, started),
             RouteKind::Tcp(_) => Ok(match plan.peer.inner.link.neighbour() {
                 Some(neighbour) => self.post_host(plan, &neighbour, started),
-                None => self.post_tcp(plan, started),
+                None => match plan.link().reach() {
+                    Some(reach) => self.post_rdma(plan, &reach, started),
+                    None => self.post_tcp(plan, started),
+                },
             }),
         }
     }
@@ -73,6 +78,24 @@ impl Inner {
             self.carry(flight.clone(), first + position, requests);
         }
         flight
+    }
+
+    /// Gives slices of a flight to shards in turn, as more parts of it, to go by TCP.
+    fn carry_rest(&self, flight: &Arc<Flight>, slices: &[PlannedSlice]) {
+        let groups = match slices.is_empty() {
+            true => return,
+            false => share_out(slices, self.shards().len(), TCP_GROUP_BYTES),
+        };
+        flight.more_parts(groups.len());
+        let first = self.next_shard();
+        for (position, group) in groups.into_iter().enumerate() {
+            let request = |slice| tcp_request(&flight.plan, slice);
+            self.carry(
+                flight.clone(),
+                first + position,
+                slices[group].iter().map(request).collect(),
+            );
+        }
     }
 
     /// Gives requests of a flight, in their order, to a shard; one that does not take them fails

@@ -102,6 +102,15 @@ impl Plan {
         }
     }
 
+    /// The peer has taken its event: where steps of counters can follow the data on rails, this
+    /// one can from now on.
+    pub(crate) fn counted(&self) {
+        let counter = self.event.as_ref().and_then(|event| event.count);
+        if let (Some((counter, _)), Some(reach)) = (counter, self.link().reach()) {
+            reach.counts(counter);
+        }
+    }
+
     pub(crate) fn link(&self) -> &Link {
         &self.peer.inner.link
     }

@@ -27,6 +27,11 @@ pub enum Fenced {
     Reader,
     /// The peer has closed the connection at our request and stores nothing from it any more.
     Lane,
+    /// The peer has moved its queue pairs to error and drained them: its NIC stores nothing that
+    /// came by them any more.
+    Target,
+    /// The process that had the memory is gone: another one answers in its place.
+    Gone,
     /// Nobody: the peer is out of reach, or speaks Mooncake's protocol only.
     Nobody,
 }
@@ -45,6 +50,8 @@ impl Fenced {
             Self::Answered => "answered",
             Self::Reader => "reader",
             Self::Lane => "lane",
+            Self::Target => "target",
+            Self::Gone => "gone",
             Self::Nobody => "nobody",
         }
     }
@@ -94,7 +101,7 @@ impl Receipt {
     pub(crate) fn success(path: PathKind, took: Duration) -> Self {
         let fenced = match path {
             PathKind::Local | PathKind::Host => Fenced::Copier,
-            PathKind::Tcp => Fenced::Answered,
+            PathKind::Tcp | PathKind::Rdma => Fenced::Answered,
         };
         Self { landed: Landed::Yes, fenced, took }
     }

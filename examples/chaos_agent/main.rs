@@ -23,7 +23,7 @@ use std::sync::Arc;
 use clap::Parser;
 use kvrail::metadata::server::{MetadataServer, ServerLimits};
 use kvrail::runtime::{Driver, Shards};
-use kvrail::{Engine, Metadata};
+use kvrail::{Engine, Metadata, Protocol};
 use serde_json::{Value, json};
 
 use crate::orders::{Fault, Job, Order, Verdict};
@@ -58,6 +58,9 @@ struct Play {
     /// Leave shared memory aside
     #[arg(long)]
     network: bool,
+    /// RDMA, by these devices
+    #[arg(long, value_delimiter = ',')]
+    device_name: Vec<String>,
     /// Wait on epoll instead of io_uring
     #[arg(long)]
     epoll: bool,
@@ -116,7 +119,11 @@ async fn run(play: Play) -> Result<(), Fault> {
 
 fn engine(play: &Play) -> kvrail::Result<Engine> {
     let driver = if play.epoll { Driver::Epoll } else { Driver::Auto };
-    Engine::builder()
+    let builder = match play.device_name.is_empty() {
+        true => Engine::builder(),
+        false => Engine::builder().protocol(Protocol::Rdma).devices(&play.device_name),
+    };
+    builder
         .name(&play.name)
         .metadata(play.registry.clone())
         .advertise(&play.advertise)

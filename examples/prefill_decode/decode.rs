@@ -7,6 +7,7 @@ use futures_lite::future::block_on;
 use kvrail::{Block, Counter, Engine, Peer};
 
 use crate::cache::cache_hash;
+use crate::crew::Role;
 use crate::generate::generate;
 use crate::kv::{Arriving, PagedCache, Store};
 use crate::llama::Failure;
@@ -44,7 +45,7 @@ pub fn run(
     orders: &flume::Receiver<Order>,
     report: &dyn Fn(Report) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let engine = options.engine()?;
+    let engine = options.engine(Role::Decode)?;
     let Ok(Order::Open(prefill)) = orders.recv() else {
         return Err("the first order is to open the prefill engine".into());
     };

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use kvrail::Engine;
+use kvrail::{Engine, PathKind, Protocol};
 
+use crate::crew::Role;
 use crate::llama::{Failure, Pace, PromptError};
 use crate::messages::Ask;
 use crate::weights::Model;
@@ -36,6 +37,10 @@ pub struct Options {
     /// How the KV cache travels
     #[arg(long, global = true, value_enum, default_value_t = Path::Auto)]
     pub path: Path,
+    /// With --path rdma: the device of prefill and of decode, or one for both; by default each
+    /// takes all that the host has
+    #[arg(long, global = true, value_name = "DEVICE", value_delimiter = ',')]
+    pub device_name: Vec<String>,
     /// How much of the KV cache travels at a time
     #[arg(long, global = true, value_enum, default_value_t = Ship::Layer)]
     pub ship: Ship,
@@ -66,6 +71,8 @@ pub enum Path {
     Auto,
     /// Two processes, over TCP
     Tcp,
+    /// Two processes, over RDMA
+    Rdma,
     /// One process with one engine, which is its own peer
     Local,
 }
@@ -84,10 +91,41 @@ impl Options {
     }
 
     /// An engine that takes the path which was asked for.
-    pub fn engine(&self) -> kvrail::Result<Engine> {
+    pub fn engine(&self, role: Role) -> kvrail::Result<Engine> {
         // The prefill computes while a layer moves: it waits for none.
         let builder = Engine::builder().spin_caller(Duration::ZERO);
-        builder.same_host(self.path != Path::Tcp).start()
+        let builder = builder.same_host(self.path == Path::Auto);
+        match self.path {
+            Path::Rdma => builder.protocol(Protocol::Rdma).devices(self.devices(role)),
+            Path::Tcp => builder.protocol(Protocol::Tcp),
+            Path::Auto | Path::Local => builder,
+        }
+        .start()
+    }
+
+    /// The RDMA devices of a role; none stands for all of them.
+    fn devices(&self, role: Role) -> &[String] {
+        match (&self.device_name[..], role) {
+            ([prefill, _], Role::Prefill) => std::slice::from_ref(prefill),
+            ([_, decode], Role::Decode) => std::slice::from_ref(decode),
+            (both, _) => both,
+        }
+    }
+
+    /// What can't be done here, whatever the model.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.path != Path::Rdma && !self.device_name.is_empty() {
+            return Err("--device-name goes with --path rdma".into());
+        }
+        if self.device_name.len() > 2 {
+            return Err("--device-name takes one device, or prefill's and decode's".into());
+        }
+        if self.path == Path::Rdma && !cfg!(feature = "rdma") {
+            return Err("--path rdma needs a build that can: cargo run --release --features rdma \
+                        --example prefill_decode"
+                .into());
+        }
+        Ok(())
     }
 
     /// The layers after which to abort, if that can be done.
@@ -119,6 +157,18 @@ impl Options {
     }
 }
 
+impl Path {
+    /// What the path must be, where one was asked for.
+    pub fn demanded(self) -> Option<PathKind> {
+        match self {
+            Self::Auto => None,
+            Self::Tcp => Some(PathKind::Tcp),
+            Self::Rdma => Some(PathKind::Rdma),
+            Self::Local => Some(PathKind::Local),
+        }
+    }
+}
+
 impl Ship {
     /// The parts of a block that travel by themselves.
     pub fn pieces(self, layers: usize) -> usize {
@@ -145,6 +195,7 @@ impl Options {
             prompt: Some(prompt.into()),
             requests: 1,
             path: Path::Auto,
+            device_name: Vec::new(),
             ship: Ship::Layer,
             max_tokens,
             chunk_tokens: Pace::default().chunk_tokens,
@@ -177,6 +228,30 @@ mod tests {
         assert_eq!(Options::tiny("abcd", 2).ask(&model, 0, 6).unwrap().max_tokens, 2);
         let failure = Options::tiny("abcd", 2).ask(&model, 0, 3).unwrap_err();
         assert!(failure.to_string().contains("room for 3"), "{failure}");
+    }
+
+    #[test]
+    fn each_role_has_its_device_or_both_have_the_same() {
+        let with = |path, names: &[&str]| Options {
+            path,
+            device_name: names.iter().map(|&name| name.into()).collect(),
+            ..Options::tiny("why?", 1)
+        };
+        let devices = |names: &[&str]| {
+            let options = with(Path::Rdma, names);
+            [Role::Prefill, Role::Decode].map(|role| options.devices(role).join("+"))
+        };
+        assert_eq!(devices(&["a", "b"]), ["a", "b"]);
+        assert_eq!(devices(&["a"]), ["a", "a"]);
+        assert_eq!(devices(&[]), ["", ""]);
+        let why = |path, names: &[&str]| with(path, names).check().unwrap_err().to_string();
+        assert!(why(Path::Tcp, &["a"]).contains("--path rdma"));
+        assert!(why(Path::Rdma, &["a", "b", "c"]).contains("one device"));
+        assert!(with(Path::Auto, &[]).check().is_ok());
+        match with(Path::Rdma, &["a"]).check() {
+            Ok(()) => assert!(cfg!(feature = "rdma")),
+            Err(why) => assert!(why.to_string().contains("--features rdma"), "{why}"),
+        }
     }
 
     #[test]

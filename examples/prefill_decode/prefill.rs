@@ -3,13 +3,14 @@
 use std::time::Instant;
 
 use futures_lite::future::{block_on, or};
-use kvrail::{Engine, Notification, PathKind, Peer};
+use kvrail::{Engine, Notification, Peer};
 
+use crate::crew::Role;
 use crate::generate::likeliest;
 use crate::kv::{PagedCache, Store};
 use crate::llama::Failure;
 use crate::messages::{FirstToken, Order, Report, Request, Shipped};
-use crate::options::{Options, Path};
+use crate::options::Options;
 use crate::shipment::{Shipment, is_aborted};
 use crate::wait::wait;
 use crate::weights::Model;
@@ -29,7 +30,7 @@ pub fn run(
     orders: &flume::Receiver<Order>,
     report: &dyn Fn(Report) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let engine = options.engine()?;
+    let engine = options.engine(Role::Prefill)?;
     let mut prefill = Prefill::new(model, options, &engine)?;
     report(Report::Ready(engine.name().to_owned()))?;
     while let Some(request) = next_request(&engine, orders) {
@@ -120,8 +121,9 @@ impl<'a> Prefill<'a> {
             return Ok(peer.clone());
         }
         let peer = wait("the decode engine", self.engine.open(name))??;
-        if self.options.path == Path::Tcp && peer.path() != PathKind::Tcp {
-            return Err(format!("kvrail chose the path {}, not tcp", peer.path().label()).into());
+        if let Some(path) = self.options.path.demanded().filter(|&path| path != peer.path()) {
+            let (chosen, asked) = (peer.path().label(), path.label());
+            return Err(format!("kvrail chose the path {chosen}, not {asked}").into());
         }
         Ok(self.peer.insert(peer).clone())
     }

@@ -49,6 +49,7 @@ pub struct Abort {
 
 /// Whether all hashes are equal.
 pub fn run(options: &Options) -> Result<bool, Failure> {
+    options.check()?;
     let model = if options.random { fetch::random() } else { fetch::model()? };
     let is_random = matches!(model.tokenizer(), Tokenizer::Bytes);
     let model = Arc::new(model);

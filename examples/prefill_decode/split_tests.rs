@@ -31,7 +31,7 @@ fn split(options: &Options) -> Result<(bool, String), Failure> {
     let model = tiny();
     let roles: &[Role] = match options.path {
         Path::Local => &[Role::Together],
-        Path::Auto | Path::Tcp => &[Role::Prefill, Role::Decode],
+        Path::Auto | Path::Tcp | Path::Rdma => &[Role::Prefill, Role::Decode],
     };
     let crew = Crew::threads(&model, options, roles)?;
     let mut out = Vec::new();
@@ -49,6 +49,7 @@ fn assert_equal(options: &Options) {
         // Both roles are on this host.
         Path::Auto => "host",
         Path::Tcp => "tcp",
+        Path::Rdma => "rdma",
     };
     assert!(out.contains(&format!("\npath: {path} by ")), "{out}");
     let in_table = out.lines().filter(|line| line.contains(" MB "));
@@ -75,6 +76,25 @@ fn every_way_to_ship_gives_the_logits_of_a_single_process() {
 fn requests_take_their_blocks_from_one_pool() {
     for path in [Path::Auto, Path::Local] {
         assert_equal(&Options { path, requests: 9, ..Options::tiny(PROMPT, 9) });
+    }
+}
+
+/// What the other paths are held to, between two NICs.
+#[test]
+#[cfg(feature = "rdma")]
+#[ignore = "needs soft-RoCE NICs: cargo xtask test --only example"]
+fn rdma_gives_the_logits_of_a_single_process() {
+    let path = Path::Rdma;
+    let device_name = vec!["rxe0".into(), "rxe1".into()];
+    let rdma = Options { path, device_name, requests: 2, ..Options::tiny(PROMPT, 9) };
+    for ship in [Ship::Layer, Ship::Block] {
+        assert_equal(&Options { ship, ..rdma.clone() });
+        let (verdict, out) = split(&Options { ship, flip_bit: true, ..rdma.clone() }).unwrap();
+        assert!(!verdict, "{ship:?}\n{out}");
+    }
+    for layers in 0..Shape::TINY.layers {
+        let (chunk_tokens, abort_after) = (3, Some(layers));
+        assert_equal(&Options { chunk_tokens, abort_after, ..rdma.clone() });
     }
 }
 

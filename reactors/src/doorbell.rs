@@ -68,7 +68,13 @@ impl Doorbell {
         epoll::wait(sources.unwrap_or(self.ringer.event.as_fd()), timeout)
     }
 
-    /// The eventfd: what an io_uring registers for its completions, and what the shard waits on.
+    /// What becomes readable when the sleeper is to wake: by the eventfd, or by any other source
+    /// ([`Doorbell::watch`]). Valid as long as the doorbell lives.
+    pub fn wait_fd(&self) -> RawFd {
+        self.ringer.sources.as_ref().map_or(self.raw_fd(), |sources| sources.as_fd().as_raw_fd())
+    }
+
+    /// The eventfd: what an io_uring registers for its completions.
     /// Valid as long as the doorbell lives.
     pub fn raw_fd(&self) -> RawFd {
         self.ringer.event.as_raw_fd()

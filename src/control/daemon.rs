@@ -116,7 +116,10 @@ async fn accept(
 /// One request, one answer, close.
 async fn converse(mut stream: TcpStream, seat: &Seat, daemon: &Daemon) -> Result<(), Ended> {
     let limits = &daemon.limits;
-    let request = in_time(limits.request, read_request(&stream, seat)).await?;
+    let (request, rest) = in_time(limits.request, read_request(&stream, seat)).await?;
+    if request.kind == Kind::Letter {
+        return take_letters(&stream, seat, daemon, (request, rest)).await;
+    }
     seat.enter(Phase::Answering);
     let reply = answer(&request, daemon).await?;
     drop(request);
@@ -136,7 +139,8 @@ async fn in_time<T>(
     timeout(limit, step).await.unwrap_or(Err(Ended::Slow))
 }
 
-async fn read_request(stream: &TcpStream, seat: &Seat) -> Result<Frame, Ended> {
+/// The first frame, and what came behind it.
+async fn read_request(stream: &TcpStream, seat: &Seat) -> Result<(Frame, Vec<u8>), Ended> {
     let mut decoder = Decoder::default();
     loop {
         stream.readable().await?;
@@ -147,11 +151,81 @@ async fn read_request(stream: &TcpStream, seat: &Seat) -> Result<Frame, Ended> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error.into()),
         };
-        if let (_, Some(frame)) = decoder.push(&chunk[..count])? {
-            return Ok(frame);
+        if let (used, Some(frame)) = decoder.push(&chunk[..count])? {
+            return Ok((frame, chunk[used..count].to_vec()));
         }
         seat.hold(decoder.held_bytes());
     }
+}
+
+/// Hands over one letter after the other, until the sender closes. Between two of them it loses
+/// nothing by making room for somebody else.
+async fn take_letters(
+    stream: &TcpStream,
+    seat: &Seat,
+    daemon: &Daemon,
+    (mut frame, mut rest): (Frame, Vec<u8>),
+) -> Result<(), Ended> {
+    loop {
+        hand_letter(&frame, daemon)?;
+        let mut decoder = Decoder::default();
+        let (used, next) = decoder.push(&rest)?;
+        frame = match next {
+            Some(next) => {
+                rest.drain(..used);
+                next
+            }
+            None => {
+                seat.hold(decoder.held_bytes());
+                let wait = if used == 0 { Phase::Closing } else { Phase::Asking };
+                seat.enter(wait);
+                let Some((next, behind)) = next_letter(stream, seat, daemon, decoder).await? else {
+                    return Ok(());
+                };
+                rest = behind;
+                next
+            }
+        };
+    }
+}
+
+/// The rest of a letter, and what came behind it; none where the sender closed between two.
+async fn next_letter(
+    stream: &TcpStream,
+    seat: &Seat,
+    daemon: &Daemon,
+    mut decoder: Decoder,
+) -> Result<Option<(Frame, Vec<u8>)>, Ended> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        // It may take its time to begin a letter, not to end it.
+        let readable = stream.readable();
+        match decoder.is_empty() {
+            true => readable.await?,
+            false => in_time(daemon.limits.request, async { Ok(readable.await?) }).await?,
+        }
+        let count = match stream.try_read(&mut chunk) {
+            Ok(0) if decoder.is_empty() => return Ok(None),
+            Ok(0) => return Err(Ended::Closed),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if let (used, Some(frame)) = decoder.push(&chunk[..count])? {
+            return Ok(Some((frame, chunk[used..count].to_vec())));
+        }
+        seat.enter(Phase::Asking);
+        seat.hold(decoder.held_bytes());
+    }
+}
+
+fn hand_letter(frame: &Frame, daemon: &Daemon) -> Result<(), Ended> {
+    if frame.kind != Kind::Letter {
+        let what = "a question among letters: it needs a connection of its own";
+        return Err(crate::error::Error::refused(what).into());
+    }
+    daemon.host.letter(frame.parse()?);
+    Ok(())
 }
 
 /// Reads and forgets, so that closing does not reset the connection under an unread answer.
@@ -184,6 +258,8 @@ async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
             request.parse::<AnyObject>()?;
             wire::encode(kind, legacy, &introduction(daemon)?)?
         }
+        // Whoever reads them has taken them out.
+        Kind::Letter => return Err(Ended::Closed),
         Kind::EndLane => {
             let quiet = end_lane(request.parse()?, daemon).await;
             wire::encode_message(kind, legacy, &LaneEnded { quiet })?

@@ -20,7 +20,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 pub use self::matrix::PriorityMatrix;
-#[cfg_attr(not(test), expect(unused_imports, reason = "for the shards' RDMA actors"))]
 pub use self::offer::{Offer, OwnDevice};
 use self::text::{Common, Parts};
 use super::wire;

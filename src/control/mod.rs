@@ -6,16 +6,12 @@
 
 mod address;
 mod client;
+mod courier;
 mod daemon;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the shards' RDMA actors"))]
 mod descriptor;
 mod directory;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
-#[cfg_attr(
-    not(any(test, fuzzing, feature = "sim")),
-    expect(dead_code, reason = "the endpoints that it speaks of are built with path::rdma")
-)]
 pub(crate) mod handshake;
 pub mod metadata;
 mod seats;
@@ -42,8 +38,10 @@ use crate::path::tcp::LaneName;
 use crate::receipt::Fenced;
 pub(crate) use address::Address;
 use client::Question;
+use courier::Couriers;
+pub(crate) use courier::Letter;
 use daemon::Daemon;
-pub(crate) use descriptor::{Buffer, Descriptor, Extras};
+pub(crate) use descriptor::{Buffer, Descriptor, Device, Extras, Offer, OwnDevice};
 use directory::Directory;
 pub(crate) use directory::Resolved;
 pub(crate) use handshake::Handshake;
@@ -65,6 +63,8 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// Gives it back where no shard has room now: it is offered again, and meanwhile the kernel's
     /// backlog keeps the next ones.
     fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
+    /// A letter arrived.
+    fn letter(&self, letter: Letter);
     /// Ends the data connection that its peer calls so; over when nothing is stored from it.
     fn end_lane(&self, lane: LaneName) -> Ending;
     /// A peer wants to connect queue pairs to ours, or says that its own are ready. Asked again if
@@ -98,6 +98,7 @@ struct Shared {
     metadata: Metadata,
     limits: ControlLimits,
     directory: Mutex<Directory>,
+    couriers: Couriers,
     /// Held while publishing, so that the newest descriptor is the last written; true once the
     /// name is registered.
     registered: tokio::sync::Mutex<bool>,
@@ -142,6 +143,7 @@ impl Control {
             metadata: Metadata::P2p,
             limits,
             directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
+            couriers: Couriers::default(),
             registered: tokio::sync::Mutex::new(false),
             stopping: AtomicBool::new(true),
         };
@@ -184,7 +186,6 @@ impl Control {
 
     /// Asks the engine called `name` to connect its queue pairs to ours; its answer may be a
     /// refusal.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what opens endpoints at Mooncake's targets"))]
     pub async fn handshake(&self, name: &str, request: Handshake) -> Result<Handshake> {
         self.ask(name, request).await
     }
@@ -230,6 +231,14 @@ impl Control {
                 Fenced::Nobody
             }
             Err(_) => Fenced::Nobody,
+        }
+    }
+
+    /// Sends a letter to the engine called `name`; it may get lost on the way.
+    pub fn send(&self, name: &Arc<str>, letter: &Letter) {
+        match letter.sealed() {
+            Ok(letter) => self.shared.couriers.send(&self.shared, &self.runtime, name, letter),
+            Err(error) => tracing::warn!(peer = %name, %error, "a letter is not sent"),
         }
     }
 
@@ -396,6 +405,7 @@ where
         metadata,
         limits,
         directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
+        couriers: Couriers::default(),
         registered: tokio::sync::Mutex::new(false),
         stopping: AtomicBool::new(false),
     }))

@@ -30,6 +30,8 @@ pub enum Kind {
     Probe = 3,
     /// End a connection and say so; between kvrail peers only.
     EndLane = 0xC0,
+    /// A letter, after which more may follow; nothing is answered. Between kvrail peers only.
+    Letter = 0xC1,
 }
 
 impl Kind {
@@ -40,6 +42,7 @@ impl Kind {
             2 => Some(Self::Notify),
             3 => Some(Self::Probe),
             0xC0 => Some(Self::EndLane),
+            0xC1 => Some(Self::Letter),
             _ => None,
         }
     }
@@ -58,7 +61,7 @@ pub enum FrameError {
         claimed: u64,
     },
     /// The first payload byte is neither a type nor the start of legacy text.
-    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0) nor legacy text")]
+    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0, 0xc1) nor legacy text")]
     UnknownType(u8),
     /// The body is not the JSON object that the type asks for.
     #[error("the body is not the JSON object expected: {0}")]
@@ -128,6 +131,11 @@ impl Decoder {
         }
         let frame = Frame::from_payload(std::mem::take(self).payload)?;
         Ok((prefix + taken, Some(frame)))
+    }
+
+    /// Nothing of a frame has come.
+    pub fn is_empty(&self) -> bool {
+        self.length_seen == 0
     }
 
     /// Heap bytes held.

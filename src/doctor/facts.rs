@@ -52,6 +52,9 @@ pub struct Facts {
     pub loopback_v6: Answer,
     /// NICs and RDMA devices.
     pub devices: Devices,
+    /// Loading libibverbs: how many devices it knows, or what is wrong; `None` in a build without
+    /// RDMA.
+    pub verbs: Option<std::result::Result<usize, String>>,
     /// The process's seccomp mode: 0 none, 1 strict, 2 a filter; `None` where the kernel has none.
     pub seccomp: Option<u32>,
 }
@@ -86,6 +89,7 @@ impl Facts {
             loopback_v4: answer(loopback(Ipv4Addr::LOCALHOST.into())),
             loopback_v6: answer(loopback(Ipv6Addr::LOCALHOST.into())),
             devices: Devices::here(),
+            verbs: verbs(),
             seccomp: status.seccomp,
         }
     }
@@ -137,6 +141,17 @@ fn loopback(address: IpAddr) -> io::Result<()> {
     let listener = TcpListener::bind((address, 0))?;
     // Where the interface is down, listening works and connecting doesn't.
     TcpStream::connect_timeout(&listener.local_addr()?, LOOPBACK_PATIENCE).map(drop)
+}
+
+#[cfg(feature = "rdma")]
+fn verbs() -> Option<std::result::Result<usize, String>> {
+    let names = kvrail_reactors::verbs::Device::names();
+    Some(names.map(|names| names.len()).map_err(|error| error.to_string()))
+}
+
+#[cfg(not(feature = "rdma"))]
+fn verbs() -> Option<std::result::Result<usize, String>> {
+    None
 }
 
 #[cfg(test)]

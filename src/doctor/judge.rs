@@ -22,6 +22,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
         host::foreign_memory(facts),
         host::unix_sockets(facts),
         host::loopback(facts),
+        rdma::verbs(facts),
         rdma::ports(&facts.devices),
         rdma::gids(&facts.devices),
         rdma::memlock(facts),

@@ -14,7 +14,7 @@ mod table;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use kvrail_reactors::host::ledger::Ledger;
@@ -127,20 +127,28 @@ impl Quiet {
 /// A request under way under a grant, which isn't quiet before this is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Use {
-    is_struck: Arc<AtomicBool>,
+    state: Arc<State>,
     _guard: flume::Sender<()>,
 }
 
 impl Use {
     /// Whether the grant was taken back: the request must end as Stale.
     pub(crate) fn is_struck(&self) -> bool {
-        self.is_struck.load(Ordering::Acquire)
+        self.state.is_struck.load(Ordering::Acquire)
     }
 
     /// Whether it is of the same grant.
     pub(crate) fn is_of(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.is_struck, &other.is_struck)
+        Arc::ptr_eq(&self.state, &other.state)
     }
+}
+
+/// What the uses of one grant share.
+#[derive(Debug, Default)]
+struct State {
+    is_struck: AtomicBool,
+    /// A NIC lets peers in by itself: it has to be told when the grant is struck.
+    has_window: AtomicBool,
 }
 
 /// What the table keeps for each grant.
@@ -163,7 +171,11 @@ pub(crate) struct Grants {
     is_closed: AtomicBool,
     /// The next one ends sooner than it did.
     sooner: Notify,
+    /// Closes the windows of a grant that was struck.
+    close_windows: OnceLock<CloseWindows>,
 }
+
+type CloseWindows = Box<dyn Fn(Key) + Send + Sync>;
 
 /// Where words come from: a keyed hash of a number, which nobody guesses from other words.
 struct Words {
@@ -191,7 +203,21 @@ impl Grants {
     pub(crate) fn new(ledger: Option<GrantLedger>) -> Self {
         let words = Words { state: RandomState::new(), next: Default::default() };
         let table = RwLock::new(GrantTable::new(GRANTS_MAX));
-        Self { table, ledger, words, is_closed: AtomicBool::new(false), sooner: Notify::new() }
+        Self {
+            table,
+            ledger,
+            words,
+            is_closed: AtomicBool::new(false),
+            sooner: Notify::new(),
+            close_windows: OnceLock::new(),
+        }
+    }
+
+    /// Says who closes windows, before there are any.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn close_windows_by(&self, close: impl Fn(Key) + Send + Sync + 'static) {
+        // It is said once.
+        let _ = self.close_windows.set(Box::new(close));
     }
 
     pub(crate) fn ledger(&self) -> Option<&GrantLedger> {
@@ -222,7 +248,7 @@ impl Grants {
         let holder = holder.map(Into::into);
         let terms = Terms { addr, len, access, holder, expires_ns };
         let (guard, quiet) = flume::bounded(0);
-        let used = Use { is_struck: Arc::default(), _guard: guard };
+        let used = Use { state: Arc::default(), _guard: guard };
         let quiet = Quiet(quiet);
         let key = self.enter(terms, Granted { memory, used, quiet: quiet.clone() })?;
         let strike = Strike { grants: self.clone(), key, quiet };
@@ -264,6 +290,21 @@ impl Grants {
         Ok((memory, entry.own.used.clone()))
     }
 
+    /// The memory that a peer is let into by a window, what it may do there, and the use of the
+    /// grant that the window makes as long as it is open.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn window(&self, key: Key, holder: &str) -> Result<(Slice, Access, Use), Denied> {
+        let table = self.table();
+        let entry = table.get(key).ok_or(Denied::Stale)?;
+        let is_holder = entry.terms.holder.as_ref().is_none_or(|only| **only == *holder);
+        if !is_holder {
+            return Err(Denied::Refused);
+        }
+        // Under the table's lock: who strikes the grant behind this sees the window.
+        entry.own.used.state.has_window.store(true, Ordering::Relaxed);
+        Ok((entry.own.memory.clone(), entry.terms.access, entry.own.used.clone()))
+    }
+
     /// From now on nothing begins under the grant, and what is under way ends as Stale.
     pub(crate) fn strike(&self, key: Key) {
         let mut table = self.change();
@@ -272,7 +313,13 @@ impl Grants {
 
     fn strike_in(&self, table: &mut GrantTable<Granted>, key: Key) {
         let Some(entry) = table.strike(key) else { return };
-        entry.own.used.is_struck.store(true, Ordering::SeqCst);
+        let state = &entry.own.used.state;
+        state.is_struck.store(true, Ordering::SeqCst);
+        if let Some(close) = self.close_windows.get()
+            && state.has_window.load(Ordering::Relaxed)
+        {
+            close(key);
+        }
         if let Some(ledger) = &self.ledger {
             ledger.strike(key.slot as usize);
         }

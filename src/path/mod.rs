@@ -3,14 +3,16 @@
 mod carriers;
 pub(crate) mod host;
 pub(crate) mod local;
-#[cfg(any(test, fuzzing, feature = "sim"))]
+#[cfg(any(test, fuzzing, feature = "sim", feature = "rdma"))]
 #[cfg_attr(
-    all(fuzzing, not(any(test, feature = "sim"))),
+    all(fuzzing, not(any(test, feature = "sim", feature = "rdma"))),
     expect(dead_code, unused_imports, reason = "only the handshake is fuzzed")
 )]
 pub(crate) mod rdma;
 pub(crate) mod served;
 pub(crate) mod tcp;
+#[cfg_attr(not(feature = "rdma"), path = "verbs/off.rs")]
+pub(crate) mod verbs;
 
 use std::sync::Arc;
 

@@ -6,12 +6,10 @@ use std::sync::Arc;
 
 use kvrail_reactors::copy::{CopyWork, Source};
 
-use super::{callers_share, tcp_request};
+use super::callers_share;
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
-use crate::limits::{
-    COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX, TCP_GROUP_BYTES,
-};
+use crate::limits::{COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX};
 use crate::memory::Operation;
 use crate::path::host::{Ask, Asked, Known, Neighbour, Offer, Proof};
 use crate::path::local::{Copies, Job};
@@ -88,18 +86,9 @@ impl Inner {
     /// Sends every slice its way; what nobody knows how to read goes by TCP.
     fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion, sorted: Sorted) {
         let flight = gate.flight().clone();
-        let plan = &flight.plan;
         let Sorted { asks, sources, pulls, jobs, rest, denied, .. } = sorted;
         self.post_asks(&flight, neighbour, &asks, &sources);
-        if !rest.is_empty() {
-            let groups = share_out(&rest, self.shards().len(), TCP_GROUP_BYTES);
-            flight.more_parts(groups.len());
-            let first = self.next_shard();
-            for (position, group) in groups.into_iter().enumerate() {
-                let requests = rest[group].iter().map(|slice| tcp_request(plan, slice)).collect();
-                self.carry(flight.clone(), first + position, requests);
-            }
-        }
+        self.carry_rest(&flight, &rest);
         self.post_pulls(&flight, &pulls, jobs);
         gate.back(denied);
     }

@@ -39,8 +39,10 @@ pub(crate) fn pin(cpus: &CpuSet) -> io::Result<()> {
 /// # Errors
 /// What eventfd(2) and epoll_create(2) give.
 pub(crate) fn doorbell(driver: Driver) -> io::Result<Doorbell> {
+    // A ring turns its own readiness into completions; NICs' channels are watched on any driver.
     match driver {
         Driver::Epoll => Doorbell::with_sources(),
+        Driver::Uring | Driver::Auto if cfg!(feature = "rdma") => Doorbell::with_sources(),
         Driver::Uring | Driver::Auto => Doorbell::new(),
     }
 }
@@ -110,7 +112,7 @@ pub(crate) struct Rung(Arc<Doorbell>);
 
 impl std::os::fd::AsRawFd for Rung {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.raw_fd()
+        self.0.wait_fd()
     }
 }
 

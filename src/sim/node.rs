@@ -166,7 +166,7 @@ impl Node {
         let identity = Identity { name, control, data, speaks_rdma: false };
         let (regions, arrivals) = Default::default();
         let grants = Arc::new(Grants::new(None));
-        let exposure = Exposure { incarnation, regions, grants, arrivals, hub: None };
+        let exposure = Exposure { incarnation, regions, grants, arrivals, hub: None, rdma: None };
         let host = Arc::new(exposure.named(identity.clone()));
         let control = Control::detached(identity, host.clone(), ground.tasks.handle().clone());
         let mut carriers = Carriers::default();
@@ -186,7 +186,9 @@ impl Node {
             seats.push(Seat { shard, reactor, state: State::Awake });
         }
         let is_old = ground.old_node == Some(number);
-        let links = Links::new(is_old, Err(Error::refused("nobody shares a host here")));
+        let no_host = Err(Error::refused("nobody shares a host here"));
+        let no_nics = Err(Error::refused("nobody has NICs here"));
+        let links = Links::new(is_old, no_host, no_nics);
         let started = (runtime, carriers);
         let config = Engine::builder();
         let engine = Engine::assemble(started, Arc::new(control), host.clone(), links, &config);

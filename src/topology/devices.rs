@@ -56,6 +56,8 @@ pub struct RdmaPort {
     pub state: String,
     /// `Ethernet` or `InfiniBand`.
     pub link_layer: String,
+    /// Speed of the link in Mbit/s, where the driver tells.
+    pub speed_mbps: Option<u64>,
     /// The addresses that are set, by index.
     pub gids: Vec<Gid>,
 }
@@ -128,8 +130,15 @@ fn rdma_port(path: &Path) -> Option<RdmaPort> {
         number: name_of(path).parse().ok()?,
         state: state.split_once(": ").map_or(state.as_str(), |(_, word)| word).to_owned(),
         link_layer: word(&path.join("link_layer")).unwrap_or_default(),
+        speed_mbps: word(&path.join("rate")).and_then(|rate| mbps(&rate)),
         gids: (0..GIDS_MAX).map_while(|index| gid(path, index)).flatten().collect(),
     })
+}
+
+/// "2.5 Gb/sec (1X SDR)"
+fn mbps(rate: &str) -> Option<u64> {
+    let gbit: f64 = rate.split_once(" Gb/sec")?.0.trim().parse().ok()?;
+    Some((gbit * 1e3) as u64)
 }
 
 /// An entry of the table; the inner `None` for one that isn't set, the outer past the end.
@@ -218,6 +227,7 @@ mod tests {
             ("sys/class/infiniband/rxe0/parent", "eth0\n"),
             ("sys/class/infiniband/rxe0/ports/1/state", "4: ACTIVE\n"),
             ("sys/class/infiniband/rxe0/ports/1/link_layer", "Ethernet\n"),
+            ("sys/class/infiniband/rxe0/ports/1/rate", "2.5 Gb/sec (1X SDR)\n"),
             (
                 "sys/class/infiniband/rxe0/ports/1/gids/0",
                 "0000:0000:0000:0000:0000:0000:0000:0000\n",
@@ -235,6 +245,7 @@ mod tests {
         assert_eq!((rxe.node, rxe.over.as_deref()), (Some(2), Some("eth0")));
         let port = &rxe.ports[0];
         assert_eq!((port.state.as_str(), port.link_layer.as_str()), ("ACTIVE", "Ethernet"));
+        assert_eq!(port.speed_mbps, Some(2_500));
         assert_eq!((port.gids[0].index, port.gids[0].kind.as_str()), (1, "RoCE v2"));
         assert_eq!(port.gids[0].netdev.as_deref(), Some("eth0"));
     }

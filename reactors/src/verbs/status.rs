@@ -74,10 +74,11 @@ impl Status {
             | Self::RemoteInvalidRequest
             | Self::LocalProtection
             | Self::LocalLength
-            | Self::LocalOperation
             | Self::LocalAccess
             | Self::Bind => true,
-            Self::Success
+            // Soft-RoCE says so of a packet that found no way out of its host.
+            Self::LocalOperation
+            | Self::Success
             | Self::Flushed
             | Self::RemoteOperation
             | Self::BadResponse

@@ -61,21 +61,40 @@ fn what_never_reaches_the_device_ends_behind_what_did() {
     assert!(ends[cut..8].iter().all(|(_, status)| *status == Status::Flushed), "{ends:?}");
 }
 
+/// A window to write to its first bytes.
+fn opened(side: &mut Side) -> RemoteKey {
+    let window = side.nic.window().unwrap();
+    let open = WorkRequest {
+        id: 1,
+        operation: Operation::Bind { window, access: RemoteAccess { read: false, write: true } },
+        local: Some(side.slice(0, 4096)),
+        remote_addr: side.region.addr(),
+        key: side.key(),
+        is_signalled: true,
+    };
+    side.post(vec![open]);
+    assert_eq!(side.ends(1), [(1, Status::Success)]);
+    window
+}
+
+/// Soft-RoCE waits most of a minute for each of them when a queue pair is destroyed before.
+#[test]
+#[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
+fn open_windows_hold_up_neither_a_queue_pairs_end_nor_a_nics() {
+    let (mut a, mut b) = pair();
+    let since = Instant::now();
+    opened(&mut b);
+    b.nic.destroy(b.qp.number);
+    opened(&mut a);
+    drop((a, b));
+    assert!(since.elapsed() < PATIENCE, "it took {:?}", since.elapsed());
+}
+
 #[test]
 #[ignore = "needs rxe0 and rxe1: cargo xtask vm"]
 fn a_window_is_open_until_it_is_invalidated() {
     let (mut a, mut b) = pair();
-    let window = b.nic.window().unwrap();
-    let open = WorkRequest {
-        id: 1,
-        operation: Operation::Bind { window, access: RemoteAccess { read: false, write: true } },
-        local: Some(b.slice(0, 4096)),
-        remote_addr: b.region.addr(),
-        key: b.key(),
-        is_signalled: true,
-    };
-    b.post(vec![open]);
-    assert_eq!(b.ends(1), [(1, Status::Success)]);
+    let window = opened(&mut b);
     let through = |id, a: &Side, b: &Side| WorkRequest {
         local: Some(a.slice(0, 4096)),
         key: window,

@@ -32,9 +32,16 @@ pub struct Options {
     /// The target's segment name; the initiator needs it unless the path is local.
     #[arg(long, alias = "segment_id")]
     segment_id: Option<String>,
-    /// The protocol to speak.
-    #[arg(long, value_enum, default_value = "tcp")]
+    /// The protocol to serve: rdma where there are NICs for it (auto), or one of the two. Peers
+    /// without RDMA come by TCP all the same.
+    #[arg(long, value_enum, default_value = "auto")]
     protocol: Protocol,
+    /// RDMA devices, such as mlx5_0,mlx5_1; all of the host's by default.
+    #[arg(long, alias = "device_name", value_delimiter = ',')]
+    device_name: Vec<String>,
+    /// Entry of the RDMA ports' address tables; the best routable one by default.
+    #[arg(long)]
+    gid_index: Option<u8>,
     /// What the initiator does.
     #[arg(long, value_enum, default_value = "read")]
     operation: Operation,
@@ -56,8 +63,8 @@ pub struct Options {
     /// Bytes of each buffer; one a NUMA node.
     #[arg(long, alias = "buffer_size", default_value = "1G", value_parser = size::parse)]
     buffer_size: usize,
-    /// Which way to the segment: the best, host (same host, no network), tcp; or local, inside
-    /// this process.
+    /// Which way to the segment: the best, host (same host, no network), tcp, rdma; or local,
+    /// inside this process.
     #[arg(long, value_enum, default_value = "auto")]
     path: Path,
     /// Whose memory: regions that the engine allocates, or foreign memory that it is told of.
@@ -83,7 +90,8 @@ pub struct Options {
     #[arg(long)]
     json: bool,
     /// Measures what each line of standard input asks for, OPERATION BLOCK BATCH SECONDS and
-    /// perhaps WALK, and answers each with a line of JSON.
+    /// perhaps WALK, and answers each with a line of JSON; the line `verify` writes and reads back
+    /// once more.
     #[arg(long)]
     cells: bool,
 }
@@ -96,7 +104,19 @@ enum Mode {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Protocol {
+    Auto,
     Tcp,
+    Rdma,
+}
+
+impl From<Protocol> for kvrail::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Auto => Self::Auto,
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Rdma => Self::Rdma,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -111,6 +131,7 @@ enum Path {
     Local,
     Host,
     Tcp,
+    Rdma,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -137,7 +158,6 @@ impl From<IdlePolicy> for Idle {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let Protocol::Tcp = options.protocol;
     let shards = options.shards.map_or_else(Shards::default, Shards::Count);
     let builder = Engine::builder()
         .name(&options.local_server_name)
@@ -156,8 +176,15 @@ pub fn run(options: &Options) -> Result<()> {
 /// peer of this host may reach.
 fn forced(builder: EngineBuilder, options: &Options) -> EngineBuilder {
     let is_foreign = options.memory == Memory::Foreign;
+    let protocol = if options.path == Path::Tcp { Protocol::Tcp } else { options.protocol };
+    let builder = match options.gid_index {
+        Some(index) => builder.gid_index(index),
+        None => builder,
+    };
     builder
-        .same_host(options.path != Path::Tcp)
+        .devices(options.device_name.iter())
+        .protocol(protocol.into())
+        .same_host(!matches!(options.path, Path::Tcp | Path::Rdma))
         .peers_may_trace(is_foreign)
         .spin_caller(std::time::Duration::from_micros(options.caller_spin))
 }

@@ -5,6 +5,7 @@ mod descriptor;
 mod handshake;
 mod hostile;
 mod hostile_http;
+mod letters;
 mod peers;
 mod rdma_descriptor;
 mod registry;
@@ -26,6 +27,7 @@ pub(super) struct Engine {
     pub room: usize,
     pub streams: Mutex<Vec<TcpStream>>,
     has_refused: AtomicBool,
+    pub letters: Mutex<Vec<Letter>>,
     /// What `descriptor` does instead of answering.
     pub panics: bool,
     /// Its RDMA devices, and whether it has nothing else.
@@ -53,6 +55,10 @@ impl Host for Engine {
         }
         notes.push((name, message));
         Ok(())
+    }
+
+    fn letter(&self, letter: Letter) {
+        self.letters.lock().unwrap().push(letter);
     }
 
     fn end_lane(&self, _lane: LaneName) -> Ending {
@@ -102,6 +108,7 @@ pub(super) fn start_with(
             room: 4,
             streams: Mutex::default(),
             has_refused: AtomicBool::new(false),
+            letters: Mutex::default(),
             panics: false,
             rdma: None,
             shakes: None,

@@ -27,6 +27,23 @@ pub(in crate::doctor) fn ports(devices: &Devices) -> Finding {
     ok(name, what).or(verdict, "to have the others: bring the link up (`ip link set … up`)")
 }
 
+pub(in crate::doctor) fn verbs(facts: &Facts) -> Finding {
+    let name = "rdma_verbs";
+    let has_devices = !facts.devices.rdma.is_empty();
+    match (&facts.verbs, has_devices) {
+        (Some(Ok(known)), _) => ok(name, format!("libibverbs is here and knows {known} devices")),
+        (_, false) => ok(name, "no devices, so libibverbs is not needed"),
+        (Some(Err(why)), true) => {
+            warn(name, why, "install libibverbs1 and ibverbs-providers (rdma-core), or use TCP")
+        }
+        (None, true) => warn(
+            name,
+            "this build has no RDMA, and the host has devices",
+            "build kvrail with the feature `rdma`, or use TCP",
+        ),
+    }
+}
+
 pub(in crate::doctor) fn gids(devices: &Devices) -> Finding {
     let name = "rdma_gid";
     let up: Vec<_> = all_ports(devices).filter(|(_, port)| port.is_up()).collect();

@@ -48,6 +48,7 @@ fn healthy() -> Facts {
         loopback_v4: Ok(()),
         loopback_v6: Ok(()),
         devices: Devices::default(),
+        verbs: Some(Ok(0)),
         seccomp: Some(0),
     }
 }

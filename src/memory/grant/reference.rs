@@ -16,6 +16,20 @@ pub(crate) struct Key {
     pub(crate) word: u64,
 }
 
+impl Key {
+    /// As one number.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn to_raw(self) -> u128 {
+        u128::from(self.slot) << 64 | u128::from(self.word)
+    }
+
+    /// From what [`Key::to_raw`] made; of any other number a key that holds nothing.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn from_raw(raw: u128) -> Self {
+        Self { slot: (raw >> 64) as u32, word: raw as u64 }
+    }
+}
+
 impl fmt::Debug for Key {
     /// Without the word: whoever reads a log is not granted anything.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,24 +5,25 @@ use kvrail_reactors::verbs::{QpAddress, QpNumber, WorkRequest};
 use super::ending::Ending;
 use super::ledger::Counted;
 use super::message::{EndpointName, InitiatorId, Message};
+use super::rail::Ends;
 use crate::limits;
 
 /// Something to be done, in this order.
 #[derive(Debug)]
 pub(crate) enum Action {
-    /// Make so many queue pairs on this rail's NIC; answered by `Initiator::created`.
-    Create { name: EndpointName, queues: usize },
+    /// Make so many queue pairs on this NIC; answered by `Initiator::created`.
+    Create { name: EndpointName, peer: u64, ends: Ends, queues: usize },
     /// Connect them to the peer's, one by one; answered by `Initiator::connected`.
-    Connect { name: EndpointName, peer: u64, pairs: Vec<(QpNumber, QpAddress)> },
+    Connect { name: EndpointName, peer: u64, nic: u8, pairs: Vec<(QpNumber, QpAddress)> },
     /// Make a queue pair for each of these, connected to it, and a mailbox; answered by
     /// `Target::accepted`.
-    Accept { name: EndpointName, peer: u64, queues: Vec<QpAddress> },
+    Accept { name: EndpointName, peer: u64, nic: u8, queues: Vec<QpAddress> },
     /// Move it to error.
-    Error { rail: u8, qp: QpNumber },
+    Error { nic: u8, qp: QpNumber },
     /// End it: all it had is quiet.
-    Destroy { rail: u8, qp: QpNumber },
+    Destroy { nic: u8, qp: QpNumber },
     /// Post a list; it fits.
-    Post { rail: u8, qp: QpNumber, requests: Vec<WorkRequest> },
+    Post { nic: u8, qp: QpNumber, requests: Vec<WorkRequest> },
     /// Tell a peer.
     Tell { peer: u64, message: Message },
     /// A transfer has ended.
@@ -32,13 +33,13 @@ pub(crate) enum Action {
     /// A counter of ours has advanced.
     Counted(Counted),
     /// A window to this grant was asked for; answered by `Target::granted`.
-    Granted { name: EndpointName, grant: u64 },
+    Granted { name: EndpointName, grant: u128 },
     /// Nothing reaches this grant any more.
-    Revoked { grant: u64 },
+    Revoked { grant: u128 },
     /// Nothing of this initiator is stored any more.
     Evicted { initiator: InitiatorId },
     /// Only for the canary: reset it, as nobody should.
-    Reset { rail: u8, qp: QpNumber },
+    Reset { nic: u8, qp: QpNumber },
 }
 
 /// Bounds of an initiator; the defaults are in [`crate::limits`], with their reasons.
@@ -50,6 +51,9 @@ pub(crate) struct RdmaLimits {
     pub(crate) window_requests: usize,
     /// Bytes under way on one endpoint.
     pub(crate) window_bytes: usize,
+    /// Work requests under way on one NIC, to all peers: its completion queue must hold them all
+    /// when they are flushed.
+    pub(crate) nic_requests: usize,
     /// Work requests of one list.
     pub(crate) list_max: usize,
     /// One work request in so many completes by itself.
@@ -74,6 +78,7 @@ impl Default for RdmaLimits {
             queues: limits::RDMA_QUEUES,
             window_requests: limits::RDMA_WINDOW_REQUESTS,
             window_bytes: limits::RDMA_WINDOW_BYTES,
+            nic_requests: limits::RDMA_NIC_REQUESTS,
             list_max: limits::RDMA_LIST_MAX,
             signal_every: limits::RDMA_SIGNAL_EVERY,
             notices: limits::RDMA_NOTICES_MAX,

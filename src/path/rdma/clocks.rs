@@ -11,13 +11,13 @@ use super::message::{EndpointName, Message};
 use super::sweep::Cause;
 use super::transfer::{Stage, Transfer};
 use crate::ErrorKind;
-use crate::limits::TICK_NS;
+use crate::limits::{MOONCAKE_OPEN_MAX_NS, TICK_NS};
 
 impl Initiator {
     /// A port carries traffic, or none. What is posted is left to the device's own retries.
-    pub(crate) fn port(&mut self, rail: u8, is_up: bool, now_ns: u64) {
-        for peer in self.peers.values_mut() {
-            let Some(rail) = peer.rails.get_mut(usize::from(rail)) else { continue };
+    pub(crate) fn port(&mut self, nic: u8, is_up: bool, now_ns: u64) {
+        let rails = self.peers.values_mut().flat_map(|peer| &mut peer.rails);
+        for rail in rails.filter(|rail| rail.ends.nic == nic) {
             match is_up {
                 true => rail.came_up(),
                 false => rail.is_down = true,
@@ -60,16 +60,16 @@ impl Initiator {
         let asked_ns = now_ns.saturating_sub(endpoint.asked_ns);
         let silent_ns = now_ns.saturating_sub(endpoint.progress_ns);
         let (peer, name) = (endpoint.peer, endpoint.name);
+        let fences = self.peers.get(&peer).is_none_or(|known| known.fences);
+        let open_max_ns = if fences { limits.open_max_ns } else { MOONCAKE_OPEN_MAX_NS };
         match endpoint.state {
-            State::Creating | State::Opening | State::Connecting
-                if in_state_ns >= limits.open_max_ns =>
-            {
+            State::Creating | State::Opening | State::Connecting if in_state_ns >= open_max_ns => {
                 self.end_endpoint(ticket, Cause::Failed, now_ns);
             }
             State::Opening if asked_ns >= limits.open_retry_ns => {
                 endpoint.asked_ns = now_ns;
                 let queues = endpoint.queues.iter().map(|queue| queue.own).collect();
-                let message = Message::Open { name, queues };
+                let message = Message::Open { name, theirs: endpoint.ends.theirs, queues };
                 self.actions.push(Action::Tell { peer, message });
             }
             State::Ready if !endpoint.is_drained() && silent_ns >= limits.silence_ns => {
@@ -177,7 +177,7 @@ impl Endpoint {
     }
 
     /// Windows that were asked for too long ago: to be asked for again.
-    fn overdue_windows(&mut self, now_ns: u64, retry_ns: u64) -> Vec<u64> {
+    fn overdue_windows(&mut self, now_ns: u64, retry_ns: u64) -> Vec<u128> {
         let mut overdue = Vec::new();
         for (grant, keyhole) in &mut self.windows {
             if let Keyhole::Asked { at_ns, .. } = keyhole

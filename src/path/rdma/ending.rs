@@ -1,5 +1,8 @@
 //! How a transfer ended, and what is proven about memory on both sides.
 
+use kvrail_reactors::verbs::Status;
+
+use super::rail::Ends;
 use crate::receipt::Proof;
 use crate::{ErrorKind, Landed};
 
@@ -18,23 +21,41 @@ pub(crate) enum Fenced {
     Nobody,
 }
 
+/// A slice that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SliceEnd {
+    pub(crate) kind: ErrorKind,
+    /// Maybe, if it was ever posted.
+    pub(crate) landed: Landed,
+}
+
+/// A rail, and the status of the work request that it failed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Culprit {
+    pub(crate) ends: Ends,
+    pub(crate) status: Status,
+}
+
 /// How a transfer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ending {
     /// Why it failed; none where all of it is in place.
     pub(crate) kind: Option<ErrorKind>,
     /// Each slice's end.
-    pub(crate) slices: Vec<Result<(), ErrorKind>>,
+    pub(crate) slices: Vec<Result<(), SliceEnd>>,
     /// Our memory. Where it is unproven, [`Action::Released`](super::Action) follows.
     pub(crate) local: Proof,
     pub(crate) landed: Landed,
     pub(crate) fenced: Fenced,
+    /// What the device said, where one did.
+    pub(crate) culprit: Option<Culprit>,
     /// From the cause of the end, or from posting, to quiet.
     pub(crate) took_ns: u64,
 }
 
 impl Ending {
     /// The peer's memory.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn remote(&self) -> Proof {
         if self.fenced == Fenced::Nobody { Proof::Unproven } else { Proof::Quiet }
     }

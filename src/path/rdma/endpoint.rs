@@ -5,18 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 
 use kvrail_reactors::region::Slice;
 use kvrail_reactors::ticket::Ticket;
-use kvrail_reactors::verbs::{QpAddress, RemoteKey, WorkRequest};
+use kvrail_reactors::verbs::{QpAddress, RemoteKey, Status, WorkRequest};
 
 use super::ending::Fenced;
 use super::message::{EndpointName, Incarnation, Mailbox, Strike};
 use super::notice::{CONSUMED_BYTES, NOTICE_BYTES};
 use super::queue::SendQueue;
+use super::rail::Ends;
 use super::transfer::Transfer;
 use crate::limits::{RDMA_WINDOWS_MAX, TICK_NS};
 
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) name: EndpointName,
+    pub(crate) ends: Ends,
     pub(crate) peer: u64,
     pub(crate) state: State,
     pub(crate) queues: Vec<Queue>,
@@ -34,13 +36,15 @@ pub(crate) struct Endpoint {
     pub(crate) remote: Option<Fenced>,
     /// What the target has counted of our events when it had fenced, by event: a bit a part.
     pub(crate) arrived: BTreeMap<u64, u64>,
+    /// The first status that was no success, and no consequence of one.
+    pub(crate) culprit: Option<Status>,
     /// It ended since its rail does not work.
     pub(crate) has_failed: bool,
     /// Items that it ended under.
     pub(crate) held: Vec<(Ticket<Transfer>, usize)>,
     /// Transfers that it may touch the memory of, though they were told to go on without it.
     pub(crate) haunted: Vec<Ticket<Transfer>>,
-    pub(crate) windows: BTreeMap<u64, Keyhole>,
+    pub(crate) windows: BTreeMap<u128, Keyhole>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,9 +120,10 @@ pub(crate) const fn scratch_bytes(slots: usize) -> usize {
 }
 
 impl Endpoint {
-    pub(crate) fn new(name: EndpointName, peer: u64, now_ns: u64) -> Self {
+    pub(crate) fn new(name: EndpointName, ends: Ends, peer: u64, now_ns: u64) -> Self {
         Self {
             name,
+            ends,
             peer,
             state: State::Creating,
             queues: Vec::new(),
@@ -130,6 +135,7 @@ impl Endpoint {
             bytes: 0,
             remote: None,
             arrived: BTreeMap::new(),
+            culprit: None,
             has_failed: false,
             held: Vec::new(),
             haunted: Vec::new(),

@@ -16,12 +16,13 @@ impl Initiator {
     pub(crate) fn created(
         &mut self,
         name: EndpointName,
+        nic: u8,
         made: Option<(Vec<QpAddress>, Slice)>,
         now_ns: u64,
     ) {
         let Some(&ticket) = self.by_name.get(&name) else {
             let unwanted = made.into_iter().flat_map(|(queues, _)| queues);
-            let destroy = |own: QpAddress| Action::Destroy { rail: name.rail, qp: own.number };
+            let destroy = |own: QpAddress| Action::Destroy { nic, qp: own.number };
             return self.actions.extend(unwanted.map(destroy));
         };
         let Some((owns, scratch)) = made else {
@@ -32,11 +33,11 @@ impl Initiator {
         let parts = (0..).map(|index| scratch.part(index * bytes, bytes));
         for (own, part) in owns.iter().zip(parts) {
             let Ok(part) = part else { break };
-            self.by_qp.insert((name.rail, own.number), (ticket, endpoint.queues.len()));
+            self.by_qp.insert((nic, own.number), (ticket, endpoint.queues.len()));
             endpoint.queues.push(Queue::new(*own, part, self.limits.signal_every));
         }
         endpoint.becomes(State::Opening, now_ns);
-        let message = Message::Open { name, queues: owns };
+        let message = Message::Open { name, theirs: endpoint.ends.theirs, queues: owns };
         self.actions.push(Action::Tell { peer: endpoint.peer, message });
     }
 
@@ -65,10 +66,11 @@ impl Initiator {
                     self.end_endpoint(ticket, Cause::Failed, now_ns);
                 }
             }
-            Message::Broken { name } => {
+            Message::Broken { name, is_rail_well } => {
                 let states = [State::Opening, State::Connecting, State::Ready];
+                let cause = if is_rail_well { Cause::GivenUp } else { Cause::Failed };
                 if let Some((ticket, _)) = self.named(name, &states) {
-                    self.end_endpoint(ticket, Cause::Failed, now_ns);
+                    self.end_endpoint(ticket, cause, now_ns);
                 }
             }
             Message::Fenced { name, target, arrived } => {
@@ -88,15 +90,16 @@ impl Initiator {
     fn opened(&mut self, message: Message, now_ns: u64) {
         let Message::Opened { name, target, queues, mailbox } = message else { return };
         let Some((ticket, endpoint)) = self.named(name, &[State::Opening]) else { return };
-        if queues.len() != endpoint.queues.len() || !mailbox.slots.is_power_of_two() {
+        let has_slots = mailbox.is_none_or(|mailbox| mailbox.slots.is_power_of_two());
+        if queues.len() != endpoint.queues.len() || !has_slots {
             return self.end_endpoint(ticket, Cause::Failed, now_ns);
         }
         endpoint.target = Some(target);
-        endpoint.mailbox = Some(mailbox);
+        endpoint.mailbox = mailbox;
         endpoint.becomes(State::Connecting, now_ns);
         let owns = endpoint.queues.iter().map(|queue| queue.own.number);
-        let (peer, pairs) = (endpoint.peer, owns.zip(queues).collect());
-        self.actions.push(Action::Connect { name, peer, pairs });
+        let (peer, nic, pairs) = (endpoint.peer, endpoint.ends.nic, owns.zip(queues).collect());
+        self.actions.push(Action::Connect { name, peer, nic, pairs });
         self.leave_predecessors(peer, target, now_ns);
     }
 
@@ -110,7 +113,7 @@ impl Initiator {
         dead.into_iter().for_each(|ticket| self.end_endpoint(ticket, Cause::GivenUp, now_ns));
     }
 
-    fn window(&mut self, name: EndpointName, grant: u64, keyhole: Keyhole, now_ns: u64) {
+    fn window(&mut self, name: EndpointName, grant: u128, keyhole: Keyhole, now_ns: u64) {
         let Some((_, endpoint)) = self.named(name, &[State::Ready]) else { return };
         let peer = endpoint.peer;
         let queues = endpoint.queues.len();

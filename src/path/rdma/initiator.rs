@@ -9,12 +9,12 @@ use kvrail_reactors::ticket::{Table, Ticket};
 use kvrail_reactors::verbs::{QpNumber, Status};
 
 use super::action::{Action, RdmaLimits};
-use super::ending::Fenced;
+use super::ending::{Culprit, Fenced};
 use super::endpoint::{Endpoint, Posted};
 use super::events::Events;
 use super::message::{EndpointName, InitiatorId};
 use super::notice::read_word;
-use super::rail::Rail;
+use super::rail::{Ends, Rail};
 use super::sweep::Cause;
 use super::transfer::{Keys, Order, Stage, Transfer, What};
 use crate::ErrorKind;
@@ -31,6 +31,8 @@ pub(crate) struct Initiator {
     pub(super) by_name: HashMap<EndpointName, Ticket<Endpoint>>,
     pub(super) by_qp: HashMap<(u8, QpNumber), (Ticket<Endpoint>, usize)>,
     by_order: HashMap<u64, Ticket<Transfer>>,
+    /// Work requests under way on each NIC.
+    pub(super) on_nic: BTreeMap<u8, usize>,
     pub(super) next_generation: u64,
     pub(super) next_id: u64,
     pub(super) actions: Vec<Action>,
@@ -39,6 +41,7 @@ pub(crate) struct Initiator {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) id: InitiatorId,
+    pub(super) fences: bool,
     pub(super) rails: Vec<Rail>,
     /// Items to be posted.
     pub(super) waiting: VecDeque<(Ticket<Transfer>, usize)>,
@@ -71,17 +74,21 @@ impl Initiator {
             by_name: HashMap::new(),
             by_qp: HashMap::new(),
             by_order: HashMap::new(),
+            on_nic: BTreeMap::new(),
             next_generation: 1,
             next_id: 1,
             actions: Vec::new(),
         }
     }
 
-    /// Makes a peer known that is reached over so many rails, and that knows us as `id`.
-    pub(crate) fn add_peer(&mut self, peer: u64, id: InitiatorId, rails: usize) {
-        let rails = (0..rails.min(RDMA_RAILS_MAX)).map(|_| Rail::new(&self.limits)).collect();
+    /// Makes a peer known that is reached over these rails, and that knows us as `id`. One that
+    /// `fences` says when nothing of an endpoint is stored any more; Mooncake's don't.
+    pub(crate) fn add_peer(&mut self, peer: u64, id: InitiatorId, rails: &[Ends], fences: bool) {
+        let rails = rails.iter().take(RDMA_RAILS_MAX);
+        let rails = rails.map(|ends| Rail::new(*ends, &self.limits)).collect();
         self.peers.entry(peer).or_insert(Peer {
             id,
+            fences,
             rails,
             waiting: VecDeque::new(),
             numberless: VecDeque::new(),
@@ -90,6 +97,12 @@ impl Initiator {
             failing_since_ns: None,
             is_closed: false,
         });
+    }
+
+    /// Whether anything of a peer is left: a closed one stays until nothing is.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn knows(&self, peer: u64) -> bool {
+        self.peers.contains_key(&peer)
     }
 
     /// What is to be done, in this order.
@@ -120,10 +133,10 @@ impl Initiator {
         Ok(())
     }
 
-    /// Ends a transfer early: nothing more of it is posted, and what is posted is fenced.
-    pub(crate) fn cancel(&mut self, order: u64, now_ns: u64) {
+    /// Ends a transfer early, as `kind`: nothing more of it is posted, what is posted is fenced.
+    pub(crate) fn cancel(&mut self, order: u64, kind: ErrorKind, now_ns: u64) {
         if let Some(&ticket) = self.by_order.get(&order) {
-            self.end_early(ticket, ErrorKind::Cancelled, now_ns);
+            self.end_early(ticket, kind, now_ns);
         }
     }
 
@@ -166,17 +179,21 @@ impl Initiator {
     /// A completion of a queue pair; one that belongs to nothing of ours is ignored.
     pub(crate) fn completed(
         &mut self,
-        rail: u8,
+        nic: u8,
         (qp, id, status): (QpNumber, u64, Status),
         now_ns: u64,
     ) {
-        let Some(&(ticket, queue)) = self.by_qp.get(&(rail, qp)) else { return };
+        let Some(&(ticket, queue)) = self.by_qp.get(&(nic, qp)) else { return };
         let Some(endpoint) = self.endpoints.get_mut(ticket) else { return };
         let ended = endpoint.queues[queue].send.completed(id, status);
         if ended.is_empty() {
             return;
         }
+        self.on_nic.entry(nic).and_modify(|count| *count = count.saturating_sub(ended.len()));
         endpoint.progress_ns = now_ns;
+        if !matches!(status, Status::Success | Status::Flushed) {
+            endpoint.culprit.get_or_insert(status);
+        }
         let peer = endpoint.peer;
         for (posted, status) in ended {
             self.retire((ticket, queue), posted, status, now_ns);
@@ -228,6 +245,9 @@ impl Initiator {
             known.proven(Fenced::Answered);
             known.items[item].stage = known.verdict(item, word.as_ref());
         } else {
+            let status_of_all = endpoint.culprit.unwrap_or(status);
+            let ends = endpoint.ends;
+            known.culprit.get_or_insert(Culprit { ends, status: status_of_all });
             known.items[item].stage = Stage::Held(known.blame(item, status));
             endpoint.held.push((transfer, item));
         }

@@ -43,10 +43,16 @@ impl Mailbox {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// From the initiator: connect these to queue pairs of yours.
-    Open { name: EndpointName, queues: Vec<QpAddress> },
-    /// From the target: these are they, and will execute what arrives.
-    Opened { name: EndpointName, target: Incarnation, queues: Vec<QpAddress>, mailbox: Mailbox },
+    /// From the initiator: connect these to queue pairs of this NIC of yours.
+    Open { name: EndpointName, theirs: u8, queues: Vec<QpAddress> },
+    /// From the target: these are they, and will execute what arrives. Without a mailbox it takes
+    /// no notices.
+    Opened {
+        name: EndpointName,
+        target: Incarnation,
+        queues: Vec<QpAddress>,
+        mailbox: Option<Mailbox>,
+    },
     /// From the target: there is no such endpoint and there will be none.
     Refused { name: EndpointName, why: Refusal },
     /// From the initiator: end this endpoint and every earlier one of this rail, and say when
@@ -56,14 +62,32 @@ pub(crate) enum Message {
     /// nothing of theirs is stored any more. With the parts of open events that have arrived, a bit
     /// each: they must not be sent again, since their memory may be in use for something else.
     Fenced { name: EndpointName, target: Incarnation, arrived: Vec<(u64, u64)> },
-    /// From the target: this endpoint is in error at its side.
-    Broken { name: EndpointName },
+    /// From the target: this endpoint is in error at its side; whether its NIC is fine all the
+    /// same, since the target has ended it.
+    Broken { name: EndpointName, is_rail_well: bool },
     /// From the initiator: open a window for this endpoint to what the grant covers.
-    Bind { name: EndpointName, grant: u64 },
+    Bind { name: EndpointName, grant: u128 },
     /// From the target: the window's key, for each queue.
-    Bound { name: EndpointName, grant: u64, keys: Vec<RemoteKey> },
+    Bound { name: EndpointName, grant: u128, keys: Vec<RemoteKey> },
     /// From the target: there is no window to this grant, or no more.
-    Struck { name: EndpointName, grant: u64, why: Strike },
+    Struck { name: EndpointName, grant: u128, why: Strike },
+}
+
+impl Message {
+    /// The endpoint that it is about.
+    pub(crate) fn name(&self) -> EndpointName {
+        match *self {
+            Self::Open { name, .. }
+            | Self::Opened { name, .. }
+            | Self::Refused { name, .. }
+            | Self::Fence { name }
+            | Self::Fenced { name, .. }
+            | Self::Broken { name, .. }
+            | Self::Bind { name, .. }
+            | Self::Bound { name, .. }
+            | Self::Struck { name, .. } => name,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +96,8 @@ pub(crate) enum Strike {
     Gone,
     /// The endpoint has as many windows as it may have.
     Full,
+    /// It is somebody else's, or no window can cover it.
+    Refused,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +108,6 @@ pub(crate) enum Refusal {
     Full,
     /// Its queue pairs could not be made or connected.
     Device,
-    /// It asks for no queues, or more than are accepted, or for a rail that isn't there.
+    /// It asks for no queues, or more than are accepted, or for a NIC that isn't there.
     Shape,
 }

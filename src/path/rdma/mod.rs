@@ -16,10 +16,6 @@ mod handshake;
 mod initiator;
 mod ledger;
 mod message;
-#[cfg_attr(
-    not(any(test, fuzzing)),
-    expect(dead_code, unused_imports, reason = "what owns the queue pairs calls it")
-)]
 pub(crate) mod mooncake;
 mod notice;
 mod posting;
@@ -33,11 +29,17 @@ mod transfer;
 mod windows;
 
 pub(crate) use self::action::{Action, RdmaLimits};
-pub(crate) use self::ending::{Ending, Fenced};
+pub(crate) use self::ending::{Culprit, Ending, Fenced, SliceEnd};
 pub(crate) use self::endpoint::scratch_bytes;
 pub(crate) use self::initiator::Initiator;
-pub(crate) use self::message::{EndpointName, Incarnation, InitiatorId, Mailbox, Message};
+pub(crate) use self::ledger::Counted;
+pub(crate) use self::message::{
+    EndpointName, Incarnation, InitiatorId, Mailbox, Message, Refusal, Strike,
+};
 pub(crate) use self::notice::queue_bytes;
+pub(crate) use self::rail::Ends;
 pub(crate) use self::target::Target;
-pub(crate) use self::transfer::{Event, Guard, Keys, Order, RdmaSlice};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::transfer::Guard;
+pub(crate) use self::transfer::{Event, Keys, Order, RdmaSlice};
 pub(crate) use self::windows::Granted;

@@ -82,10 +82,12 @@ impl Initiator {
             let (initiator, generation) = (peer.id, self.next_generation);
             let name = EndpointName { initiator, rail: index as u8, generation };
             self.next_generation += 1;
-            let ticket = self.endpoints.insert(Endpoint::new(name, key, now_ns));
+            let endpoint = Endpoint::new(name, rail.ends, key, now_ns);
+            let ticket = self.endpoints.insert(endpoint);
             rail.endpoint = Some(ticket);
             self.by_name.insert(name, ticket);
-            self.actions.push(Action::Create { name, queues: self.limits.queues });
+            let (ends, queues) = (rail.ends, self.limits.queues);
+            self.actions.push(Action::Create { name, peer: key, ends, queues });
         }
         if peer.rails.iter().all(|rail| rail.endpoint.is_none()) {
             peer.failing_since_ns.get_or_insert(now_ns);
@@ -118,14 +120,18 @@ impl Initiator {
             Some(Keys::Grant(grant)) => Some(*grant),
             _ => None,
         };
-        let target = transfer.target;
+        let (target, (node, near)) = (transfer.target, transfer.place(item));
         let Some(peer) = self.peers.get(&transfer.order.peer) else { return Place::Full };
         let ready = |rail: &super::rail::Rail| {
             let endpoint = rail.endpoint.filter(|_| rail.is_usable(now_ns))?;
             let known = self.endpoints.get(endpoint).filter(|known| known.is_ready())?;
-            let queue = known.roomiest(self.limits.window_requests)?;
+            let on_nic = self.on_nic.get(&rail.ends.nic).copied().unwrap_or(0);
+            let has_nic = on_nic < self.limits.nic_requests;
+            let queue = known.roomiest(self.limits.window_requests).filter(|_| has_nic)?;
             let has_room = known.has_room(bytes, self.limits.window_bytes);
-            has_room.then(|| (rail.finish_ns(known.bytes + bytes), endpoint, queue, known.target))
+            has_room.then(|| {
+                (rail.finish_ns(known.bytes + bytes, node, near), endpoint, queue, known.target)
+            })
         };
         let mut rails: Vec<_> = peer.rails.iter().filter_map(ready).collect();
         rails.sort_by_key(|(finish_ns, ..)| *finish_ns);
@@ -177,7 +183,7 @@ impl Initiator {
     fn has_window(
         &mut self,
         endpoint: Ticket<Endpoint>,
-        grant: u64,
+        grant: u128,
         now_ns: u64,
     ) -> Result<bool, ErrorKind> {
         let Some(endpoint) = self.endpoints.get_mut(endpoint) else { return Ok(false) };
@@ -186,6 +192,7 @@ impl Initiator {
             Keyhole::Asked { .. } => Ok(false),
             Keyhole::Struck(Strike::Gone) => Err(ErrorKind::Stale),
             Keyhole::Struck(Strike::Full) => Err(ErrorKind::Busy),
+            Keyhole::Struck(Strike::Refused) => Err(ErrorKind::Refused),
         });
         if known == Some(Err(ErrorKind::Busy)) {
             endpoint.windows.remove(&grant);
@@ -237,6 +244,7 @@ impl Initiator {
             is_signalled: false,
         };
         self.next_id += 1;
+        *self.on_nic.entry(endpoint.ends.nic).or_default() += 1;
         endpoint.push(queue, request, Posted::Consumed, now_ns);
     }
 
@@ -263,18 +271,19 @@ impl Initiator {
         let bytes = known.bytes(item);
         let ahead = endpoint.bytes + bytes;
         let posted = Posted::Item { transfer, item, bytes, ahead, posted_ns: now_ns };
+        *self.on_nic.entry(endpoint.ends.nic).or_default() += 1;
         endpoint.push(queue, request, posted, now_ns);
         let known = &mut endpoint.queues[queue];
         if known.send.building() >= self.limits.list_max
             && let Some(requests) = known.send.take_list()
         {
-            let (rail, qp) = (endpoint.name.rail, known.own.number);
-            self.actions.push(Action::Post { rail, qp, requests });
+            let (nic, qp) = (endpoint.ends.nic, known.own.number);
+            self.actions.push(Action::Post { nic, qp, requests });
         }
         self.progress(transfer, now_ns);
     }
 
-    /// The work request for an item on this queue; none where the peer gave no key for the rail.
+    /// The work request for an item on this queue; none where the peer gave no key for the NIC.
     fn request(
         &mut self,
         (ticket, queue): (Ticket<Endpoint>, usize),
@@ -284,8 +293,7 @@ impl Initiator {
     ) -> Option<WorkRequest> {
         let transfer = self.transfers.get(transfer)?;
         let endpoint = self.endpoints.get_mut(ticket)?;
-        let (rail, key) = (endpoint.name.rail, transfer.keys(item));
-        let key = key.map(|keys| key_for(keys, endpoint, rail, queue));
+        let key = transfer.keys(item).map(|keys| key_for(keys, endpoint, queue));
         let (operation, local, remote_addr, key) = match transfer.items[item].what {
             What::Slice => {
                 let slice = &transfer.order.slices[item];
@@ -349,16 +357,27 @@ impl Endpoint {
     /// Hands over its lists.
     pub(super) fn ring(&mut self, actions: &mut Vec<Action>) {
         debug_assert!(self.state != State::Mute || self.is_drained(), "posted to a silent NIC");
-        let rail = self.name.rail;
+        let nic = self.ends.nic;
         for queue in &mut self.queues {
             if let Some(requests) = queue.send.take_list() {
-                actions.push(Action::Post { rail, qp: queue.own.number, requests });
+                actions.push(Action::Post { nic, qp: queue.own.number, requests });
             }
         }
     }
 }
 
 impl Transfer {
+    /// The node of the bytes here, and the peer's NICs that are near to those there.
+    fn place(&self, item: usize) -> (Option<u32>, u64) {
+        match self.items[item].what {
+            What::Slice => {
+                let slice = &self.order.slices[item];
+                (slice.local.region().node(), slice.near)
+            }
+            What::Word | What::Notice => (None, 0),
+        }
+    }
+
     /// What opens the memory of an item; a notice has its mailbox.
     pub(super) fn keys(&self, item: usize) -> Option<&Keys> {
         match self.items[item].what {
@@ -369,9 +388,9 @@ impl Transfer {
     }
 }
 
-fn key_for(keys: &Keys, endpoint: &Endpoint, rail: u8, queue: usize) -> Option<RemoteKey> {
+fn key_for(keys: &Keys, endpoint: &Endpoint, queue: usize) -> Option<RemoteKey> {
     match keys {
-        Keys::Registered(by_rail) => by_rail.get(usize::from(rail)).copied(),
+        Keys::Registered(by_nic) => by_nic.get(usize::from(endpoint.ends.theirs)).copied(),
         Keys::Grant(grant) => match endpoint.windows.get(grant) {
             Some(Keyhole::Open(keys)) => keys.get(queue).copied(),
             _ => None,

@@ -54,7 +54,7 @@ impl Initiator {
         endpoint.has_failed = cause == Cause::Failed;
         let (name, key) = (endpoint.name, endpoint.peer);
         for queue in &endpoint.queues {
-            self.actions.push(Action::Error { rail: name.rail, qp: queue.own.number });
+            self.actions.push(Action::Error { nic: endpoint.ends.nic, qp: queue.own.number });
         }
         if let Some(peer) = self.peers.get_mut(&key) {
             let rail = &mut peer.rails[usize::from(name.rail)];
@@ -66,6 +66,8 @@ impl Initiator {
         }
         if was_creating || is_on(Canary::LocalFence) {
             endpoint.remote = Some(Fenced::Target);
+        } else if self.peers.get(&key).is_some_and(|peer| !peer.fences) {
+            endpoint.remote = Some(Fenced::Nobody);
         }
         if endpoint.remote.is_none() {
             self.actions.push(Action::Tell { peer: key, message: Message::Fence { name } });
@@ -80,9 +82,12 @@ impl Initiator {
     fn reset(&mut self, ticket: Ticket<Endpoint>) {
         let Some(endpoint) = self.endpoints.get_mut(ticket) else { return };
         for queue in &mut endpoint.queues {
-            let (rail, qp) = (endpoint.name.rail, queue.own.number);
-            self.actions.push(Action::Reset { rail, qp });
-            for posted in queue.send.forget() {
+            let (nic, qp) = (endpoint.ends.nic, queue.own.number);
+            self.actions.push(Action::Reset { nic, qp });
+            let forgotten = queue.send.forget();
+            let gone = forgotten.len();
+            self.on_nic.entry(nic).and_modify(|count| *count = count.saturating_sub(gone));
+            for posted in forgotten {
                 let Posted::Item { transfer, item, .. } = posted else { continue };
                 if let Some(known) = self.transfers.get_mut(transfer) {
                     known.items[item].stage = Stage::Held(None);
@@ -248,11 +253,11 @@ impl Initiator {
     fn destroy(&mut self, ticket: Ticket<Endpoint>, now_ns: u64) {
         self.leave_unread(ticket, now_ns);
         let Some(endpoint) = self.endpoints.remove(ticket) else { return };
-        let rail = endpoint.name.rail;
+        let nic = endpoint.ends.nic;
         self.by_name.remove(&endpoint.name);
         for queue in endpoint.queues {
-            self.by_qp.remove(&(rail, queue.own.number));
-            self.actions.push(Action::Destroy { rail, qp: queue.own.number });
+            self.by_qp.remove(&(nic, queue.own.number));
+            self.actions.push(Action::Destroy { nic, qp: queue.own.number });
         }
         self.drop_if_closed(endpoint.peer);
     }

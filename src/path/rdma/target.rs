@@ -17,14 +17,14 @@ use super::message::{EndpointName, Incarnation, InitiatorId, Mailbox, Message, R
 use super::notice::{CONSUMED_BYTES, NOTICE_BYTES, Notice, queue_bytes, read_word};
 use super::windows::Window;
 use crate::canary::{Canary, is_on};
-use crate::limits::{RDMA_ACCEPTED_MAX, RDMA_INITIATORS_MAX, RDMA_QUEUES_MAX};
+use crate::limits::{RDMA_ACCEPTED_MAX, RDMA_INITIATORS_MAX, RDMA_QUEUES_MAX, RDMA_RAILS_MAX};
 
 /// The endpoints that one shard has accepted.
 #[derive(Debug)]
 pub(crate) struct Target {
     incarnation: Incarnation,
-    /// Rails that there are here.
-    rails: usize,
+    /// NICs that there are here.
+    nics: usize,
     pub(super) accepted: BTreeMap<EndpointName, Accepted>,
     /// Of each initiator's rail: the generation up to which nothing exists or will exist, and a
     /// number that grows by use.
@@ -33,7 +33,7 @@ pub(crate) struct Target {
     asking: BTreeMap<(u64, InitiatorId, u8), u64>,
     by_qp: HashMap<(u8, QpNumber), (EndpointName, usize)>,
     /// Grants on their way out: when the last window to one is closed, it is revoked.
-    pub(super) revoking: BTreeSet<u64>,
+    pub(super) revoking: BTreeSet<u128>,
     /// Initiators that are gone, and whose endpoints are ending.
     evicting: BTreeSet<InitiatorId>,
     ledger: Ledger,
@@ -46,12 +46,13 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) peer: u64,
+    pub(super) nic: u8,
     /// What it was opened for.
     theirs: Vec<QpAddress>,
     pub(super) state: State,
     pub(super) queues: Vec<QpAddress>,
     mailbox: Option<(Slice, Mailbox)>,
-    pub(super) windows: BTreeMap<u64, Window>,
+    pub(super) windows: BTreeMap<u128, Window>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,10 +67,10 @@ pub(super) enum State {
 }
 
 impl Target {
-    pub(crate) fn new(incarnation: Incarnation, rails: usize) -> Self {
+    pub(crate) fn new(incarnation: Incarnation, nics: usize) -> Self {
         Self {
             incarnation,
-            rails,
+            nics,
             accepted: BTreeMap::new(),
             fenced: BTreeMap::new(),
             asking: BTreeMap::new(),
@@ -93,10 +94,16 @@ impl Target {
         self.accepted.is_empty()
     }
 
+    /// Whether queue pairs in error have not all been drained.
+    #[cfg(any(test, feature = "rdma"))]
+    pub(crate) fn is_ending(&self) -> bool {
+        self.accepted.values().any(|known| matches!(known.state, State::Ending { .. }))
+    }
+
     /// A peer said something about an endpoint of its own.
     pub(crate) fn told(&mut self, peer: u64, message: Message) {
         match message {
-            Message::Open { name, queues } => self.open(peer, name, queues),
+            Message::Open { name, theirs, queues } => self.open(peer, name, theirs, queues),
             Message::Fence { name } => self.fence(peer, name),
             Message::Bind { name, grant } => self.bind(peer, name, grant),
             // What an initiator is told.
@@ -104,7 +111,7 @@ impl Target {
         }
     }
 
-    fn open(&mut self, peer: u64, name: EndpointName, queues: Vec<QpAddress>) {
+    fn open(&mut self, peer: u64, name: EndpointName, nic: u8, queues: Vec<QpAddress>) {
         let refused = |why| Action::Tell { peer, message: Message::Refused { name, why } };
         if name.generation <= self.fenced_through(name) {
             return self.actions.push(refused(Refusal::Stale));
@@ -117,7 +124,7 @@ impl Target {
             }
             return;
         }
-        let is_there = usize::from(name.rail) < self.rails;
+        let is_there = usize::from(nic) < self.nics && usize::from(name.rail) < RDMA_RAILS_MAX;
         if !is_there || queues.is_empty() || queues.len() > RDMA_QUEUES_MAX {
             return self.actions.push(refused(Refusal::Shape));
         }
@@ -133,8 +140,8 @@ impl Target {
             return self.actions.push(refused(Refusal::Full));
         }
         let theirs = queues.clone();
-        self.accepted.insert(name, Accepted::new(peer, theirs));
-        self.actions.push(Action::Accept { name, peer, queues });
+        self.accepted.insert(name, Accepted::new(peer, nic, theirs));
+        self.actions.push(Action::Accept { name, peer, nic, queues });
     }
 
     /// The answer to [`Action::Accept`]: queue pairs that are connected, and a mailbox.
@@ -152,7 +159,7 @@ impl Target {
         };
         let was_making = known.state == State::Making;
         for (index, queue) in queues.iter().enumerate() {
-            self.by_qp.insert((name.rail, queue.number), (name, index));
+            self.by_qp.insert((known.nic, queue.number), (name, index));
         }
         known.queues = queues;
         known.mailbox = Some((memory, mailbox));
@@ -168,6 +175,7 @@ impl Target {
     fn tell_opened(&mut self, name: EndpointName) {
         let Some(known) = self.accepted.get(&name) else { return };
         let Some((_, mailbox)) = known.mailbox else { return };
+        let mailbox = Some(mailbox);
         let (target, queues) = (self.incarnation, known.queues.clone());
         let message = Message::Opened { name, target, queues, mailbox };
         self.actions.push(Action::Tell { peer: known.peer, message });
@@ -188,10 +196,11 @@ impl Target {
 
     /// Ends all endpoints of an initiator that is gone, and takes no more from it;
     /// [`Action::Evicted`] follows when nothing of it is stored any more.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn evict(&mut self, initiator: InitiatorId) {
         self.uses += 1;
         let uses = self.uses;
-        for rail in 0..self.rails as u8 {
+        for rail in 0..RDMA_RAILS_MAX as u8 {
             self.make_room();
             self.fenced.insert((initiator, rail), (u64::MAX, uses));
         }
@@ -200,6 +209,24 @@ impl Target {
         names.into_iter().for_each(|name| self.end(name));
         self.evicting.insert(initiator);
         self.check_evicted();
+    }
+
+    /// Ends the endpoints of an initiator that nobody hears of any more. Where it is alive after
+    /// all it opens others.
+    pub(crate) fn leave(&mut self, initiator: InitiatorId) {
+        let names: Vec<_> =
+            self.accepted.keys().filter(|n| n.initiator == initiator).copied().collect();
+        names.into_iter().for_each(|name| self.broke(name, true));
+    }
+
+    /// Whose endpoint it is.
+    pub(crate) fn peer_of(&self, name: EndpointName) -> Option<u64> {
+        self.accepted.get(&name).map(|known| known.peer)
+    }
+
+    /// The initiators that have endpoints here, each with its peer.
+    pub(crate) fn initiators(&self) -> BTreeSet<(u64, InitiatorId)> {
+        self.accepted.iter().map(|(name, known)| (known.peer, name.initiator)).collect()
     }
 
     fn check_evicted(&mut self) {
@@ -245,18 +272,18 @@ impl Target {
             State::Making => return known.state = State::Ending { markers: 0 },
             State::Open => known.state = State::Ending { markers },
         }
-        let rail = name.rail;
+        let nic = known.nic;
         for queue in &known.queues {
             let qp = queue.number;
             if is_on(Canary::ResetInsteadOfError) {
-                self.actions.push(Action::Reset { rail, qp });
+                self.actions.push(Action::Reset { nic, qp });
                 known.state = State::Ending { markers: 0 };
                 continue;
             }
-            self.actions.push(Action::Error { rail, qp });
+            self.actions.push(Action::Error { nic, qp });
             let requests = vec![marker(self.next_id)];
             self.next_id += 1;
-            self.actions.push(Action::Post { rail, qp, requests });
+            self.actions.push(Action::Post { nic, qp, requests });
         }
         self.remove_if_drained(name);
     }
@@ -269,8 +296,8 @@ impl Target {
         }
         let Some(known) = self.accepted.remove(&name) else { return };
         for queue in known.queues {
-            self.by_qp.remove(&(name.rail, queue.number));
-            self.actions.push(Action::Destroy { rail: name.rail, qp: queue.number });
+            self.by_qp.remove(&(known.nic, queue.number));
+            self.actions.push(Action::Destroy { nic: known.nic, qp: queue.number });
         }
         self.answer_fences();
         self.check_revoked();
@@ -292,8 +319,8 @@ impl Target {
     }
 
     /// A completion of a work request of ours: a marker's flush, or a window's.
-    pub(crate) fn completed(&mut self, rail: u8, (qp, id, status): (QpNumber, u64, Status)) {
-        let Some(&(name, _)) = self.by_qp.get(&(rail, qp)) else { return };
+    pub(crate) fn completed(&mut self, nic: u8, (qp, id, status): (QpNumber, u64, Status)) {
+        let Some(&(name, _)) = self.by_qp.get(&(nic, qp)) else { return };
         let Some(known) = self.accepted.get_mut(&name) else { return };
         if status == Status::Success {
             return self.window_moved(name, id);
@@ -306,14 +333,14 @@ impl Target {
                 self.remove_if_drained(name);
             }
             State::Ending { .. } => {}
-            _ => self.broke(name),
+            _ => self.broke(name, false),
         }
     }
 
-    /// An endpoint of a peer's is in error on this side.
-    pub(super) fn broke(&mut self, name: EndpointName) {
+    /// An endpoint of a peer's is in error on this side, or is to be.
+    pub(super) fn broke(&mut self, name: EndpointName, is_rail_well: bool) {
         if let Some(known) = self.accepted.get(&name) {
-            let (peer, message) = (known.peer, Message::Broken { name });
+            let (peer, message) = (known.peer, Message::Broken { name, is_rail_well });
             self.actions.push(Action::Tell { peer, message });
         }
         self.end(name);
@@ -321,15 +348,15 @@ impl Target {
 
     /// The device says that a peer asked for what it may not have: its queue pair is in error, and
     /// the peer is told by the device too.
-    pub(crate) fn violated(&mut self, rail: u8, qp: QpNumber) {
-        if let Some(&(name, _)) = self.by_qp.get(&(rail, qp)) {
+    pub(crate) fn violated(&mut self, nic: u8, qp: QpNumber) {
+        if let Some(&(name, _)) = self.by_qp.get(&(nic, qp)) {
             self.end(name);
         }
     }
 
     /// A notice has arrived; it counts also where its endpoint ended meanwhile.
-    pub(crate) fn received(&mut self, rail: u8, qp: QpNumber, immediate: u32) {
-        let Some(&(name, queue)) = self.by_qp.get(&(rail, qp)) else { return };
+    pub(crate) fn received(&mut self, nic: u8, qp: QpNumber, immediate: u32) {
+        let Some(&(name, queue)) = self.by_qp.get(&(nic, qp)) else { return };
         let Some(known) = self.accepted.get(&name) else { return };
         let Some((memory, mailbox)) = &known.mailbox else { return };
         let start = queue * queue_bytes(mailbox.slots as usize);
@@ -346,15 +373,16 @@ impl Target {
         let _ = consumed.write(0, &read.to_le_bytes());
         match self.ledger.arrived(name.initiator, &notice) {
             Ok(counted) => self.actions.extend(counted.map(Action::Counted)),
-            Err(_) => self.broke(name),
+            Err(_) => self.broke(name, false),
         }
     }
 }
 
 impl Accepted {
-    fn new(peer: u64, theirs: Vec<QpAddress>) -> Self {
+    fn new(peer: u64, nic: u8, theirs: Vec<QpAddress>) -> Self {
         Self {
             peer,
+            nic,
             theirs,
             state: State::Making,
             queues: Vec::new(),

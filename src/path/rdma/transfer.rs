@@ -8,7 +8,7 @@ use kvrail_reactors::region::Slice;
 use kvrail_reactors::ticket::Ticket;
 use kvrail_reactors::verbs::RemoteKey;
 
-use super::ending::{Ending, Fenced};
+use super::ending::{Culprit, Ending, Fenced, SliceEnd};
 use super::endpoint::Endpoint;
 use super::message::Incarnation;
 use crate::receipt::Proof;
@@ -38,15 +38,18 @@ pub(crate) struct RdmaSlice {
     pub(crate) local: Slice,
     pub(crate) addr: u64,
     pub(crate) keys: Keys,
+    /// The peer's NICs that are near to that memory, a bit each; none where that is not known.
+    pub(crate) near: u64,
 }
 
 /// What opens the peer's memory.
 #[derive(Debug, Clone)]
 pub(crate) enum Keys {
-    /// The region's key on each of the peer's NICs, by rail: good for as long as it is registered.
+    /// The region's key on each of the peer's NICs, in their order: good for as long as it is
+    /// registered.
     Registered(Arc<[RemoteKey]>),
     /// A window to this grant, which the owner binds to each queue pair and can close.
-    Grant(u64),
+    Grant(u128),
 }
 
 /// The owner's generation word, read again behind the data.
@@ -81,6 +84,8 @@ pub(crate) struct Transfer {
     pub(crate) is_over: bool,
     /// The process that has its data: what one process has, the next one under its name has not.
     pub(crate) target: Option<Incarnation>,
+    /// What the first rail that failed under it said.
+    pub(crate) culprit: Option<Culprit>,
     fenced: Fenced,
 }
 
@@ -136,6 +141,7 @@ impl Transfer {
             ended_early: None,
             mute: 0,
             is_over: false,
+            culprit: None,
             fenced: Fenced::Unposted,
         }
     }
@@ -255,7 +261,10 @@ impl Transfer {
             return None;
         }
         let result = |item: &Item| match item.stage {
-            Stage::Failed(kind) => Err(kind),
+            Stage::Failed(kind) => {
+                let landed = if item.attempts > 0 { Landed::Maybe } else { Landed::No };
+                Err(SliceEnd { kind, landed })
+            }
             _ => Ok(()),
         };
         let slices = self.items.iter().take(self.order.slices.len()).map(result).collect();
@@ -266,6 +275,7 @@ impl Transfer {
             local: if self.mute > 0 { Proof::Unproven } else { Proof::Quiet },
             landed: self.landed(),
             fenced: self.fenced,
+            culprit: self.culprit,
             took_ns: now_ns.saturating_sub(since_ns),
         })
     }

@@ -52,7 +52,7 @@ impl Window {
 
 impl Target {
     /// A peer asks for a window on an endpoint of its own.
-    pub(super) fn bind(&mut self, peer: u64, name: EndpointName, grant: u64) {
+    pub(super) fn bind(&mut self, peer: u64, name: EndpointName, grant: u128) {
         let is_revoked = self.revoking.contains(&grant);
         let Some(known) = self.accepted.get_mut(&name) else { return };
         if known.state != State::Open {
@@ -78,7 +78,7 @@ impl Target {
         }
     }
 
-    fn strike(&mut self, peer: u64, name: EndpointName, grant: u64, why: Strike) {
+    fn strike(&mut self, peer: u64, name: EndpointName, grant: u128, why: Strike) {
         self.actions.push(Action::Tell { peer, message: Message::Struck { name, grant, why } });
     }
 
@@ -87,8 +87,8 @@ impl Target {
     pub(crate) fn granted(
         &mut self,
         name: EndpointName,
-        grant: u64,
-        granted: Option<Granted>,
+        grant: u128,
+        granted: Result<Granted, Strike>,
     ) -> bool {
         let Some(known) = self.accepted.get_mut(&name) else { return false };
         let (peer, queues) = (known.peer, known.queues.len());
@@ -98,12 +98,14 @@ impl Target {
             return false;
         }
         let is_wanted = window.stage == Stage::Asked;
-        let granted = granted.filter(|granted| is_wanted && granted.keys.len() == queues);
-        let Some(granted) = granted else {
-            known.windows.remove(&grant);
-            self.strike(peer, name, grant, Strike::Gone);
-            self.check_revoked();
-            return false;
+        let granted = match granted {
+            Ok(granted) if is_wanted && granted.keys.len() == queues => granted,
+            refused => {
+                known.windows.remove(&grant);
+                self.strike(peer, name, grant, refused.err().unwrap_or(Strike::Gone));
+                self.check_revoked();
+                return false;
+            }
         };
         window.stage = Stage::Open;
         window.keys.clone_from(&granted.keys);
@@ -113,7 +115,7 @@ impl Target {
     }
 
     /// Closes every window to a grant; [`Action::Revoked`] follows when none is open any more.
-    pub(crate) fn revoke(&mut self, grant: u64) {
+    pub(crate) fn revoke(&mut self, grant: u128) {
         self.revoking.insert(grant);
         let holds =
             |known: &Accepted| known.state == State::Open && known.windows.contains_key(&grant);
@@ -126,7 +128,7 @@ impl Target {
         self.check_revoked();
     }
 
-    fn close_window(&mut self, name: EndpointName, grant: u64) {
+    fn close_window(&mut self, name: EndpointName, grant: u128) {
         let known = self.accepted.get_mut(&name);
         let Some(window) = known.and_then(|known| known.windows.get_mut(&grant)) else { return };
         match window.stage {
@@ -145,31 +147,31 @@ impl Target {
     }
 
     /// Posts one work request of a window's on each queue.
-    fn post_each(&mut self, name: EndpointName, grant: u64, requests: Vec<WorkRequest>) {
+    fn post_each(&mut self, name: EndpointName, grant: u128, requests: Vec<WorkRequest>) {
         let Some(known) = self.accepted.get_mut(&name) else { return };
         let Some(window) = known.windows.get_mut(&grant) else { return };
         for (queue, request) in known.queues.iter().zip(requests) {
             let id = self.next_id;
             self.next_id += 1;
             window.pending.insert(id);
-            let (rail, qp, requests) =
-                (name.rail, queue.number, vec![WorkRequest { id, ..request }]);
-            self.actions.push(Action::Post { rail, qp, requests });
+            let (nic, qp, requests) =
+                (known.nic, queue.number, vec![WorkRequest { id, ..request }]);
+            self.actions.push(Action::Post { nic, qp, requests });
         }
     }
 
     /// Gives up on windows that are not closed in time: their endpoints end, which closes them.
-    pub(crate) fn hurry(&mut self, grant: u64) {
+    pub(crate) fn hurry(&mut self, grant: u128) {
         let holds = |known: &Accepted| known.windows.contains_key(&grant);
         let holders = self.accepted.iter().filter(|(_, known)| holds(known));
         let names: Vec<_> = holders.map(|(name, _)| *name).collect();
-        names.into_iter().for_each(|name| self.broke(name));
+        names.into_iter().for_each(|name| self.broke(name, true));
     }
 
     /// A work request of ours is done: a window is open, or closed.
     pub(super) fn window_moved(&mut self, name: EndpointName, id: u64) {
         let Some(known) = self.accepted.get_mut(&name) else { return };
-        let owns = |(_, window): &(&u64, &mut Window)| window.awaits(id);
+        let owns = |(_, window): &(&u128, &mut Window)| window.awaits(id);
         let Some((&grant, window)) = known.windows.iter_mut().find(owns) else { return };
         window.pending.remove(&id);
         if !window.pending.is_empty() {
@@ -183,7 +185,7 @@ impl Target {
         }
     }
 
-    fn tell_bound(&mut self, name: EndpointName, grant: u64) {
+    fn tell_bound(&mut self, name: EndpointName, grant: u128) {
         let Some(known) = self.accepted.get(&name) else { return };
         let Some(window) = known.windows.get(&grant) else { return };
         let message = Message::Bound { name, grant, keys: window.keys.clone() };
@@ -191,8 +193,8 @@ impl Target {
     }
 
     pub(super) fn check_revoked(&mut self) {
-        let is_open = |grant: &u64| self.accepted.values().any(|a| a.windows.contains_key(grant));
-        let revoked: Vec<u64> =
+        let is_open = |grant: &u128| self.accepted.values().any(|a| a.windows.contains_key(grant));
+        let revoked: Vec<u128> =
             self.revoking.iter().copied().filter(|grant| !is_open(grant)).collect();
         for grant in revoked {
             self.revoking.remove(&grant);

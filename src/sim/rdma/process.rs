@@ -13,8 +13,8 @@ use super::memory::{MEMORY_BYTES, Memory};
 use super::schedule::Schedule;
 use crate::limits::TICK_NS;
 use crate::path::rdma::{
-    Action, EndpointName, Granted, Incarnation, Initiator, InitiatorId, Mailbox, Message, Target,
-    queue_bytes, scratch_bytes,
+    Action, EndpointName, Ends, Granted, Incarnation, Initiator, InitiatorId, Mailbox, Message,
+    Strike, Target, queue_bytes, scratch_bytes,
 };
 
 /// Memory of a process: blocks, and pieces for endpoints.
@@ -52,7 +52,7 @@ pub(super) struct Process {
     /// Its name for each peer, none once it has let go of it.
     pub(super) links: BTreeMap<usize, u64>,
     /// Grants that live: the block, and whether it may be written.
-    pub(super) grants: BTreeMap<u64, (usize, bool)>,
+    pub(super) grants: BTreeMap<u128, (usize, bool)>,
 }
 
 /// Memory of an endpoint: given back with the last of its queue pairs.
@@ -132,7 +132,8 @@ impl Process {
             let fresh = fresh();
             let peer = fresh * NODES_MAX + node as u64;
             let id = InitiatorId(fresh << 8 | number);
-            initiator.add_peer(peer, id, rails);
+            let ends = (0..rails as u8).map(|nic| Ends { nic, theirs: nic, node: None });
+            initiator.add_peer(peer, id, &ends.collect::<Vec<_>>(), true);
             ids.push(id);
             peer
         })
@@ -218,32 +219,32 @@ impl Process {
         asked: &mut Vec<Asked>,
     ) {
         match action {
-            Action::Create { name, queues } => {
+            Action::Create { name, ends, queues, .. } => {
                 let made = self.create(name, queues);
-                self.initiator.created(name, made, now_ns);
+                self.initiator.created(name, ends.nic, made, now_ns);
             }
-            Action::Connect { name, peer, pairs } => {
+            Action::Connect { name, peer, pairs, .. } => {
                 let (nic, to) = (&self.nics[usize::from(name.rail)], nic_of(peer, name.rail));
                 let is_connected = pairs.iter().all(|(own, peer)| nic.connect(*own, to, *peer));
                 self.initiator.connected(name, is_connected, now_ns);
             }
-            Action::Accept { name, peer, queues } => {
+            Action::Accept { name, peer, queues, .. } => {
                 let made = self.accept(name, nic_of(peer, name.rail), &queues);
                 self.target.accepted(name, made);
             }
-            Action::Error { rail, qp } => self.nics[usize::from(rail)].set_error(qp),
-            Action::Reset { rail, qp } => self.nics[usize::from(rail)].reset(qp),
-            Action::Destroy { rail, qp } => self.destroy(rail, qp),
-            Action::Post { rail, qp, requests } => {
-                let posted = self.nics[usize::from(rail)].submit(Post { qp, requests });
+            Action::Error { nic, qp } => self.nics[usize::from(nic)].set_error(qp),
+            Action::Reset { nic, qp } => self.nics[usize::from(nic)].reset(qp),
+            Action::Destroy { nic, qp } => self.destroy(nic, qp),
+            Action::Post { nic, qp, requests } => {
+                let posted = self.nics[usize::from(nic)].submit(Post { qp, requests });
                 // A queue pair that was reset takes nothing, which only the canary does.
-                let is_reset = self.nics[usize::from(rail)]
+                let is_reset = self.nics[usize::from(nic)]
                     .state(qp)
                     .is_none_or(|state| state == kvrail_reactors::verbs::QpState::Reset);
                 assert!(posted.is_ok() || is_reset, "a list did not fit");
             }
             Action::Granted { name, grant } => {
-                let granted = self.granted(name, grant);
+                let granted = self.granted(name, grant).ok_or(Strike::Gone);
                 self.target.granted(name, grant, granted);
             }
             Action::Tell { peer, message } => asked.push(Asked::Tell(peer, message)),
@@ -310,7 +311,7 @@ impl Process {
         }
     }
 
-    fn granted(&self, name: EndpointName, grant: u64) -> Option<Granted> {
+    fn granted(&self, name: EndpointName, grant: u128) -> Option<Granted> {
         let &(block, write) = self.grants.get(&grant)?;
         let memory = self.memory.part(block);
         let nic = &self.nics[usize::from(name.rail)];

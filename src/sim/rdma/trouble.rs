@@ -136,7 +136,7 @@ impl World<'_> {
 
     fn revoke(&mut self, node: usize, rng: &mut fastrand::Rng) {
         let process = &mut self.processes[node];
-        let grants: Vec<u64> = process.grants.keys().copied().collect();
+        let grants: Vec<u128> = process.grants.keys().copied().collect();
         if let Some(&grant) = rng.choice(&grants) {
             if let Some((block, _)) = process.grants.remove(&grant) {
                 self.revoking.insert(grant, (node, process.incarnation, block));
@@ -148,11 +148,11 @@ impl World<'_> {
     }
 
     /// Nothing reaches a block by this grant any more: its owner uses it at once.
-    pub(super) fn revoked(&mut self, node: usize, grant: u64) {
+    pub(super) fn revoked(&mut self, node: usize, grant: u128) {
         let Some((_, incarnation, block)) = self.revoking.remove(&grant) else { return };
         let process = &mut self.processes[node];
         if process.incarnation == incarnation {
-            self.take_back(node, block, grant);
+            self.take_back(node, block, grant as u64);
         }
     }
 

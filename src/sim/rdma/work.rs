@@ -69,8 +69,8 @@ impl World<'_> {
         let is_guarded = !is_write && !is_granted && rng.bool();
         let has_event = rng.u8(..8) < if is_write { 5 } else { 1 };
         let keys = if is_granted {
-            self.processes[to].grants.insert(id, (pairs[0].1, is_write));
-            Keys::Grant(id)
+            self.processes[to].grants.insert(u128::from(id), (pairs[0].1, is_write));
+            Keys::Grant(u128::from(id))
         } else {
             Keys::Registered(self.processes[to].keys.clone())
         };
@@ -155,7 +155,7 @@ impl World<'_> {
             let len = (rng.usize(1..=BLOCK_BYTES / WORD) * WORD).min(BLOCK_BYTES - start);
             let part = local.part(start, len).expect("inside of the block");
             let addr = base + start as u64;
-            slices.push(RdmaSlice { is_write, local: part, addr, keys: keys.clone() });
+            slices.push(RdmaSlice { is_write, local: part, addr, keys: keys.clone(), near: 0 });
             start += len;
         }
     }

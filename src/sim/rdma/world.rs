@@ -11,6 +11,7 @@ use super::process::{Asked, PROCESS_BYTES, Process};
 use super::schedule::Schedule;
 use super::trouble::Ill;
 use super::work::{Under, node_of};
+use crate::ErrorKind;
 use crate::path::rdma::{Action, InitiatorId, Message};
 use crate::sim::Report;
 
@@ -51,7 +52,7 @@ pub(super) enum Coming {
     },
     Hurry {
         node: usize,
-        grant: u64,
+        grant: u128,
     },
 }
 
@@ -69,7 +70,7 @@ pub(super) struct World<'a> {
     well_ns: u64,
     pub(super) is_partitioned: bool,
     /// Grants that were taken back and may still be used.
-    pub(super) revoking: BTreeMap<u64, (usize, u64, usize)>,
+    pub(super) revoking: BTreeMap<u128, (usize, u64, usize)>,
     arena: Arc<Region>,
     pub(super) report: &'a mut Report,
     is_traced: bool,
@@ -248,7 +249,7 @@ impl<'a> World<'a> {
                 self.processes[to].told(from as u64, message, now_ns);
             }
             Coming::Cancel { node, order } if !self.processes[node].is_paused => {
-                self.processes[node].initiator.cancel(order, now_ns);
+                self.processes[node].initiator.cancel(order, ErrorKind::Cancelled, now_ns);
             }
             Coming::Cancel { .. } => {}
             Coming::Well { node, rail, ill } => self.set_ill(node, rail, ill, false),

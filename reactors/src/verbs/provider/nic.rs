@@ -53,12 +53,12 @@ pub struct Counters {
     pub receives: u64,
 }
 
-/// One shard's side of an adapter. Fields are dropped in their order: queue pairs before the
-/// queues that they use.
+/// One shard's side of an adapter. Fields are dropped in their order: windows before the queue
+/// pairs that they are open on, those before the queues that they use.
 #[derive(Debug)]
 pub struct Nic {
-    pairs: BTreeMap<QpNumber, QueuePair>,
     windows: HashMap<RemoteKey, Window>,
+    pairs: BTreeMap<QpNumber, QueuePair>,
     completions: CompletionQueue,
     receives: Receives,
     known: Known,
@@ -249,7 +249,7 @@ impl Nic {
         let Some(pair) = pairs.get_mut(&qp) else { return };
         sends.clear();
         for request in requests {
-            if pair.posted.is_broken() || !add(sends, known, windows, &request) {
+            if pair.posted.is_broken() || !add((sends, known, windows), qp, &request) {
                 pair.posted.refuse(&request, Status::LocalProtection);
             } else {
                 pair.posted.push(request);
@@ -273,16 +273,16 @@ impl Nic {
 /// Adds a request to a list; `false` where it names memory that is not registered, or a window that
 /// there isn't.
 fn add(
-    sends: &mut Sends,
-    known: &mut Known,
-    windows: &HashMap<RemoteKey, Window>,
+    (sends, known, windows): (&mut Sends, &mut Known, &mut HashMap<RemoteKey, Window>),
+    qp: QpNumber,
     request: &WorkRequest,
 ) -> bool {
     let registered = request.local.as_ref().map_or(&[][..], |local| known.of(local.region()));
     let opening = match request.operation {
         Operation::Bind { window, .. } => {
             let mr = registered.iter().find_map(|registration| registration.piece(request.key));
-            let Some((mr, window)) = mr.zip(windows.get(&window)) else { return false };
+            let Some((mr, window)) = mr.zip(windows.get_mut(&window)) else { return false };
+            window.opened_on = Some(qp);
             Some(Opening { mw: window.mw, mr })
         }
         _ => None,

@@ -16,7 +16,7 @@ use super::library::VerbsError;
 use super::posted::Posted;
 use super::receives::Receives;
 use super::send::{INLINE_MAX_BYTES, Sends};
-use super::way::{READS_MAX, RECEIVER_TIMER, RETRIES, TIMEOUT, Way};
+use super::way::{READS_MAX, RECEIVER_RETRIES, RECEIVER_TIMER, RETRIES, TIMEOUT, Way};
 use super::{QpAddress, QpNumber, QpState, Status};
 
 /// Pieces of memory of one work request: a slice that lies across a cut has two.
@@ -125,7 +125,7 @@ impl QueuePair {
         let mut to = to(ibv_qp_state::IBV_QPS_RTS);
         to.timeout = TIMEOUT;
         to.retry_cnt = RETRIES;
-        to.rnr_retry = RETRIES;
+        to.rnr_retry = RECEIVER_RETRIES;
         to.sq_psn = self.first_packet;
         to.max_rd_atomic = self.reads();
         let fields = mask::IBV_QP_STATE

@@ -6,8 +6,12 @@ use super::device::{Gid, PortState};
 /// NCCL's order.
 pub(super) const TIMEOUT: u8 = 14;
 
-/// Seven times, all that the field holds: half a second until a peer is given up. Mooncake's too.
-pub(super) const RETRIES: u8 = 7;
+/// Six times: half a second until a peer is given up. The field holds one more, which is Mooncake's
+/// and which soft-RoCE takes for without end.
+pub(super) const RETRIES: u8 = 6;
+
+/// Without end (IBTA 9.7.5.2.8): a peer that has no receive for a word yet is alive.
+pub(super) const RECEIVER_RETRIES: u8 = 7;
 
 /// 0.64 ms until a peer without a receive is asked again (IBTA table 45), without end. Mooncake's
 /// too.

@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use rdma_sys::{ibv_alloc_mw, ibv_dealloc_mw, ibv_inc_rkey, ibv_mw, ibv_mw_type};
 
-use super::RemoteKey;
 use super::domain::Domain;
 use super::library::VerbsError;
+use super::{QpNumber, RemoteKey};
 
 /// A window that can be opened once.
 #[derive(Debug)]
 pub(super) struct Window {
     pub(super) mw: NonNull<ibv_mw>,
     key: RemoteKey,
+    /// The queue pair that was told to open it.
+    pub(super) opened_on: Option<QpNumber>,
     _domain: Arc<Domain>,
 }
 
@@ -30,7 +32,7 @@ impl Window {
         let mw = mw.and_then(NonNull::new).ok_or_else(|| VerbsError::last("ibv_alloc_mw"))?;
         // SAFETY: it was just made; counting its key up touches no memory.
         let key = RemoteKey(unsafe { ibv_inc_rkey(mw.as_ref().rkey) });
-        Ok(Self { mw, key, _domain: domain.clone() })
+        Ok(Self { mw, key, opened_on: None, _domain: domain.clone() })
     }
 
     /// What peers reach it by once it is open.

@@ -10,9 +10,12 @@ use super::run::Run;
 use super::{Operation, Options, differs, seconds};
 use crate::size;
 
+/// The line that asks for one more look at the data.
+const VERIFY: &str = "verify";
+
 /// Answers every line of standard input until it ends, after one look at the data itself where
-/// `--verify` asks for it. A line that can't be measured gets an
-/// `error` that says why, and the next one is read.
+/// `--verify` asks for it. A line that can't be carried out gets an `error` that says why, and the
+/// next one is read.
 pub(super) fn answer(mut run: Run) -> Result<()> {
     if run.options.verify {
         run.check()?;
@@ -23,18 +26,30 @@ pub(super) fn answer(mut run: Run) -> Result<()> {
     println!("{}", json!({"ready": true, "path": run.peer.path().label()}));
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|error| Error::lost("standard input").with_source(error))?;
-        let found = read(&line, &run.options).and_then(|options| {
-            run.options = options;
-            run.check().and_then(|()| run.measure()).map_err(|error| error.to_string())
-        });
-        let answer = match found {
-            Ok(report) => report.json(),
-            Err(error) => json!({"error": error}).to_string(),
+        let found = match line.trim() {
+            VERIFY => look(&run),
+            cell => measure(&mut run, cell),
         };
+        let answer = found.unwrap_or_else(|error| json!({"error": error}).to_string());
         let told = writeln!(std::io::stdout(), "{answer}");
         told.map_err(|error| Error::lost("standard output").with_source(error))?;
     }
     Ok(())
+}
+
+/// Writes and reads back what the last cell transferred, or what the options name.
+fn look(run: &Run) -> Result<String, String> {
+    match run.check().and_then(|()| run.verify()) {
+        Ok(Some(verified)) => Ok(json!({"verified": verified}).to_string()),
+        Ok(None) => Err("start the bench with --verify".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn measure(run: &mut Run, cell: &str) -> Result<String, String> {
+    run.options = read(cell, &run.options)?;
+    let report = run.check().and_then(|()| run.measure());
+    report.map(|report| report.json()).map_err(|error| error.to_string())
 }
 
 /// `write 64K 16 0.5`, or `write 64K 16 0.5 100` to walk over 100 batches: what to measure;

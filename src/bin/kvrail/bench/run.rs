@@ -32,6 +32,7 @@ impl Run<'_> {
         let (asked, taken) = match self.options.path {
             Path::Host => ("host", self.peer.path().label()),
             Path::Tcp => ("tcp", self.peer.path().label()),
+            Path::Rdma => ("rdma", self.peer.path().label()),
             Path::Auto | Path::Local => return Ok(()),
         };
         if asked == taken {

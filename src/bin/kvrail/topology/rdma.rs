@@ -100,7 +100,7 @@ mod tests {
 
     fn devices(gids: Vec<Gid>) -> Devices {
         let (state, link_layer) = ("ACTIVE".to_owned(), "Ethernet".to_owned());
-        let port = RdmaPort { number: 1, state, link_layer, gids };
+        let port = RdmaPort { number: 1, state, link_layer, speed_mbps: None, gids };
         let (name, over) = ("rxe0".to_owned(), Some("n0".to_owned()));
         let rdma = vec![RdmaDevice { name, node: Some(1), over, ports: vec![port] }];
         Devices { rdma, ..Devices::default() }

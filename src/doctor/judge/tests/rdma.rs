@@ -12,6 +12,7 @@ fn device(name: &str, state: &str, gids: &[Gid]) -> RdmaDevice {
         number: 1,
         state: state.into(),
         link_layer: "Ethernet".into(),
+        speed_mbps: None,
         gids: gids.into(),
     };
     RdmaDevice { name: name.into(), node: None, over: Some("eth0".into()), ports: vec![port] }
@@ -33,6 +34,22 @@ fn no_device_is_no_fault() {
     says(&changed("rdma", |_| ()), Verdict::Ok, "none here", "");
     says(&changed("rdma_gid", |_| ()), Verdict::Ok, "no port is up", "");
     says(&changed("rdma_memlock", |_| ()), Verdict::Ok, "no device", "");
+}
+
+#[test]
+fn a_host_with_devices_needs_libibverbs_and_a_build_that_knows_it() {
+    let with_verbs = |verbs: Option<Result<usize, String>>, devices: &[RdmaDevice]| {
+        changed("rdma_verbs", |facts| {
+            facts.devices.rdma = devices.into();
+            facts.verbs = verbs;
+        })
+    };
+    let missing = || Some(Err("libibverbs.so.1: not found".to_owned()));
+    let device = [healthy_device()];
+    says(&with_verbs(Some(Ok(1)), &device), Verdict::Ok, "knows 1 devices", "");
+    says(&with_verbs(missing(), &device), Verdict::Warn, "not found", "libibverbs1");
+    says(&with_verbs(None, &device), Verdict::Warn, "this build has no RDMA", "feature `rdma`");
+    says(&with_verbs(missing(), &[]), Verdict::Ok, "not needed", "");
 }
 
 #[test]

@@ -99,6 +99,13 @@ pub(crate) struct Accepted {
     awaits_ack: bool,
 }
 
+impl Accepted {
+    /// Its queue pairs here.
+    pub(crate) fn queues(&self) -> &[QpNumber] {
+        &self.queues
+    }
+}
+
 /// The peer's end of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Remote {

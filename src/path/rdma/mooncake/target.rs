@@ -11,7 +11,9 @@ use kvrail_reactors::verbs::QpNumber;
 
 use super::{Accepted, Ask, Nic, Remote, Waiting};
 use crate::control::Handshake;
-use crate::control::handshake::{PortAddress, split_nic_path};
+use crate::control::handshake::PortAddress;
+#[cfg(any(test, fuzzing))]
+use crate::control::handshake::split_nic_path;
 use crate::limits::{MOONCAKE_ACK_NS, MOONCAKE_WAITING_MAX, RDMA_QUEUES_MAX};
 
 // What Mooncake says.
@@ -127,6 +129,7 @@ impl Target {
     }
 
     /// The server of this name is gone: its endpoints end.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn remove_peer(&mut self, server: &str) {
         let is_its = |path: &str| split_nic_path(path).is_some_and(|(name, _)| name == server);
         self.retire_all(|_, endpoint| is_its(&endpoint.peer));

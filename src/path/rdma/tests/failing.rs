@@ -107,7 +107,7 @@ fn an_old_endpoints_completion_that_is_queued_behind_a_reconnect_ends_nothing_of
 #[test]
 fn a_cancelled_transfer_is_drained_here_and_fenced_there_before_it_ends() {
     let mut ours = under_way(writes(1, 2));
-    ours.machine.cancel(1, ours.now_ns);
+    ours.machine.cancel(1, ErrorKind::Cancelled, ours.now_ns);
     ours.act();
     ours.after(limits().grace_ns - 1);
     assert!(ours.errors.is_empty(), "it may end by itself");
@@ -252,7 +252,7 @@ fn an_event_stays_open_while_its_notice_may_be_read() {
     ours.complete(1, Status::Success);
     assert_eq!(ours.ending(1).kind, None);
     let name = ours.opened[0];
-    ours.tell(Message::Broken { name });
+    ours.tell(Message::Broken { name, is_rail_well: false });
     ours.after(limits().fence_max_ns);
     assert!(!ours.destroyed.is_empty(), "nobody has fenced it, and nothing waits for that");
     let floor = |ours: &Ours| ours.machine.peers[&PEER].events.floor();
@@ -319,4 +319,45 @@ fn of_a_closed_peer_nothing_is_left() {
     assert_eq!(ours.ending(1).kind, Some(ErrorKind::Closed));
     assert!(ours.machine.is_idle() && ours.machine.peers.is_empty());
     assert_eq!(ours.machine.carry(writes(2, 1), 0), Err(ErrorKind::Refused));
+}
+
+#[test]
+fn local_access_violation_as_an_event_ends_the_endpoint_at_its_target() {
+    let mut theirs = Theirs::new();
+    theirs.open(name(0, 1));
+    theirs.take_told();
+    theirs.machine.violated(0, QpNumber(1));
+    theirs.act();
+    let in_error = |action: &Action| matches!(action, Action::Error { .. });
+    assert_eq!(theirs.take_done().iter().filter(|action| in_error(action)).count(), QUEUES);
+    assert!(theirs.take_told().is_empty(), "the device tells the peer");
+    theirs.tell(Message::Fence { name: name(0, 1) });
+    assert!(theirs.take_told().is_empty(), "it is not drained");
+    theirs.complete(Status::Flushed);
+    let told = theirs.take_told();
+    assert!(matches!(told[..], [Message::Fenced { .. }]), "{told:?}");
+    theirs.machine.violated(0, QpNumber(1));
+    theirs.act();
+    assert!(theirs.take_told().is_empty(), "a late report is about nobody");
+}
+
+#[test]
+fn remote_access_error_as_a_completion_fails_the_guilty_and_replaces_the_endpoint() {
+    let mut ours = Ours::new(RdmaLimits { queues: 1, ..limits() }, 1);
+    ours.carry(writes(1, 1));
+    ours.carry(writes(2, 1));
+    let [guilty, bystander] = [0, 1].map(|at: usize| ours.posted[at].2.id);
+    ours.posted.clear();
+    let complete = |ours: &mut Ours, id, status| {
+        ours.machine.completed(0, (QpNumber(1), id, status), ours.now_ns);
+        ours.act();
+    };
+    complete(&mut ours, guilty, Status::RemoteAccess);
+    complete(&mut ours, bystander, Status::Flushed);
+    ours.fenced(ours.opened[0], &[]);
+    assert_eq!(ours.ending(1).kind, Some(ErrorKind::Refused));
+    // Without a pause: the rail is fine.
+    assert_eq!((ours.opened.len(), ours.posted_on(0)), (2, 1));
+    ours.complete(0, Status::Success);
+    assert_eq!(ours.ending(2).kind, None);
 }

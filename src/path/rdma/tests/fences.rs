@@ -81,7 +81,7 @@ fn a_repeated_question_has_the_same_answer() {
     theirs.open(name(0, 1));
     let told = theirs.take_told();
     assert_eq!((told.len(), &told[0]), (2, &told[1]));
-    theirs.tell(Message::Open { name: name(0, 1), queues: vec![address(8); QUEUES] });
+    theirs.tell(Message::Open { name: name(0, 1), theirs: 0, queues: vec![address(8); QUEUES] });
     assert!(is_refused(&theirs.take_told(), Refusal::Stale), "these are not its queue pairs");
 }
 
@@ -151,7 +151,7 @@ fn what_nobody_can_serve_is_refused() {
     theirs.open(name(2, 1));
     assert!(is_refused(&theirs.take_told(), Refusal::Shape), "there are two rails");
     for queues in [Vec::new(), vec![address(1); crate::limits::RDMA_QUEUES_MAX + 1]] {
-        theirs.tell(Message::Open { name: name(0, 1), queues });
+        theirs.tell(Message::Open { name: name(0, 1), theirs: 0, queues });
         assert!(is_refused(&theirs.take_told(), Refusal::Shape));
     }
     for initiator in 0..RDMA_ACCEPTED_MAX as u64 {

@@ -15,19 +15,20 @@ fn any_name() -> impl Strategy<Value = EndpointName> {
 fn any_message() -> impl Strategy<Value = Message> {
     let words = (any::<u64>(), any::<u32>(), 0..20usize, any::<bool>());
     (0..9u8, any_name(), words).prop_map(|(which, name, (word, slots, count, is_odd))| {
-        let (grant, target) = (word % 3, Incarnation(word % 2 + 5));
+        let (grant, target) = (u128::from(word % 3), Incarnation(word % 2 + 5));
         let queues = vec![address(slots % 8); count % 4];
         match which {
-            0 => Message::Open { name, queues },
+            0 => Message::Open { name, theirs: (slots % 3) as u8, queues },
             1 => {
-                let addr = if is_odd { word } else { u64::MAX };
-                let mailbox = Mailbox { addr, key: RemoteKey(slots), slots: 1 << (slots % 32) };
+                let addr = if slots % 2 == 0 { word } else { u64::MAX };
+                let slots = 1 << (slots % 32);
+                let mailbox = is_odd.then_some(Mailbox { addr, key: RemoteKey(slots), slots });
                 Message::Opened { name, target, queues, mailbox }
             }
             2 => Message::Refused { name, why: Refusal::Stale },
             3 => Message::Fence { name },
             4 => Message::Fenced { name, target, arrived: vec![(word, word); count] },
-            5 => Message::Broken { name },
+            5 => Message::Broken { name, is_rail_well: is_odd },
             6 => Message::Bind { name, grant },
             7 => Message::Bound { name, grant, keys: vec![RemoteKey(slots); count % 4] },
             _ => {
@@ -60,7 +61,7 @@ proptest! {
                 _ => None,
             });
             for (name, grant) in grants {
-                theirs.machine.granted(name, grant, None);
+                theirs.machine.granted(name, grant, Err(Strike::Gone));
             }
             theirs.machine.received((word % 2) as u8, QpNumber(word % 9), word);
             theirs.complete(status);
@@ -127,5 +128,5 @@ fn a_notice_that_makes_no_sense_ends_its_endpoint() {
     // Zeros: a part of none.
     theirs.machine.received(0, QpNumber(2), u32::MAX);
     theirs.act();
-    assert_eq!(theirs.take_told(), [Message::Broken { name: name(0, 1) }]);
+    assert_eq!(theirs.take_told(), [Message::Broken { name: name(0, 1), is_rail_well: false }]);
 }

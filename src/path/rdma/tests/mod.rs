@@ -4,6 +4,7 @@ mod failing;
 mod fences;
 mod hostile;
 mod posting;
+mod rails;
 mod windows;
 
 use std::sync::Arc;
@@ -38,7 +39,7 @@ fn keys(rails: usize) -> Keys {
 }
 
 fn slice(is_write: bool, keys: Keys) -> RdmaSlice {
-    RdmaSlice { is_write, local: memory(SLICE_BYTES), addr: 0x1_0000, keys }
+    RdmaSlice { is_write, local: memory(SLICE_BYTES), addr: 0x1_0000, keys, near: 0 }
 }
 
 fn order(id: u64, slices: Vec<RdmaSlice>) -> Order {
@@ -65,6 +66,8 @@ struct Ours {
     /// Who answers in the peer's name; nobody where there is none.
     process: Option<Incarnation>,
     opened: Vec<EndpointName>,
+    /// Which NIC of the peer's each was asked of.
+    asked: Vec<(EndpointName, u8)>,
     told: Vec<Message>,
     posted: Vec<(u8, QpNumber, WorkRequest)>,
     errors: Vec<QpNumber>,
@@ -75,14 +78,20 @@ struct Ours {
 
 impl Ours {
     fn new(limits: RdmaLimits, rails: usize) -> Self {
+        let ends = |nic| Ends { nic, theirs: nic, node: None };
+        Self::over(limits, &(0..rails as u8).map(ends).collect::<Vec<_>>(), true)
+    }
+
+    fn over(limits: RdmaLimits, rails: &[Ends], fences: bool) -> Self {
         let mut machine = Initiator::new(limits);
-        machine.add_peer(PEER, ME, rails);
+        machine.add_peer(PEER, ME, rails, fences);
         Self {
             machine,
             now_ns: 0,
             qps: 0,
             process: Some(PROCESS),
             opened: Vec::new(),
+            asked: Vec::new(),
             told: Vec::new(),
             posted: Vec::new(),
             errors: Vec::new(),
@@ -110,22 +119,23 @@ impl Ours {
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Create { name, queues } => {
+            Action::Create { name, ends: Ends { nic, .. }, queues, .. } => {
                 let owns = (0..queues).map(|_| self.next_qp()).collect();
                 let made = (owns, memory(queues * scratch_bytes(4)));
-                self.machine.created(name, Some(made), self.now_ns);
+                self.machine.created(name, nic, Some(made), self.now_ns);
             }
             Action::Connect { name, .. } => self.machine.connected(name, true, self.now_ns),
-            Action::Tell { message: Message::Open { name, queues }, .. } => {
+            Action::Tell { message: Message::Open { name, theirs, queues }, .. } => {
                 self.opened.push(name);
+                self.asked.push((name, theirs));
                 let Some(target) = self.process else { return };
-                let mailbox = Mailbox { addr: 0x9000, key: RemoteKey(9), slots: 4 };
+                let mailbox = Some(Mailbox { addr: 0x9000, key: RemoteKey(9), slots: 4 });
                 let message = Message::Opened { name, target, queues, mailbox };
                 self.machine.told(message, self.now_ns);
             }
             Action::Tell { message, .. } => self.told.push(message),
-            Action::Post { rail, qp, requests } => {
-                self.posted.extend(requests.into_iter().map(|request| (rail, qp, request)));
+            Action::Post { nic, qp, requests } => {
+                self.posted.extend(requests.into_iter().map(|request| (nic, qp, request)));
             }
             Action::Error { qp, .. } => self.errors.push(qp),
             Action::Destroy { qp, .. } => self.destroyed.push(qp),
@@ -212,7 +222,7 @@ impl Theirs {
     }
 
     fn open(&mut self, name: EndpointName) {
-        self.tell(Message::Open { name, queues: vec![address(1); QUEUES] });
+        self.tell(Message::Open { name, theirs: name.rail, queues: vec![address(1); QUEUES] });
     }
 
     fn act(&mut self) {
@@ -227,8 +237,8 @@ impl Theirs {
                         self.make(name, queues.len());
                     }
                     Action::Tell { message, .. } => self.told.push(message),
-                    Action::Post { rail, qp, requests } => {
-                        self.posted.extend(requests.into_iter().map(|r| (rail, qp, r)));
+                    Action::Post { nic, qp, requests } => {
+                        self.posted.extend(requests.into_iter().map(|r| (nic, qp, r)));
                     }
                     other => self.done.push(other),
                 }

@@ -7,10 +7,10 @@ use super::*;
 use crate::ErrorKind;
 use crate::limits::RDMA_WINDOWS_MAX;
 
-const GRANT: u64 = 12;
+const GRANT: u128 = 12;
 
-fn granted() -> Option<Granted> {
-    Some(Granted {
+fn granted() -> Result<Granted, Strike> {
+    Ok(Granted {
         memory: memory(SLICE_BYTES),
         addr: 0x1_0000,
         region: RemoteKey(1),
@@ -114,7 +114,7 @@ fn a_window_that_does_not_close_ends_its_endpoint() {
     theirs.take_told();
     theirs.machine.hurry(GRANT);
     theirs.act();
-    assert_eq!(theirs.take_told(), [Message::Broken { name: name(0, 1) }]);
+    assert_eq!(theirs.take_told(), [Message::Broken { name: name(0, 1), is_rail_well: true }]);
     assert!(!is_revoked(&mut theirs));
     theirs.complete(Status::Flushed);
     assert!(is_revoked(&mut theirs));
@@ -123,17 +123,17 @@ fn a_window_that_does_not_close_ends_its_endpoint() {
 #[test]
 fn a_bad_grant_is_struck_and_so_is_one_too_many() {
     let mut theirs = asked();
-    assert!(!theirs.machine.granted(name(0, 1), GRANT, None));
+    assert!(!theirs.machine.granted(name(0, 1), GRANT, Err(Strike::Gone)));
     theirs.act();
     assert_eq!(theirs.take_told(), [struck(Strike::Gone)]);
-    for grant in 0..RDMA_WINDOWS_MAX as u64 {
+    for grant in 0..RDMA_WINDOWS_MAX as u128 {
         theirs.tell(Message::Bind { name: name(0, 1), grant: 100 + grant });
     }
     theirs.tell(Message::Bind { name: name(0, 1), grant: GRANT });
     assert_eq!(theirs.take_told(), [struck(Strike::Full)]);
 }
 
-fn under_grant(id: u64, grant: u64) -> Order {
+fn under_grant(id: u64, grant: u128) -> Order {
     order(id, vec![slice(true, Keys::Grant(grant))])
 }
 
@@ -183,9 +183,9 @@ fn a_window_that_closes_under_a_write_makes_it_stale() {
 fn more_grants_than_are_remembered_can_be_used_one_after_the_other() {
     let mut ours = Ours::new(limits(), 1);
     for grant in 0..RDMA_WINDOWS_MAX as u64 + 2 {
-        ours.carry(under_grant(grant, grant));
+        ours.carry(under_grant(grant, u128::from(grant)));
         let (name, keys) = (ours.opened[0], vec![RemoteKey(1), RemoteKey(2)]);
-        ours.tell(Message::Bound { name, grant, keys });
+        ours.tell(Message::Bound { name, grant: u128::from(grant), keys });
         ours.complete(0, Status::Success);
         assert_eq!(ours.ending(grant).kind, None);
     }

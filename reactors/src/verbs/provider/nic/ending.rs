@@ -72,9 +72,10 @@ impl Nic {
     /// Destroys a queue pair, behind which nothing of it touches memory. What had completed is
     /// taken before that, since devices forget it with its queue pair, and words that came
     /// meanwhile behind it. Returns how the rest ends; none where there is no such queue pair, or
-    /// it does not end.
+    /// it does not end. Its windows go first: soft-RoCE would wait for them, a minute long.
     pub(super) fn remove(&mut self, qp: QpNumber) -> Option<Vec<Completion>> {
         self.drain();
+        self.windows.retain(|_, window| window.opened_on != Some(qp));
         let mut posted = self.pairs.remove(&qp)?.end()?;
         self.drain();
         let waiting = std::iter::from_fn(|| self.markers.gone(qp));

@@ -1,0 +1,40 @@
+//! The engine's NICs, where it uses any.
+
+use std::sync::Arc;
+
+use super::{Engine, Inner};
+use crate::Result;
+use crate::memory::Region;
+use crate::path::verbs::Rdma;
+
+impl Engine {
+    /// Says once which way peers elsewhere are reached.
+    pub(super) fn start_rdma(&self) -> Result<()> {
+        let Inner { runtime, control, links, .. } = &*self.inner;
+        match links.rdma() {
+            Ok(rdma) => {
+                rdma.start(runtime, control)?;
+                tracing::info!(devices = ?rdma.names(), "RDMA is on");
+            }
+            Err(error) => tracing::info!(why = %error, "RDMA is off"),
+        }
+        Ok(())
+    }
+
+    /// Makes a region reachable for the NICs, where there are any.
+    pub(super) fn register_with_nics(&self, region: &Region) -> Result<()> {
+        self.inner.rdma().map_or(Ok(()), |rdma| rdma.register(region))
+    }
+}
+
+impl Inner {
+    /// The NICs, where there are any.
+    pub(crate) fn rdma(&self) -> Option<&Arc<Rdma>> {
+        self.links.rdma().ok()
+    }
+
+    /// What the NICs' ports carry together, in GB/s.
+    pub(crate) fn rdma_gb_per_s(&self) -> f64 {
+        self.rdma().map_or(0.0, |rdma| rdma.gb_per_s())
+    }
+}
