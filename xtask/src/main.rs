@@ -61,6 +61,9 @@ enum Chore {
     Sim(sim::Options),
     /// Kills, stops and cuts off processes that transfer, and looks at every byte.
     Chaos(chaos::Options),
+    /// What `chaos --path rdma` runs inside of its guest.
+    #[command(hide = true)]
+    ChaosInGuest(chaos::guest::Play),
     /// Runs a command in a guest that sees this host's files.
     Vm(vm::Options),
     /// What `compare --only rdma` runs inside of its guest.
@@ -68,6 +71,8 @@ enum Chore {
     RdmaRounds(compare::rdma::Plan),
     /// Has Mooncake and a program meet over soft-RoCE, in a guest, and compares every byte.
     RdmaExchange(verbs::interop::Options),
+    /// Cuts, stops and kills one of two guests that transfer over soft-RoCE.
+    RdmaPair,
     /// Runs a command where io_uring is refused, as in a container with the default profile.
     WithoutUring(without_uring::Options),
 }
@@ -82,10 +87,14 @@ fn main() -> ExitCode {
         Chore::Price(options) => price::price(&options).map(|()| ExitCode::SUCCESS),
         Chore::Sim(options) => sim::sim(&options),
         Chore::Chaos(options) => chaos::chaos(&options).map(|_| ExitCode::SUCCESS),
+        Chore::ChaosInGuest(play) => chaos::guest::inside(&play).map(|()| ExitCode::SUCCESS),
         Chore::Vm(options) => vm::run(options),
         Chore::RdmaRounds(plan) => compare::rdma::rounds(&plan).map(|()| ExitCode::SUCCESS),
         Chore::RdmaExchange(options) => shell::Shell::new()
             .and_then(|shell| verbs::interop::exchange(&shell, &options))
+            .map(|_| ExitCode::SUCCESS),
+        Chore::RdmaPair => shell::Shell::new()
+            .and_then(|shell| verbs::pair::trouble(&shell, &verbs::interop::release(&shell)?))
             .map(|_| ExitCode::SUCCESS),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };

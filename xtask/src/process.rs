@@ -2,9 +2,9 @@
 //! the value that holds it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ impl Process {
 
     /// Writes a line to its standard input.
     pub fn tell(&mut self, line: &str) -> Result<(), String> {
-        writeln!(self.stdin, "{line}").map_err(|_| "the process is gone".to_owned())
+        writeln!(self.stdin, "{line}").map_err(|_| self.last_words())
     }
 
     /// The first line of which `wanted` makes something.
@@ -98,10 +98,10 @@ pub fn json(line: &str) -> Option<Value> {
 }
 
 /// Lines as they come, read on a thread of their own so that waiting for one has an end.
-fn lines(stdout: ChildStdout) -> Receiver<String> {
+pub fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
     let (send, lines) = sync_channel(LINES_MAX);
     std::thread::spawn(move || {
-        let read = BufReader::new(stdout).lines().map_while(Result::ok);
+        let read = BufReader::new(from).lines().map_while(Result::ok);
         for line in read {
             if send.send(line).is_err() {
                 break;

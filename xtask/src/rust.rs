@@ -44,7 +44,8 @@ pub fn clippy(shell: &Shell) -> Outcome {
 
 /// Unit, integration and example tests, by nextest where it is installed.
 pub fn tests(shell: &Shell) -> Outcome {
-    let targets = "--locked --workspace --lib --bins --tests --examples";
+    // What default features are without is linted and documented by other steps.
+    let targets = "--locked --workspace --features rdma --lib --bins --tests --examples";
     if shell.has_cargo("nextest") {
         run(&mut shell.cargo(&format!("nextest run --no-fail-fast {targets}")))?;
         return Ok("by nextest".into());

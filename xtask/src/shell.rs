@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The newest libclang with which rdma-sys's bindings can be generated: later ones name what has no
+/// name in a way that bindgen 0.59 refuses.
+pub const LIBCLANG: &str = "/usr/lib/llvm-14/lib";
+
 /// Where commands run and where downloads are kept.
 pub struct Shell {
     pub root: PathBuf,
@@ -36,6 +40,8 @@ impl Shell {
     pub fn cargo(&self, arguments: &str) -> Command {
         let mut command = self.command("cargo");
         command.args(arguments.split_whitespace());
+        // For builds with the feature `rdma`; others don't look.
+        command.env("LIBCLANG_PATH", LIBCLANG);
         command
     }
 

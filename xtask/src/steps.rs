@@ -65,7 +65,7 @@ pub struct Options {
     #[arg(long)]
     keep_going: bool,
     /// How long each fuzz target runs, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     fuzz_s: u32,
 }
 
@@ -92,6 +92,8 @@ pub fn test(options: &Options) -> Result<bool, String> {
         return Ok(true);
     }
     let shell = Shell::new()?;
+    // Most steps build with the feature `rdma`.
+    verbs::packages(&shell)?;
     let mut summary = Summary::default();
     for step in STEPS.iter() {
         if !options.picks(step.name) {

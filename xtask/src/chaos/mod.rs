@@ -3,12 +3,14 @@
 //!
 //! - `agent` `seat`: the processes, `examples/chaos_agent`
 //! - `relay`: the network between them
+//! - `guest`: RDMA, for which everything goes into a guest
 //! - `player`: transfers, and what is known when they end
 //! - `trouble`: what befalls the cluster
 //! - `peace`: what every process holds when nothing is under way
 //! - `tally`: what happened
 
 mod agent;
+pub mod guest;
 mod peace;
 mod player;
 mod relay;
@@ -16,7 +18,7 @@ mod seat;
 mod tally;
 mod trouble;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,13 +37,15 @@ const PLAYERS: u64 = 8;
 /// Streams of trouble, so that two things go wrong at a time.
 const TROUBLES: u64 = 2;
 
+const AGENT: &str = "chaos_agent";
+
 /// How long, and over which paths.
 #[derive(Args)]
 pub struct Options {
     /// How long each path is under fire, in seconds.
     #[arg(long, default_value_t = 30)]
     seconds: u64,
-    /// Over which path.
+    /// Over which path; `rdma` in a guest, `all` that need none.
     #[arg(long, value_enum, default_value = "all")]
     path: Choice,
     /// Draws the same transfers and the same trouble again; the moments differ.
@@ -57,6 +61,7 @@ enum Choice {
     Local,
     Host,
     Tcp,
+    Rdma,
     All,
 }
 
@@ -66,6 +71,7 @@ enum Way {
     Local,
     Host,
     Tcp,
+    Rdma,
 }
 
 impl Way {
@@ -74,7 +80,13 @@ impl Way {
             Self::Local => "local",
             Self::Host => "host",
             Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
         }
+    }
+
+    /// Whether shared memory is left aside.
+    fn is_network(self) -> bool {
+        matches!(self, Self::Tcp | Self::Rdma)
     }
 
     /// Whether everything goes through relays.
@@ -93,6 +105,7 @@ impl Choice {
             Self::Local => vec![Way::Local],
             Self::Host => vec![Way::Host],
             Self::Tcp => vec![Way::Tcp],
+            Self::Rdma => vec![Way::Rdma],
             Self::All => vec![Way::Local, Way::Host, Way::Tcp],
         }
     }
@@ -160,19 +173,32 @@ pub fn chaos(options: &Options) -> Outcome {
 }
 
 fn run(shell: &Shell, options: &Options) -> Outcome {
-    let program = proof::example(shell, "chaos_agent", !options.debug)?;
     let logs = shell.root.join("target/chaos");
     std::fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
     let (seed, ways) = (options.seed.unwrap_or_else(draw), options.path.ways());
     for &way in &ways {
         println!("\n{}: {} s under fire, seed {seed}", way.word(), options.seconds);
-        let (program, logs, registry) = (program.clone(), logs.clone(), String::new());
-        let field = Field { way, program, logs, registry };
         let again = format!("cargo xtask chaos --path {} --seed {seed}", way.word());
-        fight(field, seed, Duration::from_secs(options.seconds))
+        one(shell, way, options, (&logs, seed))
             .map_err(|found| format!("{found}\nto draw the same again: {again}"))?;
     }
     Ok(format!("{} paths, {} s each, seed {seed}", ways.len(), options.seconds))
+}
+
+fn one(
+    shell: &Shell,
+    way: Way,
+    options: &Options,
+    (logs, seed): (&Path, u64),
+) -> Result<(), String> {
+    let (logs, is_release, seconds) = (logs.to_owned(), !options.debug, options.seconds);
+    if way == Way::Rdma {
+        let program = guest::agents(shell, is_release)?;
+        return guest::play(shell, &guest::Play::new(program, logs, seconds, seed));
+    }
+    let program = proof::example(shell, AGENT, is_release)?;
+    let field = Field { way, program, logs, registry: String::new() };
+    fight(field, seed, Duration::from_secs(seconds))
 }
 
 /// A seed for those who name none; short, for it may be typed again.
@@ -193,7 +219,9 @@ fn fight(mut field: Field, seed: u64, time: Duration) -> Result<(), String> {
     let until = Mutex::new(Instant::now());
     let (tally, ledger, killing) = Default::default();
     let arena = Arena { field, seed, seats, until, wrongs, tally, ledger, killing };
+    let start = Instant::now();
     let before = peace::warm_up(&arena)?;
+    println!("everybody has reached everybody, in {:.1} s", start.elapsed().as_secs_f32());
     *lock(&arena.until) = Instant::now() + time;
     *arena.tally() = Tally::default();
     std::thread::scope(|scope| {

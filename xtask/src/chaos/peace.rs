@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::agent::{Agent, Silence};
 use super::player::{Plan, round};
-use super::{Arena, PLAYERS};
+use super::seat::Seat;
+use super::{Arena, PLAYERS, Way, guest};
 
 /// Connections close and threads end in the background.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -24,6 +25,9 @@ pub struct Held {
     threads: u64,
     mappings: u64,
     anonymous_kib: u64,
+    /// The kernel's, for RDMA.
+    queue_pairs: u64,
+    memory_regions: u64,
     /// Of requesters, which did not come back.
     leases: u64,
     /// Of owners, which their pools don't hand out.
@@ -31,13 +35,15 @@ pub struct Held {
 }
 
 impl Held {
-    fn of(usage: &Value) -> Self {
+    fn of(usage: &Value, (queue_pairs, memory_regions): (u64, u64)) -> Self {
         let number = |word: &str| usage["held"][word].as_u64().unwrap_or(u64::MAX);
         Self {
             descriptors: number("descriptors"),
             threads: number("threads"),
             mappings: number("mappings"),
             anonymous_kib: number("anonymous_kib"),
+            queue_pairs,
+            memory_regions,
             leases: usage["leases"].as_u64().unwrap_or(u64::MAX),
             blocks: usage["blocks"].as_u64().unwrap_or(u64::MAX),
         }
@@ -49,6 +55,8 @@ impl Held {
             threads: self.threads.max(other.threads),
             mappings: self.mappings.max(other.mappings),
             anonymous_kib: self.anonymous_kib.max(other.anonymous_kib),
+            queue_pairs: self.queue_pairs.max(other.queue_pairs),
+            memory_regions: self.memory_regions.max(other.memory_regions),
             leases: self.leases.max(other.leases),
             blocks: self.blocks.max(other.blocks),
         }
@@ -59,6 +67,8 @@ impl Held {
             && self.threads <= before.threads
             && self.mappings <= before.mappings
             && self.anonymous_kib <= before.anonymous_kib + HEAP_SLACK_KIB
+            && self.queue_pairs <= before.queue_pairs
+            && self.memory_regions <= before.memory_regions
             && self.leases + self.blocks == 0
     }
 }
@@ -66,11 +76,15 @@ impl Held {
 /// Everybody reaches everybody once, so that what stays is there; answers what they hold then.
 pub fn warm_up(arena: &Arena) -> Result<Held, String> {
     let seats = arena.seats.len();
+    // A guest is slow, and one block makes every connection.
+    let is_slow = arena.way() == Way::Rdma;
+    let counters = if is_slow { 1 } else { PLAYERS };
     let pairs = (0..seats).flat_map(|from| (0..seats).map(move |to| (from, to)));
     for (from, to) in pairs.filter(|(from, to)| (from == to) == arena.is_local()) {
         for (region, write) in (0..REGIONS).flat_map(|region| [(region, true), (region, false)]) {
-            for counter in 0..PLAYERS {
-                let plan = Plan::calm(from, to, region, write);
+            let calm = Plan::calm(from, to, region, write);
+            let plan = Plan { count: if is_slow { 1 } else { calm.count }, ..calm };
+            for counter in 0..counters {
                 round(arena, &plan, counter).map_err(|silence| words(silence, "warming up"))?;
             }
         }
@@ -80,7 +94,7 @@ pub fn warm_up(arena: &Arena) -> Result<Held, String> {
     }
     let mut before = Held::default();
     for seat in &arena.seats {
-        before = before.max(rest(&seat.agent().0, None)?);
+        before = before.max(rest(arena, seat, None)?);
     }
     Ok(before)
 }
@@ -104,7 +118,7 @@ pub fn settle(arena: &Arena, before: &Held) -> Result<String, String> {
         ask(&seat.agent().0, json!({ "do": "forget" }))?;
     }
     for seat in &arena.seats {
-        let held = rest(&seat.agent().0, Some(before))?;
+        let held = rest(arena, seat, Some(before))?;
         if !held.fits(before) {
             return Err(format!("{} holds {held:?}; before, {before:?}", seat.name));
         }
@@ -114,19 +128,28 @@ pub fn settle(arena: &Arena, before: &Held) -> Result<String, String> {
 }
 
 /// What an agent holds once its connections are closed and it has come to rest.
-fn rest(agent: &Agent, before: Option<&Held>) -> Result<Held, String> {
-    ask(agent, json!({ "do": "forget" }))?;
-    ask(agent, json!({ "do": "check" }))?;
+fn rest(arena: &Arena, seat: &Seat, before: Option<&Held>) -> Result<Held, String> {
+    let (agent, _) = seat.agent();
+    ask(&agent, json!({ "do": "forget" }))?;
+    ask(&agent, json!({ "do": "check" }))?;
     let start = Instant::now();
     let mut last = None;
     loop {
-        let held = Held::of(&ask(agent, json!({ "do": "usage" }))?);
+        let held = Held::of(&ask(&agent, json!({ "do": "usage" }))?, verbs(arena, agent.pid())?);
         let is_steady = last.replace(held) == Some(held);
         let is_settled = before.map_or(is_steady, |before| held.fits(before));
         if is_settled || start.elapsed() > SETTLE {
             return Ok(held);
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+/// Queue pairs and memory regions of a process.
+fn verbs(arena: &Arena, pid: u32) -> Result<(u64, u64), String> {
+    match arena.way() {
+        Way::Rdma => Ok((guest::kept("qp", pid)?, guest::kept("mr", pid)?)),
+        Way::Local | Way::Host | Way::Tcp => Ok((0, 0)),
     }
 }
 
@@ -142,8 +165,12 @@ fn words(silence: Silence, when: &str) -> String {
 }
 
 fn shown(held: &Held) -> String {
+    let verbs = match (held.queue_pairs, held.memory_regions) {
+        (0, 0) => String::new(),
+        (pairs, regions) => format!(", {pairs} queue pairs, {regions} memory regions"),
+    };
     format!(
-        "{} descriptors, {} threads, {} mappings, {:.1} MiB of heap",
+        "{} descriptors, {} threads, {} mappings, {:.1} MiB of heap{verbs}",
         held.descriptors,
         held.threads,
         held.mappings,
@@ -162,6 +189,8 @@ mod tests {
             threads: 4,
             mappings: 3,
             anonymous_kib: 100,
+            queue_pairs: 2,
+            memory_regions: 5,
             leases: 0,
             blocks: 0,
         };
@@ -172,11 +201,13 @@ mod tests {
             Held { threads: 5, ..before },
             Held { mappings: 4, ..before },
             Held { anonymous_kib: 101 + HEAP_SLACK_KIB, ..before },
+            Held { queue_pairs: 3, ..before },
+            Held { memory_regions: 6, ..before },
             Held { leases: 1, ..before },
             Held { blocks: 1, ..before },
         ] {
             assert!(!more.fits(&before), "{more:?}");
         }
-        assert!(!Held::of(&Value::Null).fits(&before));
+        assert!(!Held::of(&Value::Null, (0, 0)).fits(&before));
     }
 }

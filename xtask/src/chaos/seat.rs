@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use nix::sys::signal::Signal;
 
 use super::agent::{Agent, listening};
+use super::guest::DEVICES;
 use super::lock;
 use super::relay::{Fate, Relay};
-use super::{Field, Wrongs};
+use super::{Field, Way, Wrongs};
 
 pub struct Seat {
     pub name: String,
@@ -80,7 +81,10 @@ fn fill(
     command.args(["play", "--name", name, "--registry", &field.registry]);
     command.args(["--advertise", &advertised.to_string()]);
     command.args(["--id", &id.to_string(), "--incarnation", &incarnation.to_string()]);
-    command.args(relayed.then_some("--network"));
+    command.args(field.way.is_network().then_some("--network"));
+    if field.way == Way::Rdma {
+        command.args(["--device-name", &DEVICES[usize::from(id)].join(",")]);
+    }
     // Both drivers take part.
     command.args((id % 2 == 1).then_some("--epoll"));
     let log = field.logs.join(format!("{name}.{incarnation}.log"));

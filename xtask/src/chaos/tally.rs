@@ -15,6 +15,8 @@ pub struct Tally {
     by_path: BTreeMap<String, u64>,
     /// Requests by their end.
     ends: BTreeMap<String, u64>,
+    /// Of the first that did not end well: which it was, and its error.
+    first: Option<String>,
     /// Ends of batches that did not succeed, by remote side and whose word that is.
     receipts: BTreeMap<String, u64>,
     pub events: BTreeMap<&'static str, u64>,
@@ -40,6 +42,9 @@ impl Tally {
         for (end, block) in ends.iter().zip(blocks) {
             let kind = end["kind"].as_str().unwrap_or("?");
             count(&mut self.ends, kind);
+            if kind != "ok" {
+                self.first.get_or_insert_with(|| format!("{} in {plan:?}", end["why"]));
+            }
             self.bytes += block["bytes"].as_u64().filter(|_| kind == "ok").unwrap_or(0);
         }
         let receipt = &answer["receipt"];
@@ -66,7 +71,10 @@ impl Tally {
     pub fn astray(&self, path: &str) -> Option<String> {
         let end = self.ends.iter().find(|(end, _)| *end != "ok");
         let way = self.by_path.iter().find(|(way, _)| *way != path);
-        end.or(way).map(|(what, times)| format!("{times} transfers or requests: {what}"))
+        let first = self.first.as_deref().unwrap_or("all ended well");
+        let told =
+            |(what, times)| format!("{times} transfers or requests: {what}; the first: {first}");
+        end.or(way).map(told)
     }
 
     /// For people.

@@ -7,14 +7,17 @@ use fastrand::Rng;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::Arena;
 use super::agent::Silence;
+use super::guest::{self, NICS};
 use super::relay::Fate;
+use super::{Arena, Way};
 
 /// The time between two events of one stream.
 const CALM_MAX_MS: u64 = 400;
 /// Longer than the agents' progress deadline now and then, mostly shorter.
 const STOP_MAX_MS: u64 = 2_000;
+/// A NIC sends again by itself for a second or two: some cuts are longer.
+const CUT_TO_STOP: u64 = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event {
@@ -30,13 +33,16 @@ pub enum Event {
     Stall { which: Option<usize>, ms: u64 },
     /// Resets a connection for its client; the server gets what was sent after so long.
     Orphan { which: Option<usize>, ms: u64 },
+    /// Takes a NIC's wire off the switch for so many milliseconds.
+    Cut { nic: usize, ms: u64 },
 }
 
 impl Event {
-    pub fn draw(rng: &mut Rng, is_relayed: bool) -> Self {
+    pub fn draw(rng: &mut Rng, way: Way) -> Self {
         let which = (rng.u32(..4) > 0).then(|| rng.usize(..64));
         let ms = millis(rng);
-        match rng.u32(..if is_relayed { 100 } else { 50 }) {
+        match rng.u32(..if way.is_network() { 100 } else { 50 }) {
+            50.. if way == Way::Rdma => Self::Cut { nic: rng.usize(..NICS), ms: ms * CUT_TO_STOP },
             0..32 => Self::Stop { ms },
             32..38 => Self::Kill { ms: ms / 10 },
             38..50 => Self::Renew { region: rng.usize(..4) },
@@ -54,6 +60,7 @@ impl Event {
             Self::Reset { .. } => "connections reset",
             Self::Stall { .. } => "connections held up",
             Self::Orphan { .. } => "connections broken on one side",
+            Self::Cut { .. } => "wires cut",
         }
     }
 }
@@ -69,8 +76,7 @@ pub fn make(arena: &Arena, number: u64) {
     let mut rng = Rng::with_seed(arena.seed.wrapping_mul(1_000).wrapping_add(500 + number));
     while arena.is_on() {
         let calm = Duration::from_millis(rng.u64(..CALM_MAX_MS));
-        let (seat, event) =
-            (rng.usize(..arena.seats.len()), Event::draw(&mut rng, arena.way().is_relayed()));
+        let (seat, event) = (rng.usize(..arena.seats.len()), Event::draw(&mut rng, arena.way()));
         std::thread::sleep(calm);
         match befall(arena, seat, event) {
             Ok(times) => arena.tally().event(event.word(), times),
@@ -110,6 +116,7 @@ fn befall(arena: &Arena, seat: usize, event: Event) -> Result<usize, String> {
         Event::Reset { which } => Ok(seat.decide(Fate::Reset, which)),
         Event::Stall { which, ms } => Ok(seat.decide(Fate::Hold(late(ms)), which)),
         Event::Orphan { which, ms } => Ok(seat.decide(Fate::Orphan(late(ms)), which)),
+        Event::Cut { nic, ms } => guest::cut(nic, Duration::from_millis(ms)).map(|()| 1),
     }
 }
 
@@ -119,18 +126,20 @@ mod tests {
 
     #[test]
     fn a_seed_draws_the_same_trouble_and_every_kind() {
-        let events = |seed| {
+        let events = |seed, way| {
             let mut rng = Rng::with_seed(seed);
-            (0..300).map(|_| Event::draw(&mut rng, true)).collect::<Vec<_>>()
+            (0..300).map(|_| Event::draw(&mut rng, way)).collect::<Vec<_>>()
         };
-        assert_eq!(events(3), events(3));
-        let mut words: Vec<_> = events(3).into_iter().map(Event::word).collect();
-        words.sort_unstable();
-        words.dedup();
-        assert_eq!(words.len(), 6);
-        let mut rng = Rng::with_seed(3);
-        assert!((0..300).all(|_| {
-            !matches!(Event::draw(&mut rng, false), Event::Reset { .. } | Event::Orphan { .. })
-        }));
+        assert_eq!(events(3, Way::Tcp), events(3, Way::Tcp));
+        let words = |way| {
+            let mut words: Vec<_> = events(3, way).into_iter().map(Event::word).collect();
+            words.sort_unstable();
+            words.dedup();
+            words
+        };
+        let anywhere = ["kills", "regions unregistered in use", "stops"];
+        assert_eq!(words(Way::Host), anywhere);
+        assert_eq!(words(Way::Rdma), [&anywhere[..], &["wires cut"]].concat());
+        assert_eq!(words(Way::Tcp).len(), 6);
     }
 }

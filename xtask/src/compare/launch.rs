@@ -42,7 +42,9 @@ impl Program {
     pub fn install(self, shell: &Shell) -> Result<String, String> {
         match self {
             Self::Kvrail => {
-                run(&mut shell.cargo("build --release --locked --package kvrail --bin kvrail"))?;
+                run(&mut shell.cargo(
+                    "build --release --locked --package kvrail --bin kvrail --features rdma",
+                ))?;
                 let mut commit = shell.command("git");
                 commit.args(["describe", "--always", "--dirty"]);
                 Ok(format!("{} {}", env!("CARGO_PKG_VERSION"), said(&mut commit)))

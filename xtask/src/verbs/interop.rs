@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::mooncake::{SOFT_ROCE, WHEELS};
-use crate::shell::{Shell, quoted};
+use crate::shell::{Shell, quoted, run};
 use crate::steps::Outcome;
 use crate::vm::{Job, Machine, prepare};
 
@@ -40,6 +40,19 @@ pub struct Options {
     /// Here, in the guest, and not in a guest of its own.
     #[arg(long, hide = true)]
     inside: bool,
+}
+
+impl Options {
+    /// This program of ours meets Mooncake's.
+    pub fn with_kvrail(kvrail: PathBuf) -> Self {
+        Self { agent: None, kvrail: Some(kvrail), inside: false }
+    }
+}
+
+/// The command line, as users run it.
+pub fn release(shell: &Shell) -> Result<PathBuf, String> {
+    run(&mut shell.cargo("build --release --locked -p kvrail --bin kvrail --features rdma"))?;
+    Ok(crate::compare::release().join("kvrail"))
 }
 
 /// A meeting: what it is called, and what makes it happen, with a folder for logs, and answers how

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Numa;
+use super::{Numa, Wire};
 use crate::shell::quoted;
 
 /// Emulated: Debian's kernels don't boot under every KVM that lets itself be opened.
@@ -42,6 +42,8 @@ pub struct Machine {
     pub smp: u32,
     pub memory_mib: u32,
     pub nics: u8,
+    /// One end of a pair's wire.
+    pub wire: Option<Wire>,
     /// A folder of the host that the guest may write to.
     pub rw: Option<PathBuf>,
     /// The guest kernel's messages.
@@ -52,7 +54,16 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { numa: None, smp: 2, memory_mib: 2048, nics: 0, rw: None, log: None, extra: vec![] }
+        Self {
+            numa: None,
+            smp: 2,
+            memory_mib: 2048,
+            nics: 0,
+            wire: None,
+            rw: None,
+            log: None,
+            extra: vec![],
+        }
     }
 }
 
@@ -76,13 +87,23 @@ pub struct Ended {
 impl Boot {
     /// Boots a guest, runs the job in it with our working folder and environment, and ends it.
     pub fn run(&self, machine: &Machine, job: &Job) -> Result<Ended, String> {
+        self.run_into(machine, job, io::stdout)
+    }
+
+    /// The same, and its standard output goes elsewhere than to ours.
+    pub fn run_into<W: Write + Send + 'static>(
+        &self,
+        machine: &Machine,
+        job: &Job,
+        output: impl Fn() -> W,
+    ) -> Result<Ended, String> {
         let share = tempfile::Builder::new().prefix("kvrail-vm-").tempdir();
         let share = share.map_err(|error| format!("a folder for the job: {error}"))?;
         let machine = &machine.resolved()?;
         describe(share.path(), machine, job).map_err(|error| format!("the job: {error}"))?;
         let arguments = self.arguments(machine, share.path());
         for attempt in 1..=TRIES {
-            let guest = Running::start(&arguments, job.keep)?;
+            let guest = Running::start(&arguments, output(), job.keep)?;
             match guest.finish(share.path(), Duration::from_secs(job.limit_s))? {
                 Some(ended) => return Ok(ended),
                 None => eprintln!("the guest did not come up (try {attempt} of {TRIES})"),
@@ -116,6 +137,9 @@ impl Boot {
         list.words(&["-device", "virtserialport,chardev=o,nr=1"]);
         list.words(&["-chardev", "file,id=e,path=/dev/fd/2,append=on"]);
         list.words(&["-device", "virtserialport,chardev=e,nr=2"]);
+        if let Some(wire) = &machine.wire {
+            list.0.extend(wire.arguments());
+        }
         machine.extra.iter().for_each(|word| list.words(&[word]));
         list.0
     }
@@ -159,11 +183,14 @@ impl Arguments {
 /// Writes what the guest's init reads: xtask/vm/init names the files.
 fn describe(share: &Path, machine: &Machine, job: &Job) -> io::Result<()> {
     let rw = machine.rw.as_deref().map_or(String::new(), |path| path.to_string_lossy().into());
+    let wire = machine.wire.as_ref().map_or("", |wire| wire.end.address());
     let settings = format!("rw={}\nnics={}\nmtu={MTU_BYTES}\n", quoted(&rw), machine.nics);
-    fs::write(share.join("settings"), settings)?;
+    fs::write(share.join("settings"), format!("{settings}wire={wire}\n"))?;
     let folder = std::env::current_dir()?;
     fs::write(share.join("cwd"), folder.to_string_lossy().as_bytes())?;
-    fs::write(share.join("environment"), environment(std::env::vars_os()))?;
+    let which = machine.wire.iter().flat_map(|wire| wire.end.environment());
+    let which = which.map(|(name, value)| (name.into(), value.into()));
+    fs::write(share.join("environment"), environment(std::env::vars_os().chain(which)))?;
     fs::write(share.join("command"), format!("{}\n", job.command))
 }
 
@@ -188,14 +215,18 @@ struct Running {
 }
 
 impl Running {
-    fn start(arguments: &[OsString], keep: bool) -> Result<Self, String> {
+    fn start(
+        arguments: &[OsString],
+        into: impl Write + Send + 'static,
+        keep: bool,
+    ) -> Result<Self, String> {
         // QEMU ends with us, however we end.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| format!("setpriv: {error}"))?;
         let (output, errors) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let output = thread::spawn(move || pass(output, io::stdout(), keep));
+        let output = thread::spawn(move || pass(output, into, keep));
         let errors = thread::spawn(move || pass(errors, io::stderr(), false));
         Ok(Self { child, output, errors })
     }
@@ -251,6 +282,7 @@ fn pass(mut from: impl Read, mut to: impl Write, keep: bool) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::End;
     use super::*;
 
     fn arguments(machine: &Machine) -> String {
@@ -275,6 +307,24 @@ mod tests {
         let line = arguments(&Machine { numa, rw, ..Machine::default() });
         assert!(line.contains("-smp 3 -m 768 -object"), "{line}");
         assert!(line.contains("path=/data,mount_tag=rw,security_model=none"), "{line}");
+    }
+
+    #[test]
+    fn one_of_a_pair_has_its_wire_and_is_told_which_it_is() {
+        assert!(!arguments(&Machine::default()).contains("-netdev"));
+        let wire = Some(Wire { end: End::B, folder: "/w".into() });
+        let machine = Machine { wire, ..Machine::default() };
+        let line = arguments(&machine);
+        assert!(
+            line.contains("-netdev dgram,id=wire,local.type=unix,local.path=/w/b.net"),
+            "{line}"
+        );
+        let share = tempfile::tempdir().unwrap();
+        let job = Job { command: "true".to_owned(), limit_s: 1, keep: false };
+        describe(share.path(), &machine, &job).unwrap();
+        let told = |name: &str| fs::read_to_string(share.path().join(name)).unwrap();
+        assert!(told("settings").ends_with("\nwire=10.8.0.2\n"));
+        assert!(told("environment").contains("export KVRAIL_PEER_ADDRESS='10.8.0.1'\n"));
     }
 
     #[test]

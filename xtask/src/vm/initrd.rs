@@ -10,12 +10,13 @@ use crate::shell::{Shell, find, run};
 
 const INIT: &str = include_str!("../../vm/init");
 /// The host's files, the job's ports, the overlay; NICs, their switch and soft-RoCE.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 13] = [
     "virtio_pci",
     "virtio_console",
     "9pnet_virtio",
     "9p",
     "overlay",
+    "virtio_net",
     "veth",
     "bridge",
     "ib_uverbs",

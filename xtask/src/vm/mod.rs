@@ -5,6 +5,7 @@
 //! - `kernel`, `image`: Debian's kernel, fetched but not installed, and unpacked
 //! - `initrd`: what the guest boots into; its init is xtask/vm/init
 //! - `guest`: QEMU's command line, the boot, the job's output and exit code
+//! - `wire` `pair` `qmp`: two guests on one wire, and what is done to them from outside
 //! - `nics`: what its soft-RoCE NICs are called
 //! - `cases`: the NUMA tests, each in a guest that is built for it
 
@@ -15,6 +16,9 @@ mod initrd;
 mod kernel;
 pub mod nics;
 mod numa;
+pub mod pair;
+pub mod qmp;
+pub mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +27,7 @@ use clap::{Args, value_parser};
 
 pub use guest::{Job, Machine};
 pub use numa::Numa;
+pub use wire::{End, Wire};
 
 use crate::shell::{Shell, find, quoted, succeeds};
 
@@ -46,6 +51,11 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[arg(value_parser = value_parser!(u8).range(..=16))]
     nics: u8,
+    /// Two guests, a and b, with one NIC each, ext0 at 10.8.0.1 and 10.8.0.2 as RDMA device rxe0;
+    /// both run the command, and learn from KVRAIL_GUEST, KVRAIL_GUEST_ADDRESS and
+    /// KVRAIL_PEER_ADDRESS which they are. The exit code is a's, or b's if a ends well.
+    #[arg(long, conflicts_with_all = ["nics", "log"])]
+    pair: bool,
     /// NUMA nodes as MIB:CPUS, such as 512:0-1,512:2-3; `256:` has no CPU, `0:4-5` no memory.
     #[arg(long, value_name = "SPEC", conflicts_with_all = ["smp", "mem"])]
     numa: Option<Numa>,
@@ -87,13 +97,18 @@ pub fn run(options: Options) -> Result<ExitCode, String> {
         smp: options.smp,
         memory_mib: options.mem,
         nics: options.nics,
+        wire: None,
         rw: options.rw,
         log: options.log,
         extra: options.qemu,
     };
     let job = Job { command, limit_s: options.timeout, keep: false };
-    let ended = prepare(&shell, options.kernel)?.run(&machine, &job)?;
-    Ok(ExitCode::from(ended.code))
+    let boot = prepare(&shell, options.kernel)?;
+    let code = match options.pair {
+        true => pair::Pair::new(boot, machine)?.run(&job)?,
+        false => boot.run(&machine, &job)?.code,
+    };
+    Ok(ExitCode::from(code))
 }
 
 /// Sees to it that guests can be booted: tools, kernel, initramfs.

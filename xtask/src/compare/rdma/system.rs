@@ -9,7 +9,6 @@ use super::super::launch::{release, said};
 use super::super::plan::Cell;
 use crate::mooncake::{SOFT_ROCE, WHEELS};
 use crate::shell::{Shell, find, run};
-use crate::verbs::with_libclang;
 use crate::vm::nics::{GID_INDEX, NICS, Nic};
 
 /// Bytes of memory on each side: soft-RoCE registers a GiB in twenty seconds.
@@ -69,7 +68,7 @@ impl System {
             Self::Kvrail => {
                 let build =
                     "build --release --locked --package kvrail --bin kvrail --features rdma";
-                run(with_libclang(&mut shell.cargo(build)))?;
+                run(&mut shell.cargo(build))?;
                 Ok(env!("CARGO_PKG_VERSION").to_owned())
             }
         }
