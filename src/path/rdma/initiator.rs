@@ -230,7 +230,7 @@ impl Initiator {
         if let Some(peer) = peer.filter(|_| is_done) {
             peer.failing_since_ns = None;
             let rail = &mut peer.rails[usize::from(endpoint.name.rail)];
-            rail.completed(ahead, now_ns - posted_ns, &self.limits);
+            rail.completed(ahead, posted_ns, now_ns, &self.limits);
         }
         let word = endpoint.queues[queue].guard_word();
         let Some(known) = self.transfers.get_mut(transfer) else { return };

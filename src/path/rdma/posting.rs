@@ -11,6 +11,7 @@ use super::events::Events;
 use super::initiator::{Initiator, Peer};
 use super::message::{EndpointName, Incarnation, Message, Strike};
 use super::notice::{NOTICE_BYTES, Notice, queue_bytes};
+use super::rail::{BANDWIDTH_FIRST, Rail};
 use super::sweep::Cause;
 use super::transfer::{Keys, Stage, Transfer, What};
 use crate::ErrorKind;
@@ -122,7 +123,8 @@ impl Initiator {
         };
         let (target, (node, near)) = (transfer.target, transfer.place(item));
         let Some(peer) = self.peers.get(&transfer.order.peer) else { return Place::Full };
-        let ready = |rail: &super::rail::Rail| {
+        let best = peer.bytes_per_us(now_ns);
+        let ready = |rail: &Rail| {
             let endpoint = rail.endpoint.filter(|_| rail.is_usable(now_ns))?;
             let known = self.endpoints.get(endpoint).filter(|known| known.is_ready())?;
             let on_nic = self.on_nic.get(&rail.ends.nic).copied().unwrap_or(0);
@@ -130,7 +132,9 @@ impl Initiator {
             let queue = known.roomiest(self.limits.window_requests).filter(|_| has_nic)?;
             let has_room = known.has_room(bytes, self.limits.window_bytes);
             has_room.then(|| {
-                (rail.finish_ns(known.bytes + bytes, node, near), endpoint, queue, known.target)
+                let (loads, penalty) = ((known.bytes, bytes), rail.penalty(node, near));
+                let finish_ns = rail.finish_ns(loads, penalty, best, now_ns);
+                (finish_ns, endpoint, queue, known.target)
             })
         };
         let mut rails: Vec<_> = peer.rails.iter().filter_map(ready).collect();
@@ -348,6 +352,12 @@ impl Initiator {
 }
 
 impl Peer {
+    /// What the best of its rails carries.
+    fn bytes_per_us(&self, now_ns: u64) -> f64 {
+        let known = self.rails.iter().filter_map(|rail| rail.bytes_per_us(now_ns));
+        known.max_by(f64::total_cmp).unwrap_or(BANDWIDTH_FIRST)
+    }
+
     fn next(&mut self) -> Option<(Ticket<Transfer>, usize)> {
         self.waiting.pop_front()
     }

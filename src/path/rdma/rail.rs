@@ -5,9 +5,9 @@ use kvrail_reactors::ticket::Ticket;
 use super::action::RdmaLimits;
 use super::endpoint::Endpoint;
 
-/// Bandwidth that a rail is thought to have before anything was measured, in bytes a microsecond:
+/// Bandwidth that rails are thought to have before anything was measured, in bytes a microsecond:
 /// 10 Gbit/s. Only the ratio between rails counts.
-const BANDWIDTH_FIRST: f64 = 1_250.0;
+pub(super) const BANDWIDTH_FIRST: f64 = 1_250.0;
 
 /// How much longer a NIC takes for memory of another node: the middle of the 1.2 to 1.7 times that
 /// reads take over the link between two sockets. Only the order of rails follows from it.
@@ -15,6 +15,11 @@ const NUMA_PENALTY: f64 = 1.4;
 
 /// Weight of a new measurement: the last eight or so count.
 const WEIGHT: f64 = 0.125;
+
+/// After so long without a completion a measurement is doubted. A rail that was slow for a while
+/// would else get nothing for ever, since nothing would tell that it is quick again. Longer than
+/// transfers take, and so short that nobody waits for a rail to be used again.
+const DOUBTED_AFTER_NS: u64 = 1_000_000_000;
 
 /// The two NICs that a rail is between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +45,8 @@ pub(crate) struct Rail {
     paused_until_ns: u64,
     /// How long it rests after the next failure.
     pause_ns: u64,
-    bytes_per_us: f64,
+    /// What it carried, and when that was last measured.
+    measured: Option<(f64, u64)>,
 }
 
 impl Rail {
@@ -52,7 +58,7 @@ impl Rail {
             mute: 0,
             paused_until_ns: 0,
             pause_ns: limits.pause_ns,
-            bytes_per_us: BANDWIDTH_FIRST,
+            measured: None,
         }
     }
 
@@ -60,8 +66,10 @@ impl Rail {
         !self.is_down && self.mute == 0 && now_ns >= self.paused_until_ns
     }
 
-    /// It failed: it rests, twice as long as the last time.
+    /// It failed: it rests, twice as long as the last time. What it carried while it was failing
+    /// says nothing of it once it works again.
     pub(crate) fn failed(&mut self, now_ns: u64, limits: &RdmaLimits) {
+        self.measured = None;
         self.paused_until_ns = now_ns + self.pause_ns;
         self.pause_ns = (2 * self.pause_ns).min(limits.pause_max_ns);
     }
@@ -72,24 +80,52 @@ impl Rail {
         self.paused_until_ns = 0;
     }
 
-    /// Something completed behind `ahead` bytes, itself included, in `took_ns`.
-    pub(crate) fn completed(&mut self, ahead: usize, took_ns: u64, limits: &RdmaLimits) {
+    /// Something completed behind `ahead` bytes, itself included, that was `posted_ns`.
+    pub(crate) fn completed(
+        &mut self,
+        ahead: usize,
+        posted_ns: u64,
+        now_ns: u64,
+        limits: &RdmaLimits,
+    ) {
         self.pause_ns = limits.pause_ns;
-        if ahead > 0 {
-            let measured = ahead as f64 * 1_000.0 / took_ns.max(1) as f64;
-            self.bytes_per_us += WEIGHT * (measured - self.bytes_per_us);
+        if ahead == 0 {
+            return;
         }
+        let new = ahead as f64 * 1_000.0 / (now_ns - posted_ns).max(1) as f64;
+        let known = self.bytes_per_us(now_ns).unwrap_or(new);
+        self.measured = Some((known + WEIGHT * (new - known), now_ns));
     }
 
-    /// When `bytes`, those under way included, would be done, in nanoseconds from now. Memory that
-    /// isn't near to the NIC takes longer: ours on another `node`, the peer's where others are
-    /// `near`.
-    pub(crate) fn finish_ns(&self, bytes: usize, node: Option<u32>, near: u64) -> u64 {
+    /// What it carries, in bytes a microsecond, where that was measured lately.
+    pub(crate) fn bytes_per_us(&self, now_ns: u64) -> Option<f64> {
+        let is_known = |(_, at_ns): &(f64, u64)| now_ns < at_ns + DOUBTED_AFTER_NS;
+        self.measured.filter(is_known).map(|(bytes_per_us, _)| bytes_per_us)
+    }
+
+    /// When `more` bytes behind those `under_way` would be done, in nanoseconds from now. A rail
+    /// that nothing is known of is as good as the `best` of the peer's; one that was slow when it
+    /// was last measured is tried with one piece of work at a time.
+    pub(crate) fn finish_ns(
+        &self,
+        (under_way, more): (usize, usize),
+        penalty: f64,
+        best: f64,
+        now_ns: u64,
+    ) -> u64 {
+        let last = self.measured.map(|(bytes_per_us, _)| bytes_per_us);
+        let doubted = last.filter(|_| under_way > 0);
+        let bytes_per_us = self.bytes_per_us(now_ns).or(doubted).unwrap_or(best);
+        let bytes = (under_way + more) as f64 * penalty;
+        (bytes * 1_000.0 / bytes_per_us.max(f64::MIN_POSITIVE)) as u64
+    }
+
+    /// How many times as long it takes for memory that isn't near to its NICs: ours on another
+    /// `node`, the peer's where others are `near`.
+    pub(crate) fn penalty(&self, node: Option<u32>, near: u64) -> f64 {
         let is_far = node.is_some() && self.ends.node.is_some() && node != self.ends.node;
         let is_far_there = near != 0 && near >> self.ends.theirs.min(63) & 1 == 0;
-        let times = i32::from(is_far) + i32::from(is_far_there);
-        let bytes = bytes as f64 * NUMA_PENALTY.powi(times);
-        (bytes * 1_000.0 / self.bytes_per_us.max(f64::MIN_POSITIVE)) as u64
+        NUMA_PENALTY.powi(i32::from(is_far) + i32::from(is_far_there))
     }
 }
 
@@ -114,7 +150,7 @@ mod tests {
         }
         assert_eq!(rests[..3], [1, 2, 4].map(|times| times * limits.pause_ns));
         assert_eq!(rests[19], limits.pause_max_ns);
-        rail.completed(1, 1, &limits);
+        rail.completed(1, now_ns, now_ns + 1, &limits);
         rail.failed(now_ns, &limits);
         assert_eq!(rail.paused_until_ns, now_ns + limits.pause_ns);
         rail.came_up();
@@ -125,19 +161,49 @@ mod tests {
     fn a_slow_rail_is_measured_and_gets_less() {
         let limits = RdmaLimits::default();
         let [mut fast, mut slow] = [Rail::new(ENDS, &limits), Rail::new(ENDS, &limits)];
+        let mut now_ns = 0;
         for _ in 0..50 {
-            fast.completed(1 << 20, 20_000, &limits);
-            slow.completed(1 << 20, 2_000_000, &limits);
+            now_ns += 2_000_000_000;
+            fast.completed(1 << 20, now_ns - 20_000, now_ns, &limits);
+            slow.completed(1 << 20, now_ns - 2_000_000, now_ns, &limits);
         }
-        assert!(fast.finish_ns(50 << 20, None, 0) < slow.finish_ns(1 << 20, None, 0));
+        let best = fast.bytes_per_us(now_ns).unwrap();
+        let finish_ns = |rail: &Rail, mib: usize| rail.finish_ns((0, mib << 20), 1.0, best, now_ns);
+        assert!(finish_ns(&fast, 50) < finish_ns(&slow, 1));
+    }
+
+    #[test]
+    fn a_rail_that_was_slow_a_while_ago_is_tried_with_one_piece_of_work() {
+        let limits = RdmaLimits::default();
+        let mut rail = Rail::new(ENDS, &limits);
+        rail.completed(1 << 20, 0, 1_000_000_000, &limits);
+        let finish_ns = |rail: &Rail, under_way, now_ns| {
+            rail.finish_ns((under_way, 1_000), 1.0, BANDWIDTH_FIRST, now_ns)
+        };
+        let later_ns = 1_000_000_000 + DOUBTED_AFTER_NS;
+        assert!(finish_ns(&rail, 0, later_ns - 1) > 500_000, "it is known to be slow");
+        assert_eq!(finish_ns(&rail, 0, later_ns), 800);
+        assert!(finish_ns(&rail, 1_000, later_ns) > 500_000);
+        rail.completed(1_000, later_ns, later_ns + 800, &limits);
+        assert_eq!(finish_ns(&rail, 0, later_ns + 800), 800, "what was before doesn't count");
+    }
+
+    #[test]
+    fn a_rail_that_failed_is_as_good_as_the_others_when_it_returns() {
+        let limits = RdmaLimits::default();
+        let mut rail = Rail::new(ENDS, &limits);
+        rail.completed(1 << 20, 0, 1_000_000_000, &limits);
+        rail.failed(1_000_000_000, &limits);
+        assert_eq!(rail.finish_ns((500, 500), 1.0, 500.0, 1_000_000_000), 2_000);
     }
 
     #[test]
     fn memory_of_another_node_is_farther() {
         let rail = Rail::new(Ends { node: Some(1), ..ENDS }, &RdmaLimits::default());
-        let near = rail.finish_ns(1 << 20, Some(1), 0b1);
-        assert!(near < rail.finish_ns(1 << 20, Some(0), 0b1));
-        assert!(near < rail.finish_ns(1 << 20, Some(1), 0b10));
-        assert_eq!(near, rail.finish_ns(1 << 20, None, 0), "nobody knows where it is");
+        let near = rail.penalty(Some(1), 0b1);
+        assert_eq!(near, rail.penalty(None, 0), "nobody knows where it is");
+        assert!(near < rail.penalty(Some(0), 0b1));
+        assert!(near < rail.penalty(Some(1), 0b10));
+        assert!(rail.penalty(Some(1), 0b10) < rail.penalty(Some(0), 0b10));
     }
 }
