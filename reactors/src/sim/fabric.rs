@@ -261,6 +261,12 @@ impl Nic {
         self.device(|device| device.slowness = factor.max(1));
     }
 
+    /// Fault of soft-RoCE: where an answer surprises it, a read ends as if it had succeeded, and
+    /// then its queue pair is in error.
+    pub fn surprise(&self) {
+        self.device(Device::surprise);
+    }
+
     /// Its process is gone: every object with it. Packets that have left still arrive.
     pub fn crash(&self) {
         let mut net = self.net.borrow_mut();

@@ -5,6 +5,7 @@ use kvrail_reactors::verbs::{QpAddress, QpNumber, WorkRequest};
 use super::ending::Ending;
 use super::ledger::Counted;
 use super::message::{EndpointName, InitiatorId, Message};
+use super::queue::Signals;
 use super::rail::Ends;
 use crate::limits;
 
@@ -56,8 +57,7 @@ pub(crate) struct RdmaLimits {
     pub(crate) nic_requests: usize,
     /// Work requests of one list.
     pub(crate) list_max: usize,
-    /// One work request in so many completes by itself.
-    pub(crate) signal_every: usize,
+    pub(crate) signals: Signals,
     /// Notices that a queue may have under way or unread at the peer; a power of two.
     pub(crate) notices: usize,
     pub(crate) open_retry_ns: u64,
@@ -80,7 +80,7 @@ impl Default for RdmaLimits {
             window_bytes: limits::RDMA_WINDOW_BYTES,
             nic_requests: limits::RDMA_NIC_REQUESTS,
             list_max: limits::RDMA_LIST_MAX,
-            signal_every: limits::RDMA_SIGNAL_EVERY,
+            signals: Signals::Every(limits::RDMA_SIGNAL_EVERY),
             notices: limits::RDMA_NOTICES_MAX,
             open_retry_ns: limits::RDMA_OPEN_RETRY_NS,
             open_max_ns: limits::RDMA_OPEN_MAX_NS,
@@ -93,5 +93,15 @@ impl Default for RdmaLimits {
             pause_max_ns: limits::RDMA_PAUSE_MAX_NS,
             lost_ns: limits::RDMA_LOST_NS,
         }
+    }
+}
+
+impl RdmaLimits {
+    /// For software devices: [`Signals::Behind`], for which each list may have one write more.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn of_software() -> Self {
+        let hardware = Self::default();
+        let nic_requests = hardware.nic_requests / 2;
+        Self { signals: Signals::Behind, nic_requests, ..hardware }
     }
 }

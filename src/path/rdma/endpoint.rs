@@ -10,7 +10,7 @@ use kvrail_reactors::verbs::{QpAddress, RemoteKey, Status, WorkRequest};
 use super::ending::Fenced;
 use super::message::{EndpointName, Incarnation, Mailbox, Strike};
 use super::notice::{CONSUMED_BYTES, NOTICE_BYTES};
-use super::queue::SendQueue;
+use super::queue::{SendQueue, Signals};
 use super::rail::Ends;
 use super::transfer::Transfer;
 use crate::limits::{RDMA_WINDOWS_MAX, TICK_NS};
@@ -196,10 +196,10 @@ impl Endpoint {
 }
 
 impl Queue {
-    pub(crate) fn new(own: QpAddress, scratch: Slice, signal_every: usize) -> Self {
+    pub(crate) fn new(own: QpAddress, scratch: Slice, signals: Signals) -> Self {
         Self {
             own,
-            send: SendQueue::new(signal_every),
+            send: SendQueue::new(signals),
             scratch,
             notices: 0,
             consumed: 0,

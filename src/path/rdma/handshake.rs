@@ -34,7 +34,7 @@ impl Initiator {
         for (own, part) in owns.iter().zip(parts) {
             let Ok(part) = part else { break };
             self.by_qp.insert((nic, own.number), (ticket, endpoint.queues.len()));
-            endpoint.queues.push(Queue::new(*own, part, self.limits.signal_every));
+            endpoint.queues.push(Queue::new(*own, part, self.limits.signals));
         }
         endpoint.becomes(State::Opening, now_ns);
         let message = Message::Open { name, theirs: endpoint.ends.theirs, queues: owns };

@@ -185,10 +185,7 @@ impl Initiator {
     ) {
         let Some(&(ticket, queue)) = self.by_qp.get(&(nic, qp)) else { return };
         let Some(endpoint) = self.endpoints.get_mut(ticket) else { return };
-        let ended = endpoint.queues[queue].send.completed(id, status);
-        if ended.is_empty() {
-            return;
-        }
+        let Some(ended) = endpoint.queues[queue].send.completed(id, status) else { return };
         self.on_nic.entry(nic).and_modify(|count| *count = count.saturating_sub(ended.len()));
         endpoint.progress_ns = now_ns;
         if !matches!(status, Status::Success | Status::Flushed) {

@@ -37,6 +37,8 @@ pub(crate) use self::message::{
     EndpointName, Incarnation, InitiatorId, Mailbox, Message, Refusal, Strike,
 };
 pub(crate) use self::notice::queue_bytes;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::queue::Signals;
 pub(crate) use self::rail::Ends;
 pub(crate) use self::target::Target;
 #[cfg(any(test, feature = "sim"))]

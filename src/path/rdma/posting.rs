@@ -11,6 +11,7 @@ use super::events::Events;
 use super::initiator::{Initiator, Peer};
 use super::message::{EndpointName, Incarnation, Message, Strike};
 use super::notice::{NOTICE_BYTES, Notice, queue_bytes};
+use super::queue::ID_STEP;
 use super::rail::{BANDWIDTH_FIRST, Rail};
 use super::sweep::Cause;
 use super::transfer::{Keys, Stage, Transfer, What};
@@ -247,7 +248,7 @@ impl Initiator {
             key: mailbox.key,
             is_signalled: false,
         };
-        self.next_id += 1;
+        self.next_id += ID_STEP;
         *self.on_nic.entry(endpoint.ends.nic).or_default() += 1;
         endpoint.push(queue, request, Posted::Consumed, now_ns);
     }
@@ -263,7 +264,7 @@ impl Initiator {
         let Some(request) = self.request((ticket, queue), transfer, item, id) else {
             return self.fail_item(transfer, item, ErrorKind::Refused, now_ns);
         };
-        self.next_id += 1;
+        self.next_id += ID_STEP;
         let (Some(known), Some(endpoint)) =
             (self.transfers.get_mut(transfer), self.endpoints.get_mut(ticket))
         else {

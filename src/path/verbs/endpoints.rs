@@ -324,8 +324,8 @@ impl Endpoints {
         registration.keys().find(holds).map(|(.., key)| key)
     }
 
-    /// Whether a NIC may still store a packet behind a window that was closed.
-    pub(super) fn closes_windows_late(&self) -> bool {
+    /// Whether a NIC is soft-RoCE, whose answers mean less than a real one's.
+    pub(super) fn has_software(&self) -> bool {
         self.nics.iter().any(|seat| seat.adapter.device().is_software())
     }
 

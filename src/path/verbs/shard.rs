@@ -98,12 +98,14 @@ impl RdmaShard {
         (index, node): (usize, Option<u32>),
     ) -> Self {
         let target = Target::new(Incarnation(rdma.incarnation), rdma.nics.len());
+        let is_software = endpoints.has_software();
+        let limits = if is_software { RdmaLimits::of_software() } else { RdmaLimits::default() };
         Self {
             endpoints,
             windows: Windows::default(),
             mooncake,
             parts: HashMap::new(),
-            initiator: Initiator::new(RdmaLimits::default()),
+            initiator: Initiator::new(limits),
             target,
             rdma,
             control,
@@ -161,7 +163,8 @@ impl RdmaShard {
         }
         for key in self.struck.take() {
             self.target.revoke(key.to_raw());
-            if self.endpoints.closes_windows_late() {
+            // That may store a packet behind a window that was closed.
+            if self.endpoints.has_software() {
                 self.target.hurry(key.to_raw());
             }
             moved += 1;

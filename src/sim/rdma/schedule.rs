@@ -1,7 +1,7 @@
 //! What a seed makes happen, and when; each happening has a seed of its own, so that the others
 //! stay what they are when one is left out.
 
-use crate::path::rdma::RdmaLimits;
+use crate::path::rdma::{RdmaLimits, Signals};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Happening {
@@ -22,6 +22,8 @@ pub(super) enum What {
     Slow,
     /// The wire loses packets for a while.
     Loss,
+    /// A NIC's reads end as if they had succeeded, where such a NIC isn't believed.
+    Surprise,
     /// Control messages are lost for a while.
     Partition,
     /// A process stops for a while.
@@ -76,7 +78,10 @@ impl Schedule {
                 window_requests: rng.usize(2..=16),
                 window_bytes: rng.usize(1..=8) * 256,
                 list_max: rng.usize(1..=6),
-                signal_every: rng.usize(1..=8),
+                signals: match rng.usize(..12) {
+                    every @ 1..=8 => Signals::Every(every),
+                    _ => Signals::Behind,
+                },
                 notices: 1 << rng.usize(0..=3),
                 ..RdmaLimits::default()
             },
@@ -88,7 +93,7 @@ impl Schedule {
 }
 
 fn fault(rng: &mut fastrand::Rng) -> What {
-    match rng.u8(..20) {
+    match rng.u8(..22) {
         0..=3 => What::Cut,
         4..=5 => What::Silence,
         6 => What::Slow,
@@ -99,6 +104,7 @@ fn fault(rng: &mut fastrand::Rng) -> What {
         14..=16 => What::Reuse,
         17 => What::Revoke,
         18 => What::Unregister,
+        19..=20 => What::Surprise,
         _ => What::Close,
     }
 }

@@ -4,7 +4,7 @@ use super::memory::Is;
 use super::process::Process;
 use super::schedule::{Happening, What};
 use super::world::{Coming, World, note};
-use crate::path::rdma::InitiatorId;
+use crate::path::rdma::{InitiatorId, Signals};
 
 /// The fault of a NIC that ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,10 @@ impl World<'_> {
                 self.fabric.set_loss(rng.u32(2..20));
                 self.later(after_ns, Coming::Lossless);
             }
+            What::Surprise if self.schedule.limits.signals == Signals::Behind => {
+                self.processes[node].nics.iter().for_each(|nic| nic.surprise());
+            }
+            What::Surprise => {}
             What::Partition => {
                 self.is_partitioned = true;
                 self.later(after_ns, Coming::Together);

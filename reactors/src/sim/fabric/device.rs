@@ -118,6 +118,18 @@ impl Device {
         }
     }
 
+    /// Reads that have just begun end as if they had succeeded, and their queue pairs in error.
+    pub(super) fn surprise(&mut self) {
+        let reads = |qp: &Qp| qp.settled_head().is_none() && qp.is_reading();
+        let reading = self.qps.iter().filter(|(_, qp)| reads(qp));
+        for number in reading.map(|(number, _)| *number).collect::<Vec<_>>() {
+            let Some(qp) = self.qps.get_mut(&number) else { continue };
+            let ended = qp.pop(crate::verbs::Status::Success);
+            self.complete(number, ended.into_iter().collect());
+            self.set_error(number);
+        }
+    }
+
     /// A queue pair in error flushes what is posted, once none of its stores is under way.
     pub(super) fn flush_if_drained(&mut self, number: QpNumber) {
         let Some(qp) = self.qps.get_mut(&number) else { return };

@@ -124,6 +124,12 @@ impl Qp {
         self.wr_at(at).is_some_and(|wr| wr.request.operation == Operation::Read)
     }
 
+    /// Whether the first work request is a read that goes on.
+    pub(super) fn is_reading(&self) -> bool {
+        let head = self.queue.front().filter(|_| self.state == QpState::ReadyToSend);
+        head.is_some_and(|wr| wr.request.operation == Operation::Read)
+    }
+
     /// The first work request, if it can end now: a window closes once no store is under way.
     pub(super) fn settled_head(&self) -> Option<WorkRequest> {
         let wr = self.queue.front().filter(|_| self.state == QpState::ReadyToSend)?;

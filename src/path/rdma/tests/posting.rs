@@ -10,7 +10,7 @@ use crate::receipt::Proof;
 
 #[test]
 fn one_signal_answers_for_what_was_posted_before_it() {
-    let mut ours = Ours::new(RdmaLimits { queues: 1, signal_every: 4, ..limits() }, 1);
+    let mut ours = Ours::new(RdmaLimits { queues: 1, signals: Signals::Every(4), ..limits() }, 1);
     ours.carry(writes(1, 6));
     let signalled: Vec<bool> = ours.posted.iter().map(|(.., r)| r.is_signalled).collect();
     assert_eq!(signalled.iter().filter(|is| !**is).count(), signalled.len() - 2, "{signalled:?}");
