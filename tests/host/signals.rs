@@ -10,22 +10,25 @@ use super::{Honest, contents, engine, fill, pattern, region, run};
 
 const MIB: usize = 1 << 20;
 
-/// Posts many transfers between `near` and what a peer has at `far`.
-fn many(engine: &Engine, peer: &Peer, near: &Region, far: Far, write: bool) -> Vec<Job> {
-    let post = |_| {
-        let mut batch = Batch::new(peer);
-        match write {
-            true => batch.write(&near.share(0..near.len()).unwrap(), far.addr),
-            false => batch.read(near.lease(0..near.len()).unwrap(), far.addr),
-        };
-        let transfer = engine.transfer(batch);
-        tokio::spawn(async move { transfer.await.err().map(|failed| failed.error().kind()) })
+/// Resolves to how a transfer failed.
+type Job = tokio::task::JoinHandle<Option<ErrorKind>>;
+
+/// Posts a transfer between `near` and what a peer has at `far`.
+fn one(engine: &Engine, peer: &Peer, near: &Region, far: Far, write: bool) -> Job {
+    let mut batch = Batch::new(peer);
+    match write {
+        true => batch.write(&near.share(0..near.len()).unwrap(), far.addr),
+        false => batch.read(near.lease(0..near.len()).unwrap(), far.addr),
     };
-    let count = if write { 40 } else { 1 };
-    (0..count).map(post).collect()
+    let transfer = engine.transfer(batch);
+    tokio::spawn(async move { transfer.await.err().map(|failed| failed.error().kind()) })
 }
 
-type Job = tokio::task::JoinHandle<Option<ErrorKind>>;
+/// Posts as many as can be under way at once and keep a peer busy.
+fn many(engine: &Engine, peer: &Peer, near: &Region, far: Far, write: bool) -> Vec<Job> {
+    let count = if write { 40 } else { 1 };
+    (0..count).map(|_| one(engine, peer, near, far, write)).collect()
+}
 
 /// A peer is killed while we write to it or read from it.
 async fn killed(memory: &str, write: bool) {
@@ -51,7 +54,7 @@ async fn killed(memory: &str, write: bool) {
     assert!(!write || ends.contains(&Some(ErrorKind::Lost)), "it was killed too late");
     assert!(!near.is_leased(0..near.len()), "leases are back");
     // Nobody is there any more, which is noticed soon: what is mapped stays readable until then.
-    while many(&ours, &peer, &near, far, false).remove(0).await.unwrap() != Some(ErrorKind::Lost) {
+    while one(&ours, &peer, &near, far, false).await.unwrap() != Some(ErrorKind::Lost) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     honest.is_served().await;
@@ -61,7 +64,7 @@ async fn killed(memory: &str, write: bool) {
     assert_eq!(peer.path(), PathKind::Host, "the next one is met as ever");
     let near = region(&ours, 4096, Access::LOCAL);
     fill(&near, &pattern(3, 4096));
-    assert_eq!(many(&ours, &peer, &near, far, true).remove(0).await.unwrap(), None);
+    assert_eq!(one(&ours, &peer, &near, far, true).await.unwrap(), None);
     assert_eq!(child.ask(&format!("check {} 3", far.number)), "same");
 }
 
@@ -114,7 +117,7 @@ fn a_stopped_peer_is_closed_and_opened_again() {
         let peer = ours.open(&name).await.unwrap();
         let near = region(&ours, 8 * MIB, Access::LOCAL);
         fill(&near, &pattern(2, near.len()));
-        assert_eq!(many(&ours, &peer, &near, far, true).remove(0).await.unwrap(), None);
+        assert_eq!(one(&ours, &peer, &near, far, true).await.unwrap(), None);
         child.stop();
         let jobs = many(&ours, &peer, &near, far, true);
         ours.close(peer.clone()).await.unwrap();
@@ -126,12 +129,9 @@ fn a_stopped_peer_is_closed_and_opened_again() {
         child.signal(rustix::process::Signal::CONT);
         let again = ours.open(&name).await.unwrap();
         assert_eq!(again.path(), PathKind::Host);
-        assert_eq!(many(&ours, &again, &near, far, true).remove(0).await.unwrap(), None);
+        assert_eq!(one(&ours, &again, &near, far, true).await.unwrap(), None);
         assert_eq!(child.ask(&format!("check {} 2", far.number)), "same");
-        assert_eq!(
-            many(&ours, &peer, &near, far, true).remove(0).await.unwrap(),
-            Some(ErrorKind::Closed)
-        );
+        assert_eq!(one(&ours, &peer, &near, far, true).await.unwrap(), Some(ErrorKind::Closed));
     });
 }
 
