@@ -10,6 +10,7 @@ use kvrail_reactors::host::process::permit_any_reader;
 use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
+use crate::auth::PeerId;
 use crate::config::SameHost;
 use crate::control::{
     Answering, Buffer, Descriptor, Ending, Extras, Handshake, Host, Identity, Letter,
@@ -150,7 +151,7 @@ impl Host for Exposed {
         })
     }
 
-    fn letter(&self, letter: Letter) {
+    fn letter(&self, _peer: &PeerId, letter: Letter) {
         match &self.rdma {
             Some(rdma) => rdma.letter(letter),
             None => tracing::debug!(from = letter.from, "a letter for NICs that are not here"),

@@ -18,6 +18,7 @@
 #![cfg_attr(not(feature = "rdma"), allow(dead_code, unused_imports))]
 
 mod arrivals;
+mod auth;
 mod canary;
 mod config;
 mod control;

@@ -4,68 +4,151 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::ControlLimits;
 use super::address::Address;
+use super::channel::{self, Channels, Stream, read_some};
 use super::descriptor::Descriptor;
 use super::handshake::Handshake;
 use super::wire::{self, AnyObject, Decoder, EndLane, Frame, Kind, LaneEnded, Notify};
 use crate::error::{Error, ErrorKind, Landed, Result};
 
-/// Bytes read at once; most answers fit.
-const CHUNK_BYTES: usize = 16 << 10;
+/// How this engine asks others.
+pub(super) struct Client {
+    pub channels: Channels,
+    pub limits: ControlLimits,
+}
+
+/// The engine that is asked: the name by which it was opened, and where its daemon listens.
+#[derive(Clone, Copy)]
+pub(super) struct Callee<'a> {
+    pub name: &'a str,
+    pub address: &'a Address,
+}
 
 /// What one engine asks another.
 pub(super) trait Question: Send + Sync + 'static {
     /// What it gets for an answer.
     type Answer: Send + 'static;
 
-    /// Asks the daemon at `address`.
+    /// Asks an engine.
     fn put_to(
         &self,
-        address: &Address,
-        limits: &ControlLimits,
+        callee: Callee<'_>,
+        client: &Client,
     ) -> impl Future<Output = Result<Self::Answer>> + Send;
 }
 
+/// Delivers one notification. If the answer got lost, so may have the notification.
 impl Question for Notify {
     type Answer = ();
 
-    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<()> {
-        notify(address, self, limits).await
+    async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<()> {
+        let frame = wire::encode_message(Kind::Notify, false, self)?;
+        let stream = client.connect(callee).await?;
+        let reply = client.exchange(stream, Kind::Notify, &frame).await;
+        let reply = reply
+            .and_then(|reply| Ok(reply.parse::<Notify>()?))
+            .map_err(|error| error.with_landed(Landed::Maybe));
+        let accepted = reply.and_then(|reply| match reply.notify_msg.is_empty() {
+            true => Err(Error::busy("the peer rejected the notification: its queue is full")),
+            false => Ok(()),
+        });
+        accepted.map_err(|error| error.with_peer(callee.address.to_string()))
     }
 }
 
-/// A probe.
+/// Asks whether the engine is alive. Mooncake answers since 0.3.10.post2.
 impl Question for AnyObject {
     type Answer = ();
 
-    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<()> {
-        probe(address, limits).await
+    async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<()> {
+        let frame = wire::encode_message(Kind::Probe, false, &AnyObject {})?;
+        client.ask::<AnyObject>(callee, Kind::Probe, &frame).await.map(drop)
     }
 }
 
+/// Has the engine end a data connection; an error unless it says that nothing is stored from it.
 impl Question for EndLane {
     type Answer = ();
 
-    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<()> {
-        end_lane(address, self, limits).await
+    async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<()> {
+        let frame = wire::encode_message(Kind::EndLane, false, self)?;
+        match client.ask::<LaneEnded>(callee, Kind::EndLane, &frame).await?.quiet {
+            true => Ok(()),
+            false => Err(Error::busy("the peer could not end the connection in time")),
+        }
     }
 }
 
+/// The answer to a handshake, which may be a refusal. The same request may be put again.
 impl Question for Handshake {
     type Answer = Handshake;
 
-    async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<Handshake> {
-        handshake(address, self, limits).await
+    async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<Handshake> {
+        let frame = wire::encode_message(Kind::Connection, false, self)?;
+        client.ask(callee, Kind::Connection, &frame).await
+    }
+}
+
+impl Client {
+    /// A channel to an engine's daemon.
+    pub async fn connect(&self, callee: Callee<'_>) -> Result<Stream> {
+        let stream = dial(callee.address, &self.limits).await?;
+        let channel = self.channels.connect(stream, callee.name);
+        let connected = match timeout(self.limits.request, channel).await {
+            Ok(connected) => connected,
+            Err(_) => Err(expired("did not finish the handshake", self.limits.request)),
+        };
+        connected.map_err(|error| error.with_peer(callee.name))
+    }
+
+    /// The descriptor that an engine's daemon publishes; ours introduces us.
+    pub async fn fetch(&self, callee: Callee<'_>, ours: &Descriptor) -> Result<Descriptor> {
+        let frame = wire::encode(Kind::Metadata, false, &ours.to_json()?)?;
+        let stream = self.connect(callee).await?;
+        let reply = self.exchange(stream, Kind::Metadata, &frame).await;
+        let reply = reply.and_then(|reply| match reply.body().trim_ascii() {
+            b"null" => Err(Error::refused(
+                "the peer publishes through a metadata server: open it by its name there",
+            )),
+            body => Descriptor::parse(body),
+        });
+        reply.map_err(|error| error.with_peer(callee.address.to_string()))
+    }
+
+    async fn ask<A: serde::de::DeserializeOwned>(
+        &self,
+        callee: Callee<'_>,
+        kind: Kind,
+        frame: &[u8],
+    ) -> Result<A> {
+        let stream = self.connect(callee).await?;
+        let reply = self.exchange(stream, kind, frame).await;
+        let reply = reply.and_then(|reply| Ok(reply.parse::<A>()?));
+        reply.map_err(|error| error.with_peer(callee.address.to_string()))
+    }
+
+    /// Sends `frame`, returns the answer, and closes at once: a Mooncake daemon serves nobody else
+    /// until we do.
+    async fn exchange(&self, mut stream: Stream, kind: Kind, frame: &[u8]) -> Result<Frame> {
+        let limit = self.limits.answer;
+        let reply = match timeout(limit, ask(&mut stream, frame)).await {
+            Ok(reply) => reply?,
+            Err(_) => return Err(expired("did not answer", limit)),
+        };
+        match reply.kind == kind && !reply.legacy {
+            true => Ok(reply),
+            false => Err(Error::refused("the peer answered with a message of another type")),
+        }
     }
 }
 
 /// A connection to the first address of the host that takes it.
-pub(super) async fn connect(address: &Address, limits: &ControlLimits) -> Result<TcpStream> {
+pub(super) async fn dial(address: &Address, limits: &ControlLimits) -> Result<TcpStream> {
     let attempt = connect_any(address, limits.connect);
     let connected = match timeout(limits.connect_all, attempt).await {
         Ok(connected) => connected,
@@ -74,99 +157,16 @@ pub(super) async fn connect(address: &Address, limits: &ControlLimits) -> Result
     connected.map_err(|error| error.with_peer(address.to_string()))
 }
 
-/// The descriptor that the daemon at `address` publishes; ours introduces us.
-pub(super) async fn fetch(
-    address: &Address,
-    ours: &Descriptor,
-    limits: &ControlLimits,
-) -> Result<Descriptor> {
-    let frame = wire::encode(Kind::Metadata, false, &ours.to_json()?)?;
-    let stream = connect(address, limits).await?;
-    let reply =
-        exchange(stream, Kind::Metadata, &frame, limits).await.and_then(|reply| {
-            match reply.body().trim_ascii() {
-                b"null" => Err(Error::refused(
-                    "the peer publishes through a metadata server: open it by its name there",
-                )),
-                body => Descriptor::parse(body),
-            }
-        });
-    reply.map_err(|error| error.with_peer(address.to_string()))
-}
-
-/// Delivers one notification. If the answer got lost, so may have the notification.
-async fn notify(address: &Address, notification: &Notify, limits: &ControlLimits) -> Result<()> {
-    let frame = wire::encode_message(Kind::Notify, false, notification)?;
-    let stream = connect(address, limits).await?;
-    let reply = exchange(stream, Kind::Notify, &frame, limits)
-        .await
-        .and_then(|reply| Ok(reply.parse::<Notify>()?))
-        .map_err(|error| error.with_landed(Landed::Maybe));
-    let accepted = reply.and_then(|reply| match reply.notify_msg.is_empty() {
-        true => Err(Error::busy("the peer rejected the notification: its queue is full")),
-        false => Ok(()),
-    });
-    accepted.map_err(|error| error.with_peer(address.to_string()))
-}
-
-/// Asks whether the engine is alive. Mooncake answers since 0.3.10.post2.
-async fn probe(address: &Address, limits: &ControlLimits) -> Result<()> {
-    let frame = wire::encode_message(Kind::Probe, false, &AnyObject {})?;
-    let stream = connect(address, limits).await?;
-    let reply = exchange(stream, Kind::Probe, &frame, limits).await;
-    let alive = reply.and_then(|reply| Ok(reply.parse::<AnyObject>().map(drop)?));
-    alive.map_err(|error| error.with_peer(address.to_string()))
-}
-
-/// Has the engine end a data connection; an error unless it says that nothing is stored from it.
-async fn end_lane(address: &Address, which: &EndLane, limits: &ControlLimits) -> Result<()> {
-    let frame = wire::encode_message(Kind::EndLane, false, which)?;
-    let stream = connect(address, limits).await?;
-    let reply = exchange(stream, Kind::EndLane, &frame, limits).await?;
-    match reply.parse::<LaneEnded>()?.quiet {
-        true => Ok(()),
-        false => Err(Error::busy("the peer could not end the connection in time")),
-    }
-}
-
-/// The answer to a handshake, which may be a refusal. The same request may be put again.
-async fn handshake(
-    address: &Address,
-    request: &Handshake,
-    limits: &ControlLimits,
-) -> Result<Handshake> {
-    let frame = wire::encode_message(Kind::Connection, false, request)?;
-    let stream = connect(address, limits).await?;
-    let reply = exchange(stream, Kind::Connection, &frame, limits).await;
-    let reply = reply.and_then(|reply| Ok(reply.parse::<Handshake>()?));
-    reply.map_err(|error| error.with_peer(address.to_string()))
-}
-
-/// Sends `frame`, returns the answer, and closes at once: a Mooncake daemon serves nobody else
-/// until we do.
-async fn exchange(
-    mut stream: TcpStream,
-    kind: Kind,
-    frame: &[u8],
-    limits: &ControlLimits,
-) -> Result<Frame> {
-    let reply = match timeout(limits.answer, ask(&mut stream, frame)).await {
-        Ok(reply) => reply?,
-        Err(_) => return Err(expired("did not answer", limits.answer)),
-    };
-    match reply.kind == kind && !reply.legacy {
-        true => Ok(reply),
-        false => Err(Error::refused("the peer answered with a message of another type")),
-    }
-}
-
-async fn ask(stream: &mut TcpStream, frame: &[u8]) -> Result<Frame> {
+async fn ask(stream: &mut Stream, frame: &[u8]) -> Result<Frame> {
     // A daemon may answer without reading to the end, so a broken write is no verdict.
-    let written = stream.write_all(frame).await;
+    let written = write(stream, frame).await;
     match read_frame(stream).await? {
         Some(reply) => Ok(reply),
         None => {
-            let error = Error::lost("the peer closed the control connection without an answer");
+            let error = Error::lost(
+                "the peer closed the control connection without an answer: does it require \
+                 authentication?",
+            );
             Err(match written {
                 Ok(()) => error,
                 Err(source) => error.with_source(source),
@@ -175,21 +175,36 @@ async fn ask(stream: &mut TcpStream, frame: &[u8]) -> Result<Frame> {
     }
 }
 
+/// Writes all of it, to the last byte that a channel may hold back.
+pub(super) async fn write(stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
 /// The next frame, or `None` if the peer closed before its end.
-async fn read_frame(stream: &mut TcpStream) -> Result<Option<Frame>> {
+async fn read_frame(stream: &mut Stream) -> Result<Option<Frame>> {
     let mut decoder = Decoder::default();
-    let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        let count = match stream.read(&mut chunk).await {
-            Ok(0) => return Ok(None),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-            Err(error) => return Err(broken(error)),
-        };
-        if let (_, Some(frame)) = decoder.push(&chunk[..count])? {
-            return Ok(Some(frame));
+        let took = read_some(stream, |chunk| (chunk.len(), decoder.push(chunk))).await;
+        match took {
+            Ok((0, _)) => return Ok(None),
+            Ok((_, pushed)) => {
+                if let (_, Some(frame)) = pushed? {
+                    return Ok(Some(frame));
+                }
+            }
+            Err(error) => match channel::refusal(&error) {
+                Some(refused) => return Err(refused),
+                None if is_end(&error) => return Ok(None),
+                None => return Err(broken(error)),
+            },
         }
     }
+}
+
+/// Some channels miss a word of parting where plain TCP just ends.
+fn is_end(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof)
 }
 
 async fn connect_any(address: &Address, each: Duration) -> Result<TcpStream> {

@@ -2,18 +2,19 @@
 //! Who writes them asks again until it has its answer.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_lite::future::poll_once;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::Shared;
+use super::channel::Stream;
+use super::client::{Callee, write};
 use super::wire::{self, FrameError, Kind};
-use super::{Shared, client};
 use crate::error::Result;
 use crate::limits::{LETTERS_IDLE_MS, LETTERS_MAX};
 
@@ -95,14 +96,18 @@ async fn carry(
     pouch: mpsc::WeakSender<Vec<u8>>,
 ) {
     let idle = Duration::from_millis(LETTERS_IDLE_MS);
-    let mut road = None;
+    let mut road: Option<Stream> = None;
     while let Ok(Some(letter)) = timeout(idle, letters.recv()).await {
         let Some(shared) = shared.upgrade() else { return };
-        if road.as_ref().is_none_or(is_closed) {
+        let is_gone = match &mut road {
+            Some(stream) => is_closed(stream).await,
+            None => true,
+        };
+        if is_gone {
             road = find_road(&shared, &name).await;
         }
         let Some(stream) = &mut road else { continue };
-        let written = timeout(shared.limits.request, stream.write_all(&letter)).await;
+        let written = timeout(shared.client.limits.request, write(stream, &letter)).await;
         if !matches!(written, Ok(Ok(()))) {
             tracing::debug!(peer = %name, "a letter got lost with its connection");
             road = None;
@@ -113,21 +118,20 @@ async fn carry(
     }
 }
 
-async fn find_road(shared: &Shared, name: &str) -> Option<TcpStream> {
+async fn find_road(shared: &Shared, name: &str) -> Option<Stream> {
     let known = shared.directory().get(name).map(|resolved| resolved.control.clone());
     let address = match known {
         Some(address) => Ok(address),
         None => shared.metadata.locate(name).await,
     };
     let road = match address {
-        Ok(address) => client::connect(&address, &shared.limits).await,
+        Ok(address) => shared.client.connect(Callee { name, address: &address }).await,
         Err(error) => Err(error),
     };
     road.inspect_err(|error| tracing::debug!(peer = %name, %error, "letters get lost")).ok()
 }
 
 /// Readers say nothing, so whatever can be read is the end.
-fn is_closed(stream: &TcpStream) -> bool {
-    let nothing = stream.try_read(&mut [0; 1]);
-    !matches!(nothing, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+async fn is_closed(stream: &mut Stream) -> bool {
+    poll_once(stream.read(&mut [0; 1])).await.is_some()
 }

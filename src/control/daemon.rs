@@ -12,25 +12,25 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
+use super::Host;
+use super::channel::{Stream, read_some};
+use super::client::{Client, write};
 use super::handshake::Handshake;
 use super::seats::{Phase, Seat, Seats};
 use super::wire::{
     self, AnyObject, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify, ProbeReply,
 };
-use super::{ControlLimits, Host};
+use crate::auth::PeerId;
 use crate::error::Result;
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS, FENCE_MS};
 use crate::path::tcp::LaneName;
-
-/// Bytes read at once, on the stack: a waiting connection holds only what has arrived.
-const CHUNK_BYTES: usize = 16 << 10;
 
 /// What every conversation of a daemon shares.
 pub(super) struct Daemon {
     pub host: Arc<dyn Host>,
     /// The name under which a peer without a metadata server finds this daemon again.
     pub address: String,
-    pub limits: ControlLimits,
+    pub client: Arc<Client>,
 }
 
 /// Why a conversation ended early. Nobody is told but the log: the peer sees its connection close.
@@ -52,7 +52,8 @@ enum Ended {
 
 /// Serves the control port until dropped.
 pub(super) async fn serve(listener: TcpListener, daemon: Arc<Daemon>) {
-    let seats = Seats::new(daemon.limits.connections, daemon.limits.buffered_bytes);
+    let limits = &daemon.client.limits;
+    let seats = Seats::new(limits.connections, limits.buffered_bytes);
     loop {
         let make_room = || {
             seats.evict_one();
@@ -113,23 +114,31 @@ async fn accept(
     }
 }
 
-/// One request, one answer, close.
-async fn converse(mut stream: TcpStream, seat: &Seat, daemon: &Daemon) -> Result<(), Ended> {
-    let limits = &daemon.limits;
-    let (request, rest) = in_time(limits.request, read_request(&stream, seat)).await?;
+/// A handshake where one is required, one request, one answer, close.
+async fn converse(stream: TcpStream, seat: &Seat, daemon: &Daemon) -> Result<(), Ended> {
+    let limits = &daemon.client.limits;
+    let (mut stream, peer, request, rest) = in_time(limits.request, async {
+        let (mut stream, peer) = daemon.client.channels.accept(stream).await?;
+        let (request, rest) = read_request(&mut stream, seat).await?;
+        Ok((stream, peer, request, rest))
+    })
+    .await?;
     if request.kind == Kind::Letter {
-        return take_letters(&stream, seat, daemon, (request, rest)).await;
+        return take_letters(&mut stream, seat, (daemon, &peer), (request, rest)).await;
     }
     seat.enter(Phase::Answering);
-    let reply = answer(&request, daemon).await?;
+    let reply = answer(&request, daemon, &peer).await?;
     drop(request);
     seat.hold(reply.len());
-    in_time(limits.request, async { Ok(stream.write_all(&reply).await?) }).await?;
+    in_time(limits.request, async { Ok(write(&mut stream, &reply).await?) }).await?;
     drop(reply);
     seat.hold(0);
     seat.enter(Phase::Closing);
-    stream.shutdown().await?;
-    in_time(limits.linger, read_to_end(&stream)).await
+    in_time(limits.linger, async {
+        stream.shutdown().await?;
+        read_to_end(&mut stream).await
+    })
+    .await
 }
 
 async fn in_time<T>(
@@ -140,34 +149,45 @@ async fn in_time<T>(
 }
 
 /// The first frame, and what came behind it.
-async fn read_request(stream: &TcpStream, seat: &Seat) -> Result<(Frame, Vec<u8>), Ended> {
+async fn read_request(stream: &mut Stream, seat: &Seat) -> Result<(Frame, Vec<u8>), Ended> {
     let mut decoder = Decoder::default();
     loop {
-        stream.readable().await?;
-        let mut chunk = [0; CHUNK_BYTES];
-        let count = match stream.try_read(&mut chunk) {
-            Ok(0) => return Err(Ended::Closed),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if let (used, Some(frame)) = decoder.push(&chunk[..count])? {
-            return Ok((frame, chunk[used..count].to_vec()));
+        match read_some(stream, |chunk| push(&mut decoder, chunk)).await?? {
+            Pushed::End => return Err(Ended::Closed),
+            Pushed::Frame(frame, behind) => return Ok((frame, behind)),
+            Pushed::Part => seat.hold(decoder.held_bytes()),
         }
-        seat.hold(decoder.held_bytes());
     }
+}
+
+/// What a read has brought.
+enum Pushed {
+    End,
+    Part,
+    /// A frame, and what came behind it.
+    Frame(Frame, Vec<u8>),
+}
+
+fn push(decoder: &mut Decoder, chunk: &[u8]) -> Result<Pushed, FrameError> {
+    if chunk.is_empty() {
+        return Ok(Pushed::End);
+    }
+    Ok(match decoder.push(chunk)? {
+        (used, Some(frame)) => Pushed::Frame(frame, chunk[used..].to_vec()),
+        (_, None) => Pushed::Part,
+    })
 }
 
 /// Hands over one letter after the other, until the sender closes. Between two of them it loses
 /// nothing by making room for somebody else.
 async fn take_letters(
-    stream: &TcpStream,
+    stream: &mut Stream,
     seat: &Seat,
-    daemon: &Daemon,
+    (daemon, peer): (&Daemon, &PeerId),
     (mut frame, mut rest): (Frame, Vec<u8>),
 ) -> Result<(), Ended> {
     loop {
-        hand_letter(&frame, daemon)?;
+        hand_letter(&frame, daemon, peer)?;
         let mut decoder = Decoder::default();
         let (used, next) = decoder.push(&rest)?;
         frame = match next {
@@ -191,59 +211,49 @@ async fn take_letters(
 
 /// The rest of a letter, and what came behind it; none where the sender closed between two.
 async fn next_letter(
-    stream: &TcpStream,
+    stream: &mut Stream,
     seat: &Seat,
     daemon: &Daemon,
     mut decoder: Decoder,
 ) -> Result<Option<(Frame, Vec<u8>)>, Ended> {
-    let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         // It may take its time to begin a letter, not to end it.
-        let readable = stream.readable();
-        match decoder.is_empty() {
-            true => readable.await?,
-            false => in_time(daemon.limits.request, async { Ok(readable.await?) }).await?,
-        }
-        let count = match stream.try_read(&mut chunk) {
-            Ok(0) if decoder.is_empty() => return Ok(None),
-            Ok(0) => return Err(Ended::Closed),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error.into()),
+        let is_between = decoder.is_empty();
+        let reading = async { Ok(read_some(stream, |chunk| push(&mut decoder, chunk)).await??) };
+        let pushed = match is_between {
+            true => reading.await,
+            false => in_time(daemon.client.limits.request, reading).await,
         };
-        if let (used, Some(frame)) = decoder.push(&chunk[..count])? {
-            return Ok(Some((frame, chunk[used..count].to_vec())));
+        match pushed? {
+            Pushed::End if is_between => return Ok(None),
+            Pushed::End => return Err(Ended::Closed),
+            Pushed::Frame(frame, behind) => return Ok(Some((frame, behind))),
+            Pushed::Part => {
+                seat.enter(Phase::Asking);
+                seat.hold(decoder.held_bytes());
+            }
         }
-        seat.enter(Phase::Asking);
-        seat.hold(decoder.held_bytes());
     }
 }
 
-fn hand_letter(frame: &Frame, daemon: &Daemon) -> Result<(), Ended> {
+fn hand_letter(frame: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<(), Ended> {
     if frame.kind != Kind::Letter {
         let what = "a question among letters: it needs a connection of its own";
         return Err(crate::error::Error::refused(what).into());
     }
-    daemon.host.letter(frame.parse()?);
+    daemon.host.letter(peer, frame.parse()?);
     Ok(())
 }
 
 /// Reads and forgets, so that closing does not reset the connection under an unread answer.
-async fn read_to_end(stream: &TcpStream) -> Result<(), Ended> {
-    loop {
-        stream.readable().await?;
-        match stream.try_read(&mut [0; CHUNK_BYTES]) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+async fn read_to_end(stream: &mut Stream) -> Result<(), Ended> {
+    while read_some(stream, <[u8]>::len).await? > 0 {}
+    Ok(())
 }
 
 /// The frame that answers `request`, of the same type and form. A body that is no JSON object of
 /// the right types gets no answer, as with Mooncake.
-async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
+async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u8>, Ended> {
     let (kind, legacy) = (request.kind, request.legacy);
     let reply = match kind {
         Kind::Notify => {
@@ -251,12 +261,12 @@ async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
             wire::encode_message(kind, legacy, &receipt(daemon, name, notify_msg))?
         }
         Kind::Connection => {
-            let reply = handshake(request.parse()?, daemon).await;
+            let reply = handshake(request.parse()?, daemon, peer).await;
             wire::encode_message(kind, legacy, &reply)?
         }
         Kind::Metadata => {
             request.parse::<AnyObject>()?;
-            wire::encode(kind, legacy, &introduction(daemon)?)?
+            wire::encode(kind, legacy, &introduction(daemon, peer)?)?
         }
         // Whoever reads them has taken them out.
         Kind::Letter => return Err(Ended::Closed),
@@ -273,12 +283,16 @@ async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
 }
 
 /// The engine's answer, or that there is none.
-async fn handshake(request: Handshake, daemon: &Daemon) -> Handshake {
+async fn handshake(request: Handshake, daemon: &Daemon, peer: &PeerId) -> Handshake {
     let knows_ack = request.ready_ack.is_some();
+    if let PeerId::Named(_) = peer {
+        // Whoever can prove who it is has better ways, by letters.
+        return Handshake::refusal(knows_ack, "only Mooncake's engines shake hands like that");
+    }
     let answer = daemon.host.handshake(request);
     let late =
         || Handshake::refusal(knows_ack, "the engine made no queue pairs in time: try again");
-    timeout(daemon.limits.handshake, answer).await.unwrap_or_else(|_| late())
+    timeout(daemon.client.limits.handshake, answer).await.unwrap_or_else(|_| late())
 }
 
 /// Whether nothing is stored from the connection any more. Those of another process are nothing
@@ -296,8 +310,8 @@ async fn end_lane(EndLane { incarnation, lane }: EndLane, daemon: &Daemon) -> bo
 /// Our descriptor under the name by which the daemon itself can be found: Mooncake resolves the
 /// name in the answer when it asks again. So it is of use in metadata mode too, where Mooncake
 /// would answer `null`: a peer can reach us while the metadata server is down.
-fn introduction(daemon: &Daemon) -> Result<Vec<u8>> {
-    let mut descriptor = daemon.host.descriptor();
+fn introduction(daemon: &Daemon, peer: &PeerId) -> Result<Vec<u8>> {
+    let mut descriptor = daemon.host.descriptor_for(peer);
     descriptor.name.clone_from(&daemon.address);
     let mut json = descriptor.to_json()?;
     json.push(b'\n');

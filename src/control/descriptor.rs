@@ -201,6 +201,12 @@ impl Descriptor {
         }
     }
 
+    /// The same without what reaches memory: no addresses, no keys, no ports of NICs.
+    pub fn without_memory(self) -> Self {
+        let priority_matrix = PriorityMatrix::default();
+        Self { buffers: Vec::new(), devices: Vec::new(), priority_matrix, ..self }
+    }
+
     /// Whether its memory is reached over TCP: every kvrail peer with a data listener serves it,
     /// whatever else it serves.
     pub fn reaches_tcp(&self) -> bool {

@@ -5,6 +5,7 @@
 //! asked, on any executor.
 
 mod address;
+mod channel;
 mod client;
 mod courier;
 mod daemon;
@@ -30,6 +31,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+#[cfg(any(test, feature = "sim"))]
+use crate::auth::Authentication;
+use crate::auth::PeerId;
 use crate::error::{Error, ErrorKind, Landed, Result};
 use crate::limits::{
     CONTROL_LOOKUP_THREADS, CONTROL_STOP_MS, DIRECTORY_MAX_BYTES, DIRECTORY_MAX_PEERS, FENCE_MS,
@@ -37,7 +41,8 @@ use crate::limits::{
 use crate::path::tcp::LaneName;
 use crate::receipt::Fenced;
 pub(crate) use address::Address;
-use client::Question;
+use channel::Channels;
+use client::{Callee, Client, Question};
 use courier::Couriers;
 pub(crate) use courier::Letter;
 use daemon::Daemon;
@@ -54,8 +59,12 @@ use wire::{AnyObject, EndLane, Notify};
 ///
 /// The control plane keeps the host until it is stopped, so a host must not own the [`Control`].
 pub(crate) trait Host: Send + Sync + 'static {
-    /// What peers may know now; [`Identity::descriptor`] builds it.
+    /// All that peers may know now; [`Identity::descriptor`] builds it.
     fn descriptor(&self) -> Descriptor;
+    /// What this one may know of it.
+    fn descriptor_for(&self, _peer: &PeerId) -> Descriptor {
+        self.descriptor()
+    }
     /// A notification arrived. An error (Busy: the bounded queue is full) tells the peer that it
     /// was rejected.
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()>;
@@ -63,8 +72,8 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// Gives it back where no shard has room now: it is offered again, and meanwhile the kernel's
     /// backlog keeps the next ones.
     fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
-    /// A letter arrived.
-    fn letter(&self, letter: Letter);
+    /// A letter arrived from this peer.
+    fn letter(&self, peer: &PeerId, letter: Letter);
     /// Ends the data connection that its peer calls so; over when nothing is stored from it.
     fn end_lane(&self, lane: LaneName) -> Ending;
     /// A peer wants to connect queue pairs to ours, or says that its own are ready. Asked again if
@@ -96,7 +105,7 @@ struct Shared {
     identity: Identity,
     host: Arc<dyn Host>,
     metadata: Metadata,
-    limits: ControlLimits,
+    client: Arc<Client>,
     directory: Mutex<Directory>,
     couriers: Couriers,
     /// Held while publishing, so that the newest descriptor is the last written; true once the
@@ -136,12 +145,13 @@ impl Control {
         let limits = ControlLimits::default();
         let (stop, _) = watch::channel(false);
         let (_, ended) = watch::channel(true);
+        let channels = Channels::new(&Authentication::Off, false).expect("it reads no file");
         let calls = Arc::new(Semaphore::new(limits.calls));
         let shared = Shared {
             identity,
             host,
             metadata: Metadata::P2p,
-            limits,
+            client: Arc::new(Client { channels, limits }),
             directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
             couriers: Couriers::default(),
             registered: tokio::sync::Mutex::new(false),
@@ -195,7 +205,7 @@ impl Control {
     pub async fn connect(&self, host: &str, port: u16) -> Result<std::net::TcpStream> {
         let address = Address::new(host, port);
         self.call(move |shared| async move {
-            let stream = client::connect(&address, &shared.limits).await?;
+            let stream = client::dial(&address, &shared.client.limits).await?;
             let broken = |error| Error::lost("the connection broke").with_source(error);
             stream.into_std().map_err(|error| broken(error).with_peer(address.to_string()))
         })
@@ -281,7 +291,8 @@ impl Shared {
             return Err(Error::closed("the control plane is stopping"));
         }
         let (descriptor, control) = (self.host.descriptor(), &self.identity.control);
-        self.metadata.publish(&descriptor, control, !*registered, &self.limits).await?;
+        let limits = &self.client.limits;
+        self.metadata.publish(&descriptor, control, !*registered, limits).await?;
         *registered = true;
         Ok(())
     }
@@ -301,7 +312,7 @@ impl Shared {
         if let Some(known) = known.filter(|_| !refresh) {
             return Ok(known);
         }
-        let resolved = self.metadata.resolve(name, &self.host.descriptor(), &self.limits).await;
+        let resolved = self.look_up(name).await;
         let checked = resolved.and_then(|resolved| {
             let checked = resolved.descriptor.check_reach(self.identity.speaks_rdma);
             checked.map_err(|error| error.with_peer(name))?;
@@ -314,13 +325,26 @@ impl Shared {
         checked
     }
 
+    /// Where something has to be proven, only what the engine itself says counts.
+    async fn look_up(&self, name: &str) -> Result<Resolved> {
+        let ours = self.host.descriptor();
+        if !self.client.channels.is_authenticated() {
+            return self.metadata.resolve(name, &ours, &self.client).await;
+        }
+        let control = self.metadata.locate(name).await?;
+        let callee = Callee { name, address: &control };
+        let descriptor = self.client.fetch(callee, &ours.without_memory()).await?;
+        Ok(Resolved::new(descriptor, control))
+    }
+
     /// Asks where the engine was last seen; if nobody is there, where it is now.
     async fn ask<Q: Question>(&self, name: &str, question: &Q) -> Result<Q::Answer> {
         let name = name.trim_start_matches('/');
+        let at = |address| Callee { name, address };
         let known = self.directory().get(name).map(|resolved| resolved.control.clone());
         let missed = match &known {
             None => None,
-            Some(known) => match question.put_to(known, &self.limits).await {
+            Some(known) => match question.put_to(at(known), &self.client).await {
                 Err(error) if error.kind() == ErrorKind::Lost && error.landed() == Landed::No => {
                     Some(error)
                 }
@@ -330,7 +354,7 @@ impl Shared {
         let now = self.metadata.locate(name).await?;
         match missed {
             Some(error) if known.as_ref() == Some(&now) => Err(error),
-            _ => question.put_to(&now, &self.limits).await,
+            _ => question.put_to(at(&now), &self.client).await,
         }
     }
 
@@ -364,7 +388,7 @@ fn run<F>(
         // An error means that the last handle was dropped: stop too.
         let _ = stopped.wait_for(|stopped| *stopped).await;
         shared.stopping.store(true, Ordering::Release);
-        let limit = shared.limits.metadata_request * 2;
+        let limit = shared.client.limits.metadata_request * 2;
         if !matches!(timeout(limit, shared.withdraw()).await, Ok(Ok(()))) {
             tracing::warn!(name = shared.identity.name, "stale keys stay at the metadata server");
         }
@@ -387,15 +411,16 @@ where
     F: FnOnce(&Identity) -> Arc<dyn Host>,
 {
     let metadata = Metadata::new(&config.metadata, &config.cluster, &config.limits)?;
+    let channels = Channels::new(&config.authentication, config.admits_plain)?;
     let (control, control_port) = address::listen(config.bind, &config.ports)?;
     let (data, data_port) = address::listen(config.bind, &config.ports)?;
     let identity = Identity::new(&config, control_port, data_port).await?;
     let host = host(&identity);
-    let limits = config.limits;
+    let client = Arc::new(Client { channels, limits: config.limits });
     let daemon = Daemon {
         host: Arc::clone(&host),
         address: identity.control.to_string(),
-        limits: limits.clone(),
+        client: Arc::clone(&client),
     };
     tokio::spawn(daemon::serve(control, Arc::new(daemon)));
     tokio::spawn(daemon::accept_data(data, Arc::clone(&host)));
@@ -403,7 +428,7 @@ where
         identity,
         host,
         metadata,
-        limits,
+        client,
         directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
         couriers: Couriers::default(),
         registered: tokio::sync::Mutex::new(false),

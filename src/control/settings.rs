@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::address::Address;
 use super::descriptor::{self, Buffer, Descriptor, Extras, PriorityMatrix};
 use super::metadata::{self, MetadataKind};
+use crate::auth::Authentication;
 use crate::error::{Error, Result};
 use crate::limits::*;
 
@@ -32,6 +33,10 @@ pub(crate) struct ControlConfig {
     pub ports: RangeInclusive<u16>,
     /// Whether peers are reached over RDMA too.
     pub speaks_rdma: bool,
+    /// What peers have to prove, and this engine to them.
+    pub authentication: Authentication,
+    /// Lets in those, too, who prove nothing.
+    pub admits_plain: bool,
     /// Bounds and times.
     pub limits: ControlLimits,
 }
@@ -47,6 +52,8 @@ impl ControlConfig {
             bind: Ipv6Addr::UNSPECIFIED.into(),
             ports: CONTROL_PORTS,
             speaks_rdma: false,
+            authentication: Authentication::Off,
+            admits_plain: false,
             limits: ControlLimits::default(),
         }
     }
@@ -59,7 +66,7 @@ pub(crate) struct ControlLimits {
     pub connections: usize,
     /// Bytes they hold together.
     pub buffered_bytes: usize,
-    /// For a client to send its request, and to take our answer.
+    /// For a handshake; and for a client to send its request, and to take our answer.
     pub request: Duration,
     /// For a client to close after the answer.
     pub linger: Duration,

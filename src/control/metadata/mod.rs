@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::ControlLimits;
 use super::address::Address;
-use super::client;
+use super::client::{self, Client};
 use super::descriptor::{Descriptor, RpcMeta};
 use super::directory::Resolved;
 use crate::error::{Error, ErrorKind, Result};
@@ -76,10 +76,10 @@ impl Metadata {
         &self,
         name: &str,
         ours: &Descriptor,
-        limits: &ControlLimits,
+        client: &Client,
     ) -> Result<Resolved> {
         match self {
-            Self::P2p => p2p::resolve(name, ours, limits).await,
+            Self::P2p => p2p::resolve(name, ours, client).await,
             Self::Registry(registry) => registry.resolve(name).await,
         }
     }
@@ -190,7 +190,7 @@ async fn is_abandoned(theirs: &RpcMeta, ours: &RpcMeta, limits: &ControlLimits) 
         return false;
     }
     let owner = Address::new(&theirs.ip_or_host_name, theirs.rpc_port);
-    match timeout(limits.metadata_connect, client::connect(&owner, limits)).await {
+    match timeout(limits.metadata_connect, client::dial(&owner, limits)).await {
         Ok(Err(error)) => error.kind() == ErrorKind::Lost,
         _ => false,
     }

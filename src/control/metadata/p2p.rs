@@ -2,9 +2,9 @@
 //! daemon itself is asked for the descriptor.
 
 use crate::control::address::Address;
+use crate::control::client::{Callee, Client};
 use crate::control::descriptor::Descriptor;
 use crate::control::directory::Resolved;
-use crate::control::{ControlLimits, client};
 use crate::error::Result;
 
 /// Where the daemon of `name` listens.
@@ -13,12 +13,8 @@ pub(super) fn locate(name: &str) -> Result<Address> {
 }
 
 /// Asks the daemon.
-pub(super) async fn resolve(
-    name: &str,
-    ours: &Descriptor,
-    limits: &ControlLimits,
-) -> Result<Resolved> {
+pub(super) async fn resolve(name: &str, ours: &Descriptor, client: &Client) -> Result<Resolved> {
     let control = locate(name)?;
-    let descriptor = client::fetch(&control, ours, limits).await?;
+    let descriptor = client.fetch(Callee { name, address: &control }, ours).await?;
     Ok(Resolved::new(descriptor, control))
 }

@@ -1,5 +1,6 @@
 //! Whole control planes, against raw sockets and against each other.
 
+mod authentication;
 mod daemon;
 mod descriptor;
 mod handshake;
@@ -28,6 +29,8 @@ pub(super) struct Engine {
     pub streams: Mutex<Vec<TcpStream>>,
     has_refused: AtomicBool,
     pub letters: Mutex<Vec<Letter>>,
+    /// Who wrote them, or asked for a descriptor.
+    pub peers: Mutex<Vec<PeerId>>,
     /// What `descriptor` does instead of answering.
     pub panics: bool,
     /// Its RDMA devices, and whether it has nothing else.
@@ -48,6 +51,11 @@ impl Host for Engine {
         self.identity.descriptor(buffers, Some(extras))
     }
 
+    fn descriptor_for(&self, peer: &PeerId) -> Descriptor {
+        self.peers.lock().unwrap().push(peer.clone());
+        self.descriptor()
+    }
+
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {
         let mut notes = self.notes.lock().unwrap();
         if notes.len() == self.room {
@@ -57,7 +65,8 @@ impl Host for Engine {
         Ok(())
     }
 
-    fn letter(&self, letter: Letter) {
+    fn letter(&self, peer: &PeerId, letter: Letter) {
+        self.peers.lock().unwrap().push(peer.clone());
         self.letters.lock().unwrap().push(letter);
     }
 
@@ -109,6 +118,7 @@ pub(super) fn start_with(
             streams: Mutex::default(),
             has_refused: AtomicBool::new(false),
             letters: Mutex::default(),
+            peers: Mutex::default(),
             panics: false,
             rdma: None,
             shakes: None,
