@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{Authentication, Gate, Policy};
 use crate::engine::Engine;
 use crate::limits::{IDLE_BUDGET, PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
 use crate::runtime::{Driver, Idle, Runtime, Shards};
@@ -113,7 +114,26 @@ pub struct EngineBuilder {
     pub(crate) tcp: TcpLimits,
     pub(crate) same_host: SameHost,
     pub(crate) rdma: RdmaSettings,
+    pub(crate) auth: AuthSettings,
     caller_spin: Option<Duration>,
+}
+
+/// Who is let in, and to what.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AuthSettings {
+    pub(crate) authentication: Authentication,
+    pub(crate) policy: Policy,
+    pub(crate) allow_mooncake: bool,
+}
+
+impl AuthSettings {
+    /// # Errors
+    /// Refused: there is a policy where nobody proves who it is.
+    pub(crate) fn gate(&self) -> Result<Gate> {
+        let is_required = self.authentication != Authentication::Off;
+        self.policy.check(is_required)?;
+        Ok(Gate::new(is_required, self.allow_mooncake, self.policy.clone()))
+    }
 }
 
 /// How engines of one host meet.
@@ -156,6 +176,7 @@ impl Default for EngineBuilder {
             tcp: TcpLimits::default(),
             same_host: SameHost::default(),
             rdma: RdmaSettings::default(),
+            auth: AuthSettings::default(),
             caller_spin: None,
         }
     }
@@ -250,6 +271,29 @@ impl EngineBuilder {
     /// thread, several at a time.
     pub fn on_registering(mut self, tell: impl Fn(usize, usize) + Send + Sync + 'static) -> Self {
         self.rdma.on_registering = Some(OnRegistering(Arc::new(tell)));
+        self
+    }
+
+    /// What peers have to prove, and this engine to them; nothing by default. From then on control
+    /// traffic is encrypted, data connections are let in by passes given over it, and a peer that
+    /// proves nothing, or that doesn't have this engine prove anything, is refused.
+    pub fn authentication(mut self, authentication: Authentication) -> Self {
+        self.auth.authentication = authentication;
+        self
+    }
+
+    /// Which peers may reach which regions; by default whoever is let in may do what the regions
+    /// permit. Takes authentication.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.auth.policy = policy;
+        self
+    }
+
+    /// With authentication: lets Mooncake's engines in, which can't prove who they are, and with
+    /// them anyone who reaches the ports. What they may reach a policy says ([`crate::Peers`]).
+    /// Off by default. This engine doesn't open them: it proves who it is to whomever it opens.
+    pub fn allow_mooncake(mut self, yes: bool) -> Self {
+        self.auth.allow_mooncake = yes;
         self
     }
 

@@ -2,6 +2,8 @@
 
 mod grants;
 mod nics;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,7 +70,9 @@ impl Engine {
         if let Some(bind) = config.bind {
             control_config.bind = bind;
         }
-        let (exposure, hub) = expose(&config.same_host)?;
+        control_config.authentication = config.auth.authentication.clone();
+        control_config.admits_plain = config.auth.allow_mooncake;
+        let (exposure, hub) = expose(&config.same_host, config.auth.gate()?)?;
         let rdma = Rdma::open(&config.rdma, &exposure);
         if config.rdma.is_demanded() {
             // It was asked for: that it is not to be had would be found out late.
@@ -88,7 +92,8 @@ impl Engine {
         let control = Arc::new(control);
         let service = || {
             let regions = RegionsView::new(host.regions.clone());
-            Service::new(regions, host.grants.clone(), host.arrivals.clone(), host.incarnation)
+            let (grants, arrivals) = (host.grants.clone(), host.arrivals.clone());
+            Service::new(regions, grants, arrivals, host.incarnation).behind(host.gate.clone())
         };
         let started = Carriers::start(&config, runtime, &service, &control)?;
         let engine = Self::assemble(started, control, host, links, &config);

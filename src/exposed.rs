@@ -10,7 +10,7 @@ use kvrail_reactors::host::process::permit_any_reader;
 use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
-use crate::auth::PeerId;
+use crate::auth::{Gate, Pass, PeerId};
 use crate::config::SameHost;
 use crate::control::{
     Answering, Buffer, Descriptor, Ending, Extras, Handshake, Host, Identity, Letter,
@@ -27,7 +27,8 @@ use crate::runtime::{PumpAddress, SendError};
 use crate::{Error, Result};
 
 /// What peers are to reach, and by what those of this host are met, or why they aren't.
-pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>)> {
+pub(crate) fn expose(same_host: &SameHost, gate: Gate) -> Result<(Exposure, Result<Arc<Hub>>)> {
+    let gate = Arc::new(gate);
     // Differs between processes that had the same name: the clock at the start.
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let incarnation = since_epoch.map_or(0, |time| time.as_nanos() as u64);
@@ -42,15 +43,17 @@ pub(crate) fn expose(same_host: &SameHost) -> Result<(Exposure, Result<Arc<Hub>>
     let grants = Arc::new(Grants::new(ledger));
     let hub = match same_host.is_on {
         false => Err(Error::refused("same_host(false): this engine keeps to the network")),
-        true => Hub::new(incarnation, regions.clone(), grants.clone(), same_host.folder.clone())
-            .map(Arc::new),
+        true => {
+            let (regions, grants, gate) = (regions.clone(), grants.clone(), gate.clone());
+            Hub::new(incarnation, regions, grants, gate, same_host.folder.clone()).map(Arc::new)
+        }
     };
     if same_host.is_on && same_host.folder.is_some() {
         // A folder was asked for: that nobody listens there would be found out late.
         hub.as_ref().map_err(Error::clone)?;
     }
-    let hub_here = hub.clone().ok();
-    let exposure = Exposure { incarnation, regions, grants, arrivals, hub: hub_here, rdma: None };
+    let (hub_here, rdma) = (hub.clone().ok(), None);
+    let exposure = Exposure { incarnation, regions, grants, arrivals, gate, hub: hub_here, rdma };
     Ok((exposure, hub))
 }
 
@@ -61,6 +64,7 @@ pub(crate) struct Exposed {
     pub(crate) regions: Arc<Regions>,
     pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,
+    pub(crate) gate: Arc<Gate>,
     /// How peers of this host get in; none where they don't.
     pub(crate) hub: Option<Arc<Hub>>,
     /// By which NICs peers get in; none where they don't.
@@ -77,6 +81,7 @@ pub(crate) struct Exposure {
     pub(crate) regions: Arc<Regions>,
     pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) hub: Option<Arc<Hub>>,
     pub(crate) rdma: Option<Arc<Rdma>>,
 }
@@ -87,7 +92,7 @@ impl Exposure {
     }
 
     pub(crate) fn named(self, identity: Identity) -> Exposed {
-        let Self { incarnation, regions, grants, arrivals, hub, rdma } = self;
+        let Self { incarnation, regions, grants, arrivals, gate, hub, rdma } = self;
         let sockets = hub.as_ref().map(|hub| hub.names()).unwrap_or_default();
         let (tcp, next_shard) = (OnceLock::new(), AtomicUsize::new(0));
         Exposed {
@@ -96,6 +101,7 @@ impl Exposure {
             regions,
             grants,
             arrivals,
+            gate,
             hub,
             rdma,
             sockets,
@@ -117,18 +123,13 @@ impl Exposed {
     }
 }
 
-impl Host for Exposed {
-    fn descriptor(&self) -> Descriptor {
+impl Exposed {
+    /// The descriptor for somebody who has this access to regions.
+    fn describe(&self, access: impl Fn(&Region) -> Access) -> Descriptor {
         let regions = self.regions.current();
-        let published = regions.iter().filter(|region| region.access() != Access::LOCAL);
-        let buffers = published
-            .map(|region| Buffer {
-                addr: region.addr(),
-                length: region.len() as u64,
-                name: region.location().to_string(),
-                ..Buffer::default()
-            })
-            .collect();
+        let is_his = |region: &&Region| access(region) != Access::LOCAL;
+        let his: Vec<_> = regions.iter().filter(is_his).cloned().collect();
+        let buffers = his.iter().map(buffer).collect();
         let extras = Extras {
             version: Extras::VERSION,
             incarnation: self.incarnation,
@@ -136,9 +137,49 @@ impl Host for Exposed {
         };
         let descriptor = self.identity.descriptor(buffers, Some(extras));
         let Some(rdma) = &self.rdma else { return descriptor };
-        let published = |region: &&Region| region.access() != Access::LOCAL;
-        let published: Vec<_> = regions.iter().filter(published).cloned().collect();
-        rdma.describe(descriptor, &published)
+        // A NIC's keys are good for all that a region permits: he who may do less gets none, and
+        // goes by TCP or by a grant's window.
+        let is_all_his = |region: &Region| access(region) == region.access();
+        let (full, rest): (Vec<_>, Vec<_>) = his.into_iter().partition(is_all_his);
+        let mut descriptor = rdma.describe(descriptor, &full);
+        descriptor.buffers.extend(rest.iter().map(buffer));
+        descriptor
+    }
+}
+
+/// A region as it is published for TCP.
+fn buffer(region: &Region) -> Buffer {
+    Buffer {
+        addr: region.addr(),
+        length: region.len() as u64,
+        name: region.location().to_string(),
+        ..Buffer::default()
+    }
+}
+
+impl Host for Exposed {
+    fn descriptor(&self) -> Descriptor {
+        self.describe(Region::access)
+    }
+
+    fn published(&self) -> Descriptor {
+        match self.gate.public() {
+            Some(peer) => self.descriptor_for(&peer),
+            // Peers ask us for the rest, and say who they are.
+            None => self.descriptor().without_memory(),
+        }
+    }
+
+    fn descriptor_for(&self, peer: &PeerId) -> Descriptor {
+        let visitor = self.gate.visitor(peer);
+        self.describe(|region| visitor.access(region))
+    }
+
+    fn pass(&self, peer: &PeerId, incarnation: u64, lane: LaneName) -> Result<Pass> {
+        match incarnation == self.incarnation {
+            true => self.gate.pass(peer, lane),
+            false => Err(Error::refused("another process is meant")),
+        }
     }
 
     fn handshake(&self, request: Handshake) -> Answering {
@@ -151,9 +192,9 @@ impl Host for Exposed {
         })
     }
 
-    fn letter(&self, _peer: &PeerId, letter: Letter) {
+    fn letter(&self, peer: &PeerId, letter: Letter) {
         match &self.rdma {
-            Some(rdma) => rdma.letter(letter),
+            Some(rdma) => rdma.letter(peer, letter),
             None => tracing::debug!(from = letter.from, "a letter for NICs that are not here"),
         }
     }

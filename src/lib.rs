@@ -53,6 +53,7 @@ pub mod topology;
 mod transfer;
 mod window;
 
+pub use auth::{Authentication, PeerNames, Peers, Policy, Rule, TlsFiles};
 pub use config::{EngineBuilder, Metadata, Protocol};
 pub use control::metadata;
 pub use counter::Counter;

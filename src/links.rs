@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::control::{Control, Extras, Resolved};
 use crate::path::host::{Hub, Neighbour};
-use crate::path::tcp;
+use crate::path::tcp::{self, LaneName};
 use crate::path::verbs::Rdma;
 use crate::peer::{Link, Route, RouteKind, TcpRoute, Vicinity};
 use crate::runtime::PumpAddress;
@@ -134,8 +134,10 @@ impl Links {
         let (sockets, incarnation) = (extras.sockets.clone(), extras.incarnation);
         let peer = link.route.name.clone();
         let own = control.name().to_owned();
+        let lane = LaneName::new();
+        let pass = control.pass(&peer, Some(incarnation), lane).await?.map(|pass| (lane, pass));
         let connect =
-            async move { Neighbour::connect(hub, &sockets, incarnation, peer, &own).await };
+            async move { Neighbour::connect(hub, &sockets, incarnation, peer, &own, pass).await };
         control.run(connect).await
     }
 }

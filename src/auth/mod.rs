@@ -1,7 +1,10 @@
 //! Who peers are and what they prove it by. No socket enters this room; what carries the proof
 //! is `control/channel`.
 
+mod gate;
 mod keys;
+mod passes;
+mod policy;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,7 +12,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::gate::{Gate, Visitor};
 pub(crate) use self::keys::{Key, Keyring};
+pub(crate) use self::passes::{PASS_BYTES, Pass, Passes};
+pub(crate) use self::policy::Permit;
+pub use self::policy::{Peers, Policy, Rule};
 
 /// What engines prove to each other on their control channel, which is encrypted then. All of a
 /// cluster use the same: what one asks of its peers it offers them, and nothing that a metadata

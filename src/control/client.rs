@@ -13,7 +13,10 @@ use super::address::Address;
 use super::channel::{self, Channels, Stream, read_some};
 use super::descriptor::Descriptor;
 use super::handshake::Handshake;
-use super::wire::{self, AnyObject, Decoder, EndLane, Frame, Kind, LaneEnded, Notify};
+use super::wire::{
+    self, AnyObject, AskPass, Decoder, EndLane, Frame, Kind, LaneEnded, Notify, PassGiven,
+};
+use crate::auth::Pass;
 use crate::error::{Error, ErrorKind, Landed, Result};
 
 /// How this engine asks others.
@@ -81,6 +84,21 @@ impl Question for EndLane {
             true => Ok(()),
             false => Err(Error::busy("the peer could not end the connection in time")),
         }
+    }
+}
+
+/// A pass for a data connection.
+impl Question for AskPass {
+    type Answer = Pass;
+
+    async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<Pass> {
+        let frame = wire::encode_message(Kind::Pass, false, self)?;
+        let given = client.ask::<PassGiven>(callee, Kind::Pass, &frame).await?;
+        let no_pass = |_| match given.is_busy {
+            true => Error::busy("the peer has too many connections being opened"),
+            false => Error::refused("the peer lets no data connection of this engine in"),
+        };
+        given.pass.parse().map_err(no_pass).map_err(|error| error.with_peer(callee.name))
     }
 }
 

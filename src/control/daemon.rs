@@ -18,10 +18,11 @@ use super::client::{Client, write};
 use super::handshake::Handshake;
 use super::seats::{Phase, Seat, Seats};
 use super::wire::{
-    self, AnyObject, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify, ProbeReply,
+    self, AnyObject, AskPass, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify,
+    PassGiven, ProbeReply,
 };
 use crate::auth::PeerId;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS, FENCE_MS};
 use crate::path::tcp::LaneName;
 
@@ -274,6 +275,7 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
             let quiet = end_lane(request.parse()?, daemon).await;
             wire::encode_message(kind, legacy, &LaneEnded { quiet })?
         }
+        Kind::Pass => wire::encode_message(kind, legacy, &pass(request.parse()?, daemon, peer))?,
         Kind::Probe => {
             request.parse::<AnyObject>()?;
             wire::encode_message(kind, legacy, &ProbeReply::success())?
@@ -304,6 +306,17 @@ async fn end_lane(EndLane { incarnation, lane }: EndLane, daemon: &Daemon) -> bo
             timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(lane)).await.is_ok()
         }
         _ => false,
+    }
+}
+
+fn pass(AskPass { incarnation, lane }: AskPass, daemon: &Daemon, peer: &PeerId) -> PassGiven {
+    let lane = lane.parse().map_err(|_| Error::refused("a lane's name is malformed"));
+    match lane.and_then(|lane| daemon.host.pass(peer, incarnation, lane)) {
+        Ok(pass) => PassGiven { pass: pass.to_string(), is_busy: false },
+        Err(error) => {
+            tracing::debug!(%peer, %error, "no pass");
+            PassGiven { pass: String::new(), is_busy: error.kind() == ErrorKind::Busy }
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use tokio::time::timeout;
 
 #[cfg(any(test, feature = "sim"))]
 use crate::auth::Authentication;
-use crate::auth::PeerId;
+use crate::auth::{Pass, PeerId};
 use crate::error::{Error, ErrorKind, Landed, Result};
 use crate::limits::{
     CONTROL_LOOKUP_THREADS, CONTROL_STOP_MS, DIRECTORY_MAX_BYTES, DIRECTORY_MAX_PEERS, FENCE_MS,
@@ -53,7 +53,7 @@ pub(crate) use handshake::Handshake;
 use metadata::Metadata;
 pub use metadata::MetadataKind;
 pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
-use wire::{AnyObject, EndLane, Notify};
+use wire::{AnyObject, AskPass, EndLane, Notify};
 
 /// What the control plane asks of the engine. Called on the control thread: none may block.
 ///
@@ -61,6 +61,10 @@ use wire::{AnyObject, EndLane, Notify};
 pub(crate) trait Host: Send + Sync + 'static {
     /// All that peers may know now; [`Identity::descriptor`] builds it.
     fn descriptor(&self) -> Descriptor;
+    /// What is stored at a metadata server, where many can read it.
+    fn published(&self) -> Descriptor {
+        self.descriptor()
+    }
     /// What this one may know of it.
     fn descriptor_for(&self, _peer: &PeerId) -> Descriptor {
         self.descriptor()
@@ -76,6 +80,10 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn letter(&self, peer: &PeerId, letter: Letter);
     /// Ends the data connection that its peer calls so; over when nothing is stored from it.
     fn end_lane(&self, lane: LaneName) -> Ending;
+    /// A pass for the data connection that this peer calls so, from this process and no other.
+    fn pass(&self, _peer: &PeerId, _incarnation: u64, _lane: LaneName) -> Result<Pass> {
+        Err(Error::refused("data connections need no pass here"))
+    }
     /// A peer wants to connect queue pairs to ours, or says that its own are ready. Asked again if
     /// it got no answer. Without RDMA there are none to offer.
     fn handshake(&self, _request: Handshake) -> Answering {
@@ -103,6 +111,7 @@ pub(crate) struct Control {
 
 struct Shared {
     identity: Identity,
+    own_names: Vec<String>,
     host: Arc<dyn Host>,
     metadata: Metadata,
     client: Arc<Client>,
@@ -148,6 +157,7 @@ impl Control {
         let channels = Channels::new(&Authentication::Off, false).expect("it reads no file");
         let calls = Arc::new(Semaphore::new(limits.calls));
         let shared = Shared {
+            own_names: vec![identity.name.clone()],
             identity,
             host,
             metadata: Metadata::P2p,
@@ -210,6 +220,21 @@ impl Control {
             stream.into_std().map_err(|error| broken(error).with_peer(address.to_string()))
         })
         .await
+    }
+
+    /// What a data connection to this process of a peer shows, under its name; nothing where no
+    /// peer has to prove anything.
+    pub async fn pass(&self, name: &str, to: Option<u64>, lane: LaneName) -> Result<Option<Pass>> {
+        let Some(incarnation) = to.filter(|_| self.shared.client.channels.is_authenticated())
+        else {
+            return Ok(None);
+        };
+        self.ask(name, AskPass { incarnation, lane: lane.to_string() }).await.map(Some)
+    }
+
+    /// The names under which peers grant something to this engine.
+    pub fn own_names(&self) -> &[String] {
+        &self.shared.own_names
     }
 
     /// Withdraws what was published, closes the listeners and ends the thread. Bounded: twice the
@@ -290,7 +315,7 @@ impl Shared {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Error::closed("the control plane is stopping"));
         }
-        let (descriptor, control) = (self.host.descriptor(), &self.identity.control);
+        let (descriptor, control) = (self.host.published(), &self.identity.control);
         let limits = &self.client.limits;
         self.metadata.publish(&descriptor, control, !*registered, limits).await?;
         *registered = true;
@@ -424,8 +449,13 @@ where
     };
     tokio::spawn(daemon::serve(control, Arc::new(daemon)));
     tokio::spawn(daemon::accept_data(data, Arc::clone(&host)));
+    let own_names = match client.channels.own() {
+        PeerId::Named(names) => names.to_vec(),
+        _ => vec![identity.name.clone()],
+    };
     Ok(Arc::new(Shared {
         identity,
+        own_names,
         host,
         metadata,
         client,

@@ -32,6 +32,8 @@ pub enum Kind {
     EndLane = 0xC0,
     /// A letter, after which more may follow; nothing is answered. Between kvrail peers only.
     Letter = 0xC1,
+    /// Asks for a pass for a data connection; between peers that have proven who they are.
+    Pass = 0xC2,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             3 => Some(Self::Probe),
             0xC0 => Some(Self::EndLane),
             0xC1 => Some(Self::Letter),
+            0xC2 => Some(Self::Pass),
             _ => None,
         }
     }
@@ -61,7 +64,7 @@ pub enum FrameError {
         claimed: u64,
     },
     /// The first payload byte is neither a type nor the start of legacy text.
-    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0, 0xc1) nor legacy text")]
+    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0 to 0xc2) nor legacy text")]
     UnknownType(u8),
     /// The body is not the JSON object that the type asks for.
     #[error("the body is not the JSON object expected: {0}")]
@@ -259,4 +262,22 @@ pub struct EndLane {
 pub struct LaneEnded {
     /// Whether nothing is stored from that connection any more.
     pub quiet: bool,
+}
+
+/// Asks for a pass for the data connection that the sender calls so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskPass {
+    /// The process that is meant.
+    pub incarnation: u64,
+    /// 32 hexadecimal digits.
+    pub lane: String,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassGiven {
+    /// 64 hexadecimal digits; empty where there is none.
+    pub pass: String,
+    /// Whether there may be one later.
+    pub is_busy: bool,
 }

@@ -13,3 +13,14 @@ pub const AUTH_FILE_MAX_BYTES: usize = 2 << 20;
 /// How often those files are looked at, at most: a rotation takes effect within a second, and a
 /// flood of handshakes doesn't read files.
 pub const AUTH_FILES_LOOK_MS: u64 = 1_000;
+
+/// How long a pass for a data connection is good: the connection stands when it is asked for, so
+/// what it has to outlast is a busy shard.
+pub const PASS_NS: u64 = 10_000_000_000;
+
+/// Passes that one peer may have and not use: those of [`crate::limits::LANES_MAX`] new lanes on
+/// each shard of a large host.
+pub const PASSES_PEER_MAX: usize = 1024;
+
+/// Passes of all peers: 10 MB or so.
+pub const PASSES_MAX: usize = 1 << 16;

@@ -26,7 +26,8 @@ pub use self::reference::{REFERENCE_BYTES, Reference};
 pub(crate) use self::row::{ROW, check};
 pub(crate) use self::table::Denied;
 use self::table::{GrantTable, Terms};
-use super::{Access, Operation, Region};
+use super::{Access, Operation, Region, RegionMap};
+use crate::auth::Visitor;
 use crate::limits::GRANTS_MAX;
 use crate::{Error, ErrorKind, Result};
 
@@ -40,8 +41,9 @@ pub(crate) fn stale() -> Error {
 /// it is taken back.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GrantOptions {
-    /// The segment name of the only peer that may use it. Peers say their own names: this keeps an
-    /// honest peer from using what is another's, and the secret reference keeps out the others.
+    /// The only peer that may use it. With authentication, a name that it has proven (see
+    /// [`crate::Authentication`]). Without, its segment name, which peers say themselves: this
+    /// keeps an honest peer from using what is another's, and the secret reference the others.
     pub holder: Option<String>,
     /// When it ends by itself, as if it were taken back then; to within milliseconds.
     pub expires_after: Option<Duration>,
@@ -290,6 +292,29 @@ impl Grants {
         Ok((memory, entry.own.used.clone()))
     }
 
+    /// The same for a visitor, under any of its names, if the policy lets it do that with the
+    /// region, too.
+    pub(crate) fn find_for(
+        &self,
+        visitor: &Visitor,
+        regions: &RegionMap,
+        key: Key,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Result<(Slice, Use), Denied> {
+        let look = |holder: &str| self.find(key, holder, addr, len, operation);
+        let found = visitor.under_a_name(Denied::Refused, look)?;
+        if visitor.is_unbound() {
+            return Ok(found);
+        }
+        let (region, _) = regions.find_own(addr, len).map_err(|_| Denied::Stale)?;
+        match visitor.may(region, operation) {
+            true => Ok(found),
+            false => Err(Denied::Refused),
+        }
+    }
+
     /// The memory that a peer is let into by a window, what it may do there, and the use of the
     /// grant that the window makes as long as it is open.
     #[cfg(feature = "rdma")]
@@ -303,6 +328,26 @@ impl Grants {
         // Under the table's lock: who strikes the grant behind this sees the window.
         entry.own.used.state.has_window.store(true, Ordering::Relaxed);
         Ok((entry.own.memory.clone(), entry.terms.access, entry.own.used.clone()))
+    }
+
+    /// The same for a visitor, under any of its names; what it may do there is what the policy lets
+    /// it do with the region.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn window_for(
+        &self,
+        visitor: &Visitor,
+        regions: &RegionMap,
+        key: Key,
+    ) -> Result<(Slice, Access, Use), Denied> {
+        let found = visitor.under_a_name(Denied::Refused, |holder| self.window(key, holder))?;
+        let (memory, access, used) = found;
+        let own = regions.find_own(memory.addr(), memory.len() as u64);
+        let (region, _) = own.map_err(|_| Denied::Stale)?;
+        let access = visitor.bound(region, access);
+        match access == Access::LOCAL {
+            false => Ok((memory, access, used)),
+            true => Err(Denied::Refused),
+        }
     }
 
     /// From now on nothing begins under the grant, and what is under way ends as Stale.

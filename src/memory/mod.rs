@@ -11,7 +11,7 @@ mod table;
 use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 
 use kvrail_reactors::numa::NumaPolicy;
@@ -23,7 +23,7 @@ pub use self::lease::{ExclusiveLease, Lease, SharedLease, UndefinedLease};
 use self::lease::{Hold, LeaseTable, Mode};
 pub use self::pool::{Block, BlockPool};
 pub(crate) use self::room::allocate;
-pub(crate) use self::table::{Operation, Regions, RegionsView};
+pub(crate) use self::table::{Operation, RegionMap, Regions, RegionsView};
 use crate::{Error, Result};
 
 /// What peers may do with a region. The owner's own transfers are not limited by it.
@@ -102,6 +102,7 @@ pub(crate) struct Registered {
     memory: Arc<region::Region>,
     access: Access,
     location: Location,
+    label: OnceLock<Box<str>>,
     guarded: Mutex<Guarded>,
 }
 
@@ -120,7 +121,8 @@ impl Region {
         // Asked here, transfers find the answer ready.
         memory.node();
         let (memory, guarded) = (Arc::new(memory), Mutex::default());
-        Self { state: Arc::new(Registered { memory, access, location, guarded }) }
+        let label = OnceLock::new();
+        Self { state: Arc::new(Registered { memory, access, location, label, guarded }) }
     }
 
     /// The first byte's address: what peers name in their requests.
@@ -141,6 +143,23 @@ impl Region {
     /// What peers may do with it.
     pub fn access(&self) -> Access {
         self.state.access
+    }
+
+    /// Says what it is for: by this label a [`crate::Policy`] speaks of it. Without one it is
+    /// reached by those rules alone that are for all regions. Once said, it stays.
+    ///
+    /// # Errors
+    /// Refused: it has another one.
+    pub fn set_label(&self, label: &str) -> Result<()> {
+        match &**self.state.label.get_or_init(|| label.into()) {
+            known if known == label => Ok(()),
+            known => Err(Error::refused(format!("the region has the label {known:?} already"))),
+        }
+    }
+
+    /// What it is for, if that was said.
+    pub fn label(&self) -> Option<&str> {
+        self.state.label.get().map(|label| &**label)
     }
 
     /// Where it was asked to live.

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use kvrail_reactors::region::Slice;
 
 use super::Region;
+use crate::auth::Visitor;
 use crate::limits::REGIONS_MAX;
 use crate::{Error, Result};
 
@@ -37,7 +38,35 @@ impl RegionMap {
     ///
     /// # Errors
     /// Refused, with the numbers: empty, wrapping, not inside one region, not permitted.
+    #[cfg(any(fuzzing, test))]
     pub(crate) fn find(&self, addr: u64, len: u64, operation: Operation) -> Result<Slice> {
+        self.find_permitted(addr, len, operation).map(|(_, slice)| slice)
+    }
+
+    /// The same for this peer, whom a policy may bind.
+    pub(crate) fn find_for(
+        &self,
+        visitor: &Visitor,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Result<Slice> {
+        let (region, slice) = self.find_permitted(addr, len, operation)?;
+        match visitor.may(region, operation) {
+            true => Ok(slice),
+            false => Err(Error::refused(format!(
+                "the policy lets {visitor} do no {}s at {addr:#x}",
+                operation.label()
+            ))),
+        }
+    }
+
+    fn find_permitted(
+        &self,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Result<(&Region, Slice)> {
         let (region, slice) = self.find_own(addr, len)?;
         let permitted = match operation {
             Operation::Read => region.access().read,
@@ -47,7 +76,7 @@ impl RegionMap {
             let verb = operation.label();
             return Err(Error::refused(format!("the region at {addr:#x} does not permit {verb}s")));
         }
-        Ok(slice)
+        Ok((region, slice))
     }
 
     /// The memory at an address, for the owner itself, whom permissions don't bind.

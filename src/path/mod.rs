@@ -138,10 +138,17 @@ fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Rout
     move |route: &Arc<Route>| {
         let RouteKind::Tcp(tcp) = &route.kind else { return };
         let (host, port, peer) = (tcp.host.clone(), tcp.port, route.key);
+        let (name, incarnation) = (route.name.clone(), tcp.incarnation);
         let (caller, shard) = (control.clone(), shard.clone());
         control.detach(async move {
             let result = caller.connect(&host, port).await.map(Socket::from);
-            report(&shard, Message::Dialed { peer, result }).await;
+            // Behind the connection: a pass is not good for long.
+            let lane = LaneName::new();
+            let (result, pass) = match (result, caller.pass(&name, incarnation, lane).await) {
+                (Ok(socket), Ok(pass)) => (Ok(socket), pass.map(|pass| Box::new((lane, pass)))),
+                (Err(error), _) | (_, Err(error)) => (Err(error), None),
+            };
+            report(&shard, Message::Dialed { peer, result, pass }).await;
         });
     }
 }

@@ -4,22 +4,29 @@ use std::sync::Arc;
 
 use kvrail_reactors::region::Slice;
 
-use super::tcp::{Event, Status};
+use super::tcp::{Event, LaneName, Status};
 use crate::arrivals::Arrivals;
+use crate::auth::{Gate, Pass, Visitor};
 use crate::memory::grant::{Denied, Grants, Key, Use};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
 
 /// What a connection asks of its engine.
 pub(crate) trait Served {
-    /// The memory that a request may touch; none where it is refused.
-    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice>;
-    /// The same under a grant, for a peer of this name: the memory, and the use that the request
-    /// makes of the grant until it drops it.
+    /// The memory that a request of this visitor's may touch; none where it is refused.
+    fn find(
+        &mut self,
+        visitor: &Visitor,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Option<Slice>;
+    /// The same under a grant: the memory, and the use that the request makes of the grant until
+    /// it drops it.
     fn find_granted(
         &mut self,
+        visitor: &Visitor,
         key: Key,
-        holder: &str,
         addr: u64,
         len: u64,
         operation: Operation,
@@ -28,6 +35,8 @@ pub(crate) trait Served {
     fn event(&mut self, event: Event) -> Status;
     /// Whether the engine is this incarnation of its name.
     fn is_process(&self, incarnation: u64) -> bool;
+    /// Who shows a pass for the connection that it calls so; none where it is no good.
+    fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<Visitor>;
 }
 
 /// One shard's way to the engine's regions, grants, counters and notifications.
@@ -35,6 +44,7 @@ pub(crate) struct Service {
     regions: RegionsView,
     grants: Arc<Grants>,
     arrivals: Arc<Arrivals>,
+    gate: Arc<Gate>,
     serving: metrics::Serving,
     incarnation: u64,
 }
@@ -47,7 +57,18 @@ impl Service {
         arrivals: Arc<Arrivals>,
         incarnation: u64,
     ) -> Self {
-        Self { regions, grants, arrivals, serving: Default::default(), incarnation }
+        let (gate, serving) = Default::default();
+        Self { regions, grants, arrivals, gate, serving, incarnation }
+    }
+
+    /// The same behind a gate.
+    pub(crate) fn behind(self, gate: Arc<Gate>) -> Self {
+        Self { gate, ..self }
+    }
+
+    /// Whoever connects.
+    pub(crate) fn newcomer(&self) -> Visitor {
+        self.gate.newcomer()
     }
 
     /// Lets go of regions that were unregistered: until the next request, nobody else would.
@@ -62,23 +83,30 @@ impl Service {
 }
 
 impl Served for Service {
-    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
-        let found = self.regions.current().find(addr, len, operation);
+    fn find(
+        &mut self,
+        visitor: &Visitor,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Option<Slice> {
+        let found = self.regions.current().find_for(visitor, addr, len, operation);
         self.serving.add(operation, len, found.is_ok());
         found.inspect_err(|error| tracing::debug!(%error, "refused a peer's request")).ok()
     }
 
     fn find_granted(
         &mut self,
+        visitor: &Visitor,
         key: Key,
-        holder: &str,
         addr: u64,
         len: u64,
         operation: Operation,
     ) -> Result<(Slice, Use), Denied> {
-        let found = self.grants.find(key, holder, addr, len, operation);
+        let regions = self.regions.current();
+        let found = self.grants.find_for(visitor, regions, key, addr, len, operation);
         self.serving.add(operation, len, found.is_ok());
-        found.inspect_err(|denied| tracing::debug!(?key, holder, ?denied, "a peer's request"))
+        found.inspect_err(|denied| tracing::debug!(?key, ?visitor, ?denied, "a peer's request"))
     }
 
     fn event(&mut self, event: Event) -> Status {
@@ -87,5 +115,9 @@ impl Served for Service {
 
     fn is_process(&self, incarnation: u64) -> bool {
         self.incarnation == incarnation
+    }
+
+    fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<Visitor> {
+        self.gate.admit(pass, lane)
     }
 }

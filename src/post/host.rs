@@ -11,6 +11,7 @@ use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX};
 use crate::memory::Operation;
+use crate::memory::grant::Denied;
 use crate::path::host::{Ask, Asked, Known, Neighbour, Offer, Proof};
 use crate::path::local::{Copies, Job};
 use crate::path::tcp::Event;
@@ -52,7 +53,7 @@ impl Inner {
             requests => 0..=requests - 1,
         };
         let gate = Portion::new(flight.clone(), requests);
-        let mut sorted = sort(plan, neighbour, self.name());
+        let mut sorted = sort(plan, neighbour, self.control().own_names());
         match sorted.question.take() {
             None => self.post_sorted(neighbour, gate, sorted),
             Some(first) => self.post_when_known(neighbour, gate, first),
@@ -71,11 +72,11 @@ impl Inner {
                     break;
                 }
                 let Some(engine) = engine.upgrade() else { break };
-                next = sort(&gate.flight().plan, &neighbour, engine.name()).question;
+                next = sort(&gate.flight().plan, &neighbour, engine.control().own_names()).question;
             }
             // Without the engine the gate fails the flight as Closed.
             if let Some(engine) = engine.upgrade() {
-                let sorted = sort(&gate.flight().plan, &neighbour, engine.name());
+                let sorted = sort(&gate.flight().plan, &neighbour, engine.control().own_names());
                 engine.post_sorted(&neighbour, gate, sorted);
                 // The caller has looked for the end in vain already.
                 neighbour.lanes.iter().for_each(|lane| lane.entrust());
@@ -166,7 +167,7 @@ impl Inner {
     }
 }
 
-fn sort(plan: &Plan, neighbour: &Neighbour, name: &str) -> Sorted {
+fn sort(plan: &Plan, neighbour: &Neighbour, names: &[String]) -> Sorted {
     let mut sorted = Sorted::default();
     let room = plan.slices.len();
     for slice in &plan.slices {
@@ -183,7 +184,7 @@ fn sort(plan: &Plan, neighbour: &Neighbour, name: &str) -> Sorted {
                     sorted.rest.push(*slice);
                 }
             },
-            Operation::Read => match source(plan, slice, neighbour, name) {
+            Operation::Read => match source(plan, slice, neighbour, names) {
                 Ok(Some((source, proof))) => {
                     let work = CopyWork { tag: 0, source, target: near };
                     let job = Job { request: slice.request, work, proof: Some(proof) };
@@ -221,11 +222,13 @@ fn source(
     plan: &Plan,
     slice: &PlannedSlice,
     neighbour: &Neighbour,
-    name: &str,
+    names: &[String],
 ) -> Result<Option<(Source, Proof)>> {
     let (addr, len) = (slice.addr, slice.len as u64);
     let Some(key) = plan.key(slice) else { return Ok(neighbour.readable.source(addr, len)) };
-    let found = neighbour.readable.granted(key, name, addr, len);
+    let look = |name: &String| neighbour.readable.granted(key, name, addr, len);
+    let found = names.iter().map(look).find(|found| !matches!(found, Err(Denied::Refused)));
+    let found = found.unwrap_or(Err(Denied::Refused));
     let blame = |denied| plan.denied(slice, denied).with_peer(plan.peer_name());
     found.map_err(|denied| blame(denied).with_path(PathKind::Host))
 }

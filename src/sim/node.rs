@@ -166,7 +166,8 @@ impl Node {
         let identity = Identity { name, control, data, speaks_rdma: false };
         let (regions, arrivals) = Default::default();
         let grants = Arc::new(Grants::new(None));
-        let exposure = Exposure { incarnation, regions, grants, arrivals, hub: None, rdma: None };
+        let (gate, hub, rdma) = Default::default();
+        let exposure = Exposure { incarnation, regions, grants, arrivals, gate, hub, rdma };
         let host = Arc::new(exposure.named(identity.clone()));
         let control = Control::detached(identity, host.clone(), ground.tasks.handle().clone());
         let mut carriers = Carriers::default();

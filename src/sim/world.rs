@@ -264,7 +264,7 @@ impl World {
             }
             None => Err(Error::lost("nobody listens")),
         };
-        self.tell(node, incarnation, shard, Message::Dialed { peer: key, result });
+        self.tell(node, incarnation, shard, Message::Dialed { peer: key, result, pass: None });
     }
 
     /// A peer's control plane has every shard end a lane, as the daemon does.

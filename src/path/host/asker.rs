@@ -22,8 +22,10 @@ use super::packets::Packets;
 use super::readable::{Visible, means, open_process};
 use super::shard::Message;
 use super::sources::{Known, PeerRegion, Readable};
+use crate::auth::Pass;
 use crate::limits::{GRANTS_MAX, HOST_ANSWER_MS, HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
 use crate::memory::grant::{Key, ROW};
+use crate::path::tcp::LaneName;
 use crate::{Error, Result};
 
 /// A peer of this host, connected.
@@ -80,6 +82,7 @@ impl Neighbour {
         incarnation: u64,
         peer: Arc<str>,
         own: &str,
+        pass: Option<(LaneName, Pass)>,
     ) -> Result<Arc<Self>> {
         let candidates = hub.candidates(names);
         let mut found = Err(Error::refused("the peer names no Unix socket"));
@@ -98,6 +101,7 @@ impl Neighbour {
             name: peer.to_string(),
             from: own.to_owned(),
             token: hub.token.place(),
+            pass: pass.map(|(lane, pass)| (lane.to_string(), pass.to_string())),
         };
         let welcome = greet(&packets, incarnation, &hello).await?;
         let Welcome { ledger, grants, bells, nodes, token } = welcome;

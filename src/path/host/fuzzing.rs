@@ -15,6 +15,7 @@ use super::entry::{CopyEntry, Entry, Reply};
 use super::message::{ToAsker, ToResponder};
 use super::server::LaneServer;
 use super::sources::{Means, Offered, PeerRegion};
+use crate::auth::Visitor;
 use crate::limits::{HOST_COPIES_MAX, HOST_REPLIES_MAX};
 use crate::memory::grant::Key;
 use crate::path::tcp::fuzzing::{GRANTED, Granted, PEER, WINDOWS, WORD, World};
@@ -133,7 +134,7 @@ impl Rig {
         for (id, byte) in (1..).zip(SOURCES) {
             offered.insert(source(id, byte)).expect("room");
         }
-        let server = LaneServer::new(answers, Arc::new(bell), offered, PEER.into());
+        let server = LaneServer::new(answers, Arc::new(bell), offered, Visitor::anyone(PEER));
         Self { asks: asks.pop().expect("one"), server, begun: 0, done: 0 }
     }
 

@@ -12,6 +12,7 @@ use kvrail_reactors::host::socket::{Listener, own_uid, remove_if_dead};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use super::shard::Message;
+use crate::auth::Gate;
 use crate::limits::{HOST_CHANGES_MAX, HOST_SESSIONS_MAX, REGIONS_MAX};
 use crate::memory::grant::Grants;
 use crate::memory::{Region, Regions};
@@ -34,6 +35,7 @@ pub(crate) struct Hub {
     pub(super) incarnation: u64,
     pub(super) regions: Arc<Regions>,
     pub(super) grants: Arc<Grants>,
+    pub(super) gate: Arc<Gate>,
     pub(super) roll: Roll,
     pub(super) token: Token,
     pub(super) changes: broadcast::Sender<Change>,
@@ -56,6 +58,7 @@ impl Hub {
         incarnation: u64,
         regions: Arc<Regions>,
         grants: Arc<Grants>,
+        gate: Arc<Gate>,
         folder: Option<PathBuf>,
     ) -> Result<Self> {
         let no_ledger = |error| Error::refused("no memfd for the same host").with_source(error);
@@ -65,6 +68,7 @@ impl Hub {
             incarnation,
             regions,
             grants,
+            gate,
             roll: Roll { ledger, slots: Mutex::default() },
             token: Token::new(),
             changes: broadcast::channel(HOST_CHANGES_MAX).0,
@@ -225,8 +229,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn no_grants() -> Arc<Grants> {
-        Arc::new(Grants::new(None))
+    fn hub(folder: Option<PathBuf>) -> Result<Hub> {
+        let no_grants = Arc::new(Grants::new(None));
+        Hub::new(7, Arc::default(), no_grants, Arc::default(), folder)
     }
 
     #[test]
@@ -243,7 +248,7 @@ mod tests {
     #[test]
     fn a_socket_in_a_folder_is_looked_for_in_ours_too() {
         let folder = tempfile::tempdir().unwrap();
-        let hub = Hub::new(7, Arc::default(), no_grants(), Some(folder.path().to_owned())).unwrap();
+        let hub = hub(Some(folder.path().to_owned())).unwrap();
         let names = hub.names();
         assert!(names[0].starts_with('@') && names[1].ends_with("-7.sock"), "{names:?}");
         let theirs = ["@x".to_owned(), "/elsewhere/kvrail-1-2.sock".to_owned()];
@@ -255,8 +260,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_not_there_is_refused_with_its_name() {
-        let error =
-            Hub::new(7, Arc::default(), no_grants(), Some("/nowhere/at/all".into())).err().unwrap();
+        let error = hub(Some("/nowhere/at/all".into())).err().unwrap();
         assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
     }
 }

@@ -19,6 +19,7 @@ use super::readable::{Visible, means, open_process};
 use super::server::LaneServer;
 use super::shard::Message;
 use super::sources::{Offered, PeerRegion};
+use crate::auth::Visitor;
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, HOST_LANES_MAX};
 use crate::memory::grant::Key;
 use crate::memory::{Operation, Region};
@@ -71,9 +72,9 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
     let changes = hub.changes.subscribe();
     let id = hub.next_session();
     let session = async {
-        let Greeted { token, offered, holder } = greet(hub, &packets, id).await?;
+        let Greeted { token, offered, visitor } = greet(hub, &packets, id).await?;
         let process = open_process(peer, token);
-        let session = Session { hub, packets: &packets, process, offered, holder };
+        let session = Session { hub, packets: &packets, process, offered, visitor };
         session.run(changes).await
     };
     let result = tokio::select! {
@@ -88,19 +89,19 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
 struct Greeted {
     token: (u64, u64),
     offered: Arc<Offered>,
-    /// Its name, as it says.
-    holder: Arc<str>,
+    visitor: Visitor,
 }
 
 /// The handshake, up to the lanes.
 async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Greeted> {
     let (hello, _) = packets.answer().await?;
-    let ToResponder::Hello { version: VERSION, to, name, from, token } = hello else {
+    let ToResponder::Hello { version: VERSION, to, name, from, token, pass } = hello else {
         return Err(Error::refused("the peer does not greet as this version does"));
     };
     if to != hub.incarnation {
         return Err(Error::refused("the peer means another process").with_peer(name));
     }
+    let visitor = visitor(hub, &from, pass)?;
     let shards = hub.shards();
     let lanes = shards.len().min(HOST_LANES_MAX);
     let nodes = hub.nodes()[..lanes].to_vec();
@@ -117,16 +118,27 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Greeted> {
     let bells = fds.split_off(1);
     let rings = fds.first().map(|fd| lane::open(fd, lanes)).transpose();
     let rings = rings.map_err(|error| Error::refused(error.to_string()))?.unwrap_or_default();
-    let (offered, holder) = (Arc::new(Offered::default()), Arc::from(from));
+    let offered = Arc::new(Offered::default());
     for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(shards) {
         let bell = Bell::new(bell)
             .map_err(|error| Error::refused("the peer's bell is no eventfd").with_source(error))?;
-        let server = LaneServer::new(ring, Arc::new(bell), offered.clone(), Arc::clone(&holder));
+        let server = LaneServer::new(ring, Arc::new(bell), offered.clone(), visitor.clone());
         let server = Box::new(server);
         tell(shard, Message::Serve { session: id, server }).await;
     }
     packets.send(&ToAsker::Ready, &[]).await?;
-    Ok(Greeted { token, offered, holder })
+    Ok(Greeted { token, offered, visitor })
+}
+
+/// Who greets: by the pass that it shows, or by its word where that will do.
+fn visitor(hub: &Hub, from: &str, pass: Option<(String, String)>) -> Result<Visitor> {
+    let refused = || Error::refused("the peer shows no pass that is good").with_peer(from);
+    let Some((lane, pass)) = pass else {
+        let mut visitor = hub.gate.newcomer();
+        return if visitor.says(from) { Ok(visitor) } else { Err(refused()) };
+    };
+    let (lane, pass) = lane.parse().ok().zip(pass.parse().ok()).ok_or_else(refused)?;
+    hub.gate.admit(&pass, lane).ok_or_else(refused)
 }
 
 /// No shard answers the session's lanes any more when this returns.
@@ -145,7 +157,7 @@ struct Session<'a> {
     packets: &'a Packets,
     process: Visible,
     offered: Arc<Offered>,
-    holder: Arc<str>,
+    visitor: Visitor,
 }
 
 impl Session<'_> {
@@ -220,9 +232,10 @@ impl Session<'_> {
     fn readable(&self, addr: u64, len: u64, key: Option<Key>) -> Result<(Region, usize)> {
         let regions = self.hub.regions.current();
         match key {
-            None => drop(regions.find(addr, len, Operation::Read)?),
+            None => drop(regions.find_for(&self.visitor, addr, len, Operation::Read)?),
             Some(key) => {
-                let found = self.hub.grants.find(key, &self.holder, addr, len, Operation::Read);
+                let (grants, read) = (&self.hub.grants, Operation::Read);
+                let found = grants.find_for(&self.visitor, &regions, key, addr, len, read);
                 found.map_err(|_| Error::refused("no grant that permits it"))?;
             }
         }

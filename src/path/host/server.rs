@@ -13,6 +13,7 @@ use kvrail_reactors::region::{Region, Slice};
 
 use super::entry::{CopyEntry, Entry, Reply, Verdict};
 use super::sources::Offered;
+use crate::auth::Visitor;
 use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_REPLIES_MAX};
 use crate::memory::Operation;
 use crate::memory::grant::{Denied, Use};
@@ -24,8 +25,7 @@ pub(crate) struct LaneServer {
     ring: Responder,
     bell: Arc<Bell>,
     offered: Arc<Offered>,
-    /// The peer's name, as it says.
-    holder: Arc<str>,
+    visitor: Visitor,
     copy: Copy,
     done: Vec<CopyDone>,
     /// Parts that are not over, oldest first; copies may still be added to the last one.
@@ -79,13 +79,13 @@ impl LaneServer {
         ring: Responder,
         bell: Arc<Bell>,
         offered: Arc<Offered>,
-        holder: Arc<str>,
+        visitor: Visitor,
     ) -> Self {
         Self {
             ring,
             bell,
             offered,
-            holder,
+            visitor,
             copy: Copy::new(HOST_COPIES_MAX),
             done: Vec::new(),
             parts: VecDeque::new(),
@@ -215,10 +215,11 @@ impl LaneServer {
     ) -> Result<(Slice, Option<Use>), Verdict> {
         let CopyEntry { addr, len, key, .. } = *asked;
         let Some(key) = key else {
-            let found = served.find(addr, len, Operation::Write).ok_or(Verdict::Refused)?;
+            let found =
+                served.find(&self.visitor, addr, len, Operation::Write).ok_or(Verdict::Refused)?;
             return Ok((found, None));
         };
-        let found = served.find_granted(key, &self.holder, addr, len, Operation::Write);
+        let found = served.find_granted(&self.visitor, key, addr, len, Operation::Write);
         match found {
             Ok((target, used)) => Ok((target, Some(used))),
             Err(Denied::Stale) => Err(Verdict::Stale),

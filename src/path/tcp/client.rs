@@ -15,6 +15,7 @@ use kvrail_reactors::vector::{Filled, Vector};
 use super::wire::{
     BUSY_CODE, Header, LaneName, NAME_BYTES, STALE_CODE, STATUS_BYTES, Status, Verb, Version,
 };
+use crate::auth::Pass;
 use crate::limits::{
     LANE_WINDOW_BYTES, LANE_WINDOW_REQUESTS, RECEIVE_MAX_BYTES, SEND_MAX_BYTES, SEND_MAX_PARTS,
 };
@@ -134,8 +135,8 @@ pub(crate) struct ClientStream {
 enum Naming {
     /// It has no name.
     Nameless,
-    /// And the process that is meant, as its descriptor calls it.
-    Unsent(LaneName, u64),
+    /// The process that is meant, as its descriptor calls it, and a pass where one has to be shown.
+    Unsent(LaneName, u64, Option<Pass>),
     Sent(LaneName),
     Known(LaneName),
 }
@@ -164,9 +165,15 @@ impl ClientStream {
         }
     }
 
-    /// One that has a name, for this process and no other, of an engine that is called `own`.
-    pub(crate) fn named(self, name: Option<(LaneName, u64)>, own: &Arc<str>) -> Self {
-        let naming = name.map_or(Naming::Nameless, |(name, to)| Naming::Unsent(name, to));
+    /// One that has a name, for this process and no other, of an engine that is called `own`, and
+    /// shows a pass where it has one.
+    pub(crate) fn named(
+        self,
+        name: Option<(LaneName, u64)>,
+        pass: Option<Pass>,
+        own: &Arc<str>,
+    ) -> Self {
+        let naming = name.map_or(Naming::Nameless, |(name, to)| Naming::Unsent(name, to, pass));
         Self { naming, own: own.clone(), ..self }
     }
 
@@ -295,11 +302,15 @@ impl ClientStream {
     }
 
     fn send_name(&mut self, vector: &mut Vector) {
-        let Naming::Unsent(name, to) = self.naming else { return };
-        let (len, version) = ((NAME_BYTES + self.own.len()) as u64, self.version);
-        vector.push_bytes(&Header { len, addr: to, verb: Verb::Name, version }.encode());
+        let Naming::Unsent(name, to, pass) = self.naming else { return };
+        let (verb, rest) = match &pass {
+            Some(pass) => (Verb::Pass, &pass.0[..]),
+            None => (Verb::Name, self.own.as_bytes()),
+        };
+        let (len, version) = ((NAME_BYTES + rest.len()) as u64, self.version);
+        vector.push_bytes(&Header { len, addr: to, verb, version }.encode());
         vector.push_bytes(&name.to_bytes());
-        vector.push_bytes(self.own.as_bytes());
+        vector.push_bytes(rest);
         self.unanswered.push_back(Unanswered { is_name: true, ..Unanswered::new(None) });
         self.naming = Naming::Sent(name);
     }

@@ -9,9 +9,10 @@ use kvrail_reactors::vector::Vector;
 
 use super::server::ServerStream;
 use super::wire::{
-    Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES, STATUS_BYTES,
-    Status, Verb, Version,
+    Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
+    PASS_FRAME_BYTES, STATUS_BYTES, Status, Verb, Version,
 };
+use crate::auth::{Pass, Visitor};
 use crate::limits::{
     EVENT_MAX_BYTES, GRANTED_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS,
     SMALL_ROOM_BYTES,
@@ -128,7 +129,7 @@ impl Granted {
 }
 
 impl Served for World {
-    fn find(&mut self, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
+    fn find(&mut self, _: &Visitor, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
         let is_ours = addr < self.memory.len() as u64;
         let addr = if is_ours { self.memory.addr() + addr } else { addr };
         self.view.current().find(addr, len, operation).ok()
@@ -136,8 +137,8 @@ impl Served for World {
 
     fn find_granted(
         &mut self,
+        visitor: &Visitor,
         key: Key,
-        holder: &str,
         addr: u64,
         len: u64,
         operation: Operation,
@@ -145,7 +146,9 @@ impl Served for World {
         let held = self.held.get(key.slot as usize).filter(|_| key.word == WORD);
         let reference = held.and_then(Option::as_ref).ok_or(Denied::Stale)?.reference();
         let addr = self.memory.addr().wrapping_add(addr);
-        self.grants.find(reference.key, holder, addr, len, operation)
+        visitor.under_a_name(Denied::Refused, |holder| {
+            self.grants.find(reference.key, holder, addr, len, operation)
+        })
     }
 
     fn event(&mut self, event: Event) -> Status {
@@ -156,6 +159,10 @@ impl Served for World {
 
     fn is_process(&self, incarnation: u64) -> bool {
         incarnation == INCARNATION
+    }
+
+    fn admit(&mut self, _: &Pass, _: LaneName) -> Option<Visitor> {
+        None
     }
 }
 
@@ -208,14 +215,12 @@ pub(crate) fn expected(world: &World, mut input: &[u8]) -> Expected {
             Verb::Event if !(1..=EVENT_MAX_BYTES).contains(&header.len) => {
                 return expected.refused(header.version);
             }
-            Verb::Name
-                if !(NAME_BYTES..=NAMES_MAX_BYTES).contains(&len)
-                    || has_name
-                    || header.addr != INCARNATION =>
-            {
+            Verb::Name | Verb::Pass if has_name || !may_name(&header) => {
                 return expected.refused(header.version);
             }
-            Verb::Event | Verb::Name if body.len() < len => break,
+            Verb::Event | Verb::Name | Verb::Pass if body.len() < len => break,
+            // None is good here.
+            Verb::Pass => return expected.refused(header.version),
             Verb::Name => {
                 let Some((_, holder)) = LaneName::split(body) else {
                     return expected.refused(header.version);
@@ -251,6 +256,14 @@ pub(crate) fn expected(world: &World, mut input: &[u8]) -> Expected {
         }
     }
     expected
+}
+
+fn may_name(header: &Header) -> bool {
+    let lengths = match header.verb {
+        Verb::Pass => PASS_FRAME_BYTES..=PASS_FRAME_BYTES,
+        _ => NAME_BYTES..=NAMES_MAX_BYTES,
+    };
+    header.addr == INCARNATION && lengths.contains(&(header.len as usize))
 }
 
 fn permitted(windows: &[Window], addr: u64, len: u64, operation: Operation) -> Option<Access> {

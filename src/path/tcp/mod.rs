@@ -16,3 +16,5 @@ mod wire;
 pub(crate) use self::client::{Action, Request};
 pub(crate) use self::shard::{Errands, Guard, Message, TcpShard};
 pub(crate) use self::wire::{Event, LaneName, Status};
+#[cfg(test)]
+pub(crate) use self::wire::{HEADER_BYTES, Header, STATUS_BYTES, Verb, Version};

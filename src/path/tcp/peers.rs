@@ -98,10 +98,12 @@ impl Lanes {
         }
     }
 
-    /// What a new lane is called, where the peer is to know, and the process that is meant.
-    pub(super) fn name(&self) -> Option<(LaneName, u64)> {
+    /// What a new lane is called, where the peer is to know, and the process that is meant. A pass
+    /// is good for one name only.
+    pub(super) fn name(&self, of_pass: Option<LaneName>) -> Option<(LaneName, u64)> {
+        let name = || of_pass.unwrap_or_else(LaneName::new);
         match &self.route.kind {
-            RouteKind::Tcp(tcp) if tcp.names_lanes => Some((LaneName::new(), tcp.incarnation?)),
+            RouteKind::Tcp(tcp) if tcp.names_lanes => Some((name(), tcp.incarnation?)),
             _ => None,
         }
     }

@@ -4,16 +4,16 @@
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::{Filled, Vector};
 
 use super::granted::{self, Answering, Sink};
 use super::wire::{
-    Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES, Status, Verb,
-    Version,
+    Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
+    PASS_FRAME_BYTES, Status, Verb, Version,
 };
+use crate::auth::Visitor;
 use crate::limits::{
     EVENT_MAX_BYTES, GRANTED_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES,
     SEND_MAX_PARTS, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
@@ -24,6 +24,9 @@ use crate::path::served::Served;
 
 /// Bytes of a body with names.
 const NAMES_BYTES: RangeInclusive<u64> = NAME_BYTES as u64..=NAMES_MAX_BYTES as u64;
+
+/// Bytes of an event's body.
+const EVENT_BYTES: RangeInclusive<u64> = 1..=EVENT_MAX_BYTES;
 
 /// A server's side of one connection.
 #[derive(Debug)]
@@ -47,8 +50,8 @@ pub(crate) struct ServerStream {
     is_known: bool,
     /// What the peer calls this connection.
     name: Option<LaneName>,
-    /// The peer's name, as it says: to whom something may be granted.
-    holder: Arc<str>,
+    /// Who the peer is.
+    visitor: Visitor,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
 }
@@ -70,6 +73,7 @@ enum Receiving {
     Name {
         body: Vec<u8>,
         len: usize,
+        has_pass: bool,
     },
 }
 
@@ -81,8 +85,9 @@ enum Reply {
     Granted(Answering),
 }
 
-impl Default for ServerStream {
-    fn default() -> Self {
+impl ServerStream {
+    /// One of whom this is known before it says anything.
+    pub(crate) fn new(visitor: Visitor) -> Self {
         Self {
             receiving: Receiving::Header,
             header: [0; HEADER_BYTES + KEY_BYTES],
@@ -95,13 +100,11 @@ impl Default for ServerStream {
             ended: false,
             is_known: false,
             name: None,
-            holder: "".into(),
+            visitor,
             read_ahead: false,
         }
     }
-}
 
-impl ServerStream {
     /// Fills in where the next bytes go; nothing where none may be read now.
     pub(crate) fn receive_into(&self, vector: &mut Vector) {
         if self.closing {
@@ -238,8 +241,11 @@ impl ServerStream {
 
     /// A client that means another process is refused: this one has got its predecessor's port.
     fn may_be_named(&self, header: &Header, served: &impl Served) -> bool {
-        let is_well_formed = NAMES_BYTES.contains(&header.len) && self.name.is_none();
-        is_well_formed && served.is_process(header.addr)
+        let is_well_formed = match header.verb {
+            Verb::Pass => header.len == PASS_FRAME_BYTES as u64,
+            _ => NAMES_BYTES.contains(&header.len),
+        };
+        is_well_formed && self.name.is_none() && served.is_process(header.addr)
     }
 
     /// What the peer calls this connection.
@@ -334,11 +340,11 @@ impl ServerStream {
                 self.stored(used);
                 used
             }
-            Receiving::Name { body, len } => {
-                let (used, whole) = complete(body, *len, bytes);
+            Receiving::Name { body, len, has_pass } => {
+                let ((used, whole), has_pass) = (complete(body, *len, bytes), *has_pass);
                 if let Some(body) = whole {
                     self.receiving = Receiving::Header;
-                    self.introduced(&body);
+                    self.introduced(&body, has_pass, served);
                 }
                 used
             }
@@ -369,19 +375,22 @@ impl ServerStream {
         (self.header_len, self.header_room) = (0, HEADER_BYTES);
         self.read_ahead = header.len <= SMALL_REQUEST_BYTES;
         match header.verb {
-            Verb::Event if (1..=EVENT_MAX_BYTES).contains(&header.len) => {
+            Verb::Event if self.visitor.is_in() && EVENT_BYTES.contains(&header.len) => {
                 self.receiving = Receiving::Event { body: Vec::new(), len: header.len as usize };
             }
             // A connection has one name, for good.
-            Verb::Name if self.may_be_named(&header, served) => {
-                self.receiving = Receiving::Name { body: Vec::new(), len: header.len as usize };
+            Verb::Name | Verb::Pass if self.may_be_named(&header, served) => {
+                let (len, has_pass) = (header.len as usize, header.verb == Verb::Pass);
+                self.receiving = Receiving::Name { body: Vec::new(), len, has_pass };
             }
-            Verb::Event | Verb::Name => self.refuse(header.version),
+            Verb::Event | Verb::Name | Verb::Pass => self.refuse(header.version),
             Verb::Granted(operation) => self.granted(operation, &header, key, served),
-            Verb::Transfer(operation) => match served.find(header.addr, header.len, operation) {
-                None => self.refuse(header.version),
-                Some(memory) => self.transfer(operation, memory, header.version),
-            },
+            Verb::Transfer(operation) => {
+                match served.find(&self.visitor, header.addr, header.len, operation) {
+                    None => self.refuse(header.version),
+                    Some(memory) => self.transfer(operation, memory, header.version),
+                }
+            }
         }
     }
 
@@ -407,10 +416,10 @@ impl ServerStream {
         served: &mut impl Served,
     ) {
         let Header { addr, len, version, .. } = *header;
-        if !(1..=GRANTED_MAX_BYTES).contains(&len) {
+        if !self.visitor.is_in() || !(1..=GRANTED_MAX_BYTES).contains(&len) {
             return self.refuse(version);
         }
-        let found = served.find_granted(key, &self.holder, addr, len, operation);
+        let found = served.find_granted(&self.visitor, key, addr, len, operation);
         self.is_known |= found.is_ok();
         match (operation, found) {
             (Operation::Write, Ok((target, used))) => {
@@ -431,10 +440,18 @@ impl ServerStream {
         self.closing = true;
     }
 
-    /// The peer says its own name and that of the connection.
-    fn introduced(&mut self, body: &[u8]) {
-        let Some((name, engine)) = LaneName::split(body) else { return self.refuse(Version::V2) };
-        (self.name, self.holder) = (Some(name), engine.into());
+    /// The peer says its own name and that of the connection, or shows a pass for it.
+    fn introduced(&mut self, body: &[u8], has_pass: bool, served: &mut impl Served) {
+        let known = match has_pass {
+            true => LaneName::with_pass(body)
+                .and_then(|(lane, pass)| Some((lane, served.admit(&pass, lane)?))),
+            false => LaneName::split(body).and_then(|(lane, engine)| {
+                let mut visitor = self.visitor.clone();
+                visitor.says(engine).then_some((lane, visitor))
+            }),
+        };
+        let Some((name, visitor)) = known else { return self.refuse(Version::V2) };
+        (self.name, self.visitor) = (Some(name), visitor);
         self.acknowledge(Version::V2, Status::Ok);
     }
 
@@ -450,4 +467,12 @@ fn complete(body: &mut Vec<u8>, len: usize, bytes: &[u8]) -> (usize, Option<Vec<
     let used = bytes.len().min(len - body.len());
     body.extend_from_slice(&bytes[..used]);
     (used, (body.len() == len).then(|| std::mem::take(body)))
+}
+
+#[cfg(any(fuzzing, test))]
+impl Default for ServerStream {
+    /// Where nobody has to prove anything.
+    fn default() -> Self {
+        Self::new(Visitor::anyone(""))
+    }
 }

@@ -15,6 +15,7 @@ use super::peers::Lanes;
 use super::server::ServerStream;
 use super::sweep::ended_early;
 use super::wire::LaneName;
+use crate::auth::Pass;
 use crate::config::TcpLimits;
 use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
@@ -33,8 +34,9 @@ pub(crate) enum Message {
     Accepted(Socket),
     /// The process is out of descriptors: close a stranger's connection, if there is one.
     Crowded,
-    /// A connection that was asked for, to the peer with this key.
-    Dialed { peer: u64, result: Result<Socket> },
+    /// A connection that was asked for, to the peer with this key; where it has to show a pass,
+    /// that, and the name for which it was given.
+    Dialed { peer: u64, result: Result<Socket>, pass: Option<Box<(LaneName, Pass)>> },
     /// End whatever touches this region, then drop the guard.
     Fence { region: Arc<Region>, guard: Guard },
     /// A peer asks to end the connection that it calls so: drop the guard once nothing is stored
@@ -138,7 +140,7 @@ impl TcpShard {
             Message::Crowded => {
                 self.evict(true);
             }
-            Message::Dialed { peer, result } => self.dialed(peer, result, now_ns),
+            Message::Dialed { peer, result, pass } => self.dialed(peer, result, pass, now_ns),
             Message::Fence { region, guard } => {
                 self.served.refresh();
                 let patience_ns = now_ns + ENDING_GRACE_NS;
@@ -260,14 +262,21 @@ impl TcpShard {
         }
     }
 
-    fn dialed(&mut self, key: u64, result: Result<Socket>, now_ns: u64) {
+    fn dialed(
+        &mut self,
+        key: u64,
+        result: Result<Socket>,
+        pass: Option<Box<(LaneName, Pass)>>,
+        now_ns: u64,
+    ) {
         let Some(lanes) = self.peers.get_mut(&key) else { return };
         lanes.dialing = lanes.dialing.saturating_sub(1);
         match result.and_then(in_blocking_mode) {
             Ok(socket) if !self.is_leaving && !self.is_stopping => {
                 let (version, careful) = lanes.framing();
-                let stream =
-                    ClientStream::new(version, careful).named(lanes.name(), &self.errands.own);
+                let stream = ClientStream::new(version, careful);
+                let (lane, pass) = pass.map(|pass| *pass).unzip();
+                let stream = stream.named(lanes.name(lane), pass, &self.errands.own);
                 let role = Role::Client { stream, peer: key, round: lanes.round };
                 let lane = self.connections.insert(Connection::new(socket, role, now_ns));
                 lanes.lanes.push(lane);
@@ -297,7 +306,7 @@ impl TcpShard {
         }
         let Ok(socket) = in_blocking_mode(socket) else { return };
         self.servers += 1;
-        let role = Role::Server(ServerStream::default());
+        let role = Role::Server(ServerStream::new(self.served.newcomer()));
         let connection = self.connections.insert(Connection::new(socket, role, now_ns));
         self.start(connection, now_ns);
     }

@@ -7,6 +7,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use crate::auth::{PASS_BYTES, Pass};
 use crate::limits::NAME_MAX_BYTES;
 use crate::memory::Operation;
 use crate::memory::grant::Key;
@@ -39,12 +40,17 @@ const OPCODE_EVENT: u8 = 0x40;
 /// The name of the connection, its first frame; to peers that publish kvrail's extras. In place
 /// of an address stands the incarnation that is meant.
 const OPCODE_NAME: u8 = 0x42;
+/// In place of a name's frame where peers prove who they are; addressed as it is.
+const OPCODE_PASS: u8 = 0x46;
 
 /// Body of a naming frame: so much of the connection's name, then the engine's.
 pub(crate) const NAME_BYTES: usize = 16;
 
 /// Longest body of a naming frame.
 pub(crate) const NAMES_MAX_BYTES: usize = NAME_BYTES + NAME_MAX_BYTES;
+
+/// Body of a pass's frame: the connection's name, then the pass, which says whose it is.
+pub(crate) const PASS_FRAME_BYTES: usize = NAME_BYTES + PASS_BYTES;
 
 /// What a client calls a connection, so that it can ask by another way for its end. Nobody who
 /// wasn't told guesses it.
@@ -67,6 +73,12 @@ impl LaneName {
     pub(crate) fn split(body: &[u8]) -> Option<(Self, &str)> {
         let (name, engine) = body.split_first_chunk()?;
         Some((Self(u128::from_le_bytes(*name)), std::str::from_utf8(engine).ok()?))
+    }
+
+    /// The connection's name and the pass that was given for it.
+    pub(crate) fn with_pass(body: &[u8]) -> Option<(Self, Pass)> {
+        let (name, pass) = body.split_first_chunk()?;
+        Some((Self(u128::from_le_bytes(*name)), Pass(pass.try_into().ok()?)))
     }
 }
 /// READ and WRITE under a grant; as events.
@@ -104,6 +116,7 @@ pub(crate) enum Verb {
     Granted(Operation),
     Event,
     Name,
+    Pass,
 }
 
 /// A request header.
@@ -128,6 +141,7 @@ impl Header {
             Verb::Granted(Operation::Write) => OPCODE_GRANTED_WRITE,
             Verb::Event => OPCODE_EVENT,
             Verb::Name => OPCODE_NAME,
+            Verb::Pass => OPCODE_PASS,
         };
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&self.len.to_le_bytes());
@@ -143,6 +157,7 @@ impl Header {
             OPCODE_WRITE => Verb::Transfer(Operation::Write),
             OPCODE_EVENT if version == Version::V2 => Verb::Event,
             OPCODE_NAME if version == Version::V2 => Verb::Name,
+            OPCODE_PASS if version == Version::V2 => Verb::Pass,
             OPCODE_GRANTED_READ if version == Version::V2 => Verb::Granted(Operation::Read),
             OPCODE_GRANTED_WRITE if version == Version::V2 => Verb::Granted(Operation::Write),
             _ => return Err(UnknownOpcode(version)),

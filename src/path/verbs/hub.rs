@@ -13,14 +13,15 @@ use super::letter::Body;
 use super::reach::Reach;
 use super::shard::Message;
 use crate::arrivals::Arrivals;
+use crate::auth::{Gate, PeerId, Visitor};
 use crate::config::{OnRegistering, Protocol, RdmaSettings};
 use crate::control::handshake::split_nic_path;
 use crate::control::{Buffer, Control, Descriptor, Handshake, Letter, Offer, Resolved};
 use crate::engine::tell;
 use crate::exposed::Exposure;
 use crate::limits::{RDMA_PEERS_MAX, SHARDS_MAX};
-use crate::memory::Region;
 use crate::memory::grant::{Grants, Key};
+use crate::memory::{Region, Regions};
 use crate::runtime::{PumpAddress, Runtime, SendError};
 use crate::{Error, Result};
 
@@ -29,6 +30,8 @@ pub(crate) struct Rdma {
     pub(super) nics: Vec<LocalNic>,
     pub(super) incarnation: u64,
     pub(super) grants: Arc<Grants>,
+    pub(super) regions: Arc<Regions>,
+    gate: Arc<Gate>,
     pub(super) arrivals: Arc<Arrivals>,
     on_registering: Option<OnRegistering>,
     shards: OnceLock<Vec<Seat>>,
@@ -71,7 +74,7 @@ impl Struck {
 /// Processes that have written to us, by numbers that differ from those of our own links.
 #[derive(Debug, Default)]
 struct Strangers {
-    by_name: HashMap<Arc<str>, Stranger>,
+    by_name: HashMap<(PeerId, Arc<str>), Stranger>,
     next: u64,
 }
 
@@ -81,6 +84,8 @@ pub(crate) struct Stranger {
     pub(super) number: u64,
     pub(super) name: Arc<str>,
     pub(super) incarnation: u64,
+    /// What it may be let into.
+    pub(super) visitor: Visitor,
 }
 
 /// The first number of a stranger; links' numbers count up from 1.
@@ -103,6 +108,8 @@ impl Rdma {
             nics,
             incarnation: exposure.incarnation,
             grants: exposure.grants.clone(),
+            regions: exposure.regions.clone(),
+            gate: exposure.gate.clone(),
             arrivals: exposure.arrivals.clone(),
             on_registering: settings.on_registering.clone(),
             shards: OnceLock::new(),
@@ -279,7 +286,7 @@ impl Rdma {
     }
 
     /// A letter for one of the shards. Nonsense is dropped: who meant something asks again.
-    pub(crate) fn letter(&self, letter: Letter) {
+    pub(crate) fn letter(&self, peer: &PeerId, letter: Letter) {
         let Letter { from, incarnation, to, body } = letter;
         let Ok(body) = serde_json::from_value::<Body>(body) else {
             return tracing::debug!(from, "an unreadable letter");
@@ -288,7 +295,7 @@ impl Rdma {
         if to != self.incarnation || shards.is_empty() {
             return;
         }
-        let Some((stranger, gone)) = self.stranger(&from, incarnation) else {
+        let Some((stranger, gone)) = self.stranger(peer, &from, incarnation) else {
             return tracing::debug!(from, "too many peers write");
         };
         for (shard, gone) in shards.iter().flat_map(|shard| gone.map(|gone| (shard, gone))) {
@@ -315,10 +322,17 @@ impl Rdma {
         answer
     }
 
-    /// Who writes, and who had that name before.
-    fn stranger(&self, name: &str, incarnation: u64) -> Option<(Stranger, Option<u64>)> {
+    /// Who writes, and who had that name before. Whoever has proven something else is somebody
+    /// else, whatever it calls itself.
+    fn stranger(
+        &self,
+        peer: &PeerId,
+        name: &str,
+        incarnation: u64,
+    ) -> Option<(Stranger, Option<u64>)> {
         let mut strangers = lock(&self.strangers);
-        let known = strangers.by_name.get(name).cloned();
+        let key = (peer.clone(), Arc::from(name));
+        let known = strangers.by_name.get(&key).cloned();
         if let Some(known) = known.clone().filter(|known| known.incarnation == incarnation) {
             return Some((known, None));
         }
@@ -327,8 +341,10 @@ impl Rdma {
         }
         let number = STRANGERS_FROM + strangers.next;
         strangers.next += 1;
-        let stranger = Stranger { number, name: name.into(), incarnation };
-        strangers.by_name.insert(stranger.name.clone(), stranger.clone());
+        let mut visitor = self.gate.visitor(peer);
+        visitor.says(name);
+        let stranger = Stranger { number, name: name.into(), incarnation, visitor };
+        strangers.by_name.insert(key, stranger.clone());
         Some((stranger, known.map(|known| known.number)))
     }
 }
@@ -341,9 +357,9 @@ impl std::fmt::Debug for Rdma {
 
 impl Strangers {
     fn forget_oldest(&mut self) {
-        let oldest = self.by_name.values().min_by_key(|known| known.number);
-        if let Some(name) = oldest.map(|known| known.name.clone()) {
-            self.by_name.remove(&name);
+        let oldest = self.by_name.iter().min_by_key(|(_, known)| known.number);
+        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+            self.by_name.remove(&key);
         }
     }
 }

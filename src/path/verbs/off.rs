@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::auth::PeerId;
 use crate::config::RdmaSettings;
 use crate::control::{Control, Descriptor, Handshake, Letter, Resolved};
 use crate::exposed::Exposure;
@@ -48,7 +49,7 @@ impl Rdma {
         match *self {}
     }
 
-    pub(crate) fn letter(&self, _: Letter) {
+    pub(crate) fn letter(&self, _: &PeerId, _: Letter) {
         match *self {}
     }
 

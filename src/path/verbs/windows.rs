@@ -7,6 +7,7 @@ use kvrail_reactors::verbs::{RemoteAccess, RemoteKey};
 
 use super::endpoints::Endpoints;
 use super::hub::Rdma;
+use crate::auth::Visitor;
 use crate::memory::grant::{Denied, Key, Use};
 use crate::path::rdma::{EndpointName, Granted, Strike};
 
@@ -23,16 +24,17 @@ struct Window {
 }
 
 impl Windows {
-    /// What to open for a peer that brings a grant's key, and says that it is `holder`.
+    /// What to open for a visitor that brings a grant's key.
     pub(super) fn open(
         &mut self,
         name: EndpointName,
         grant: u128,
-        holder: &str,
+        visitor: &Visitor,
         rdma: &Rdma,
         endpoints: &mut Endpoints,
     ) -> Result<Granted, Strike> {
-        let found = rdma.grants.window(Key::from_raw(grant), holder);
+        let regions = rdma.regions.current();
+        let found = rdma.grants.window_for(visitor, &regions, Key::from_raw(grant));
         let (memory, access, using) = found.map_err(|denied| match denied {
             Denied::Stale => Strike::Gone,
             Denied::Refused => Strike::Refused,

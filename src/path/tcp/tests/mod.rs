@@ -5,6 +5,7 @@ mod granted;
 mod lanes;
 mod server;
 mod shard;
+mod visitors;
 
 use std::sync::Arc;
 

@@ -122,7 +122,7 @@ fn stalled(streams: Streams) {
     let (small, large) = (region(4_096), region(LEN));
     let (first, message) = flight(&small);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()) }, 0);
+    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()), pass: None }, 0);
     shard.poll(0);
     peer.read_exact(&mut [0; 24 + 4_096]).unwrap();
     peer.write_all(&Status::Ok.encode()).unwrap();
@@ -209,7 +209,7 @@ fn dropped(streams: Streams) {
     let (memory, waiting) = (region(LEN), region(4_096));
     let (flying, message) = flight(&memory);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()) }, 0);
+    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()), pass: None }, 0);
     shard.poll(1);
     peer.read_exact(&mut [0; 1]).unwrap();
     let (never_sent, message) = flight(&waiting);

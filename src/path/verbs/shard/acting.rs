@@ -6,6 +6,7 @@ use super::super::mooncake::Errand;
 use super::super::parts::Part;
 use super::super::watch;
 use super::RdmaShard;
+use crate::auth::Visitor;
 use crate::path::rdma::{
     Action, Counted, Ending, EndpointName, Ends, Incarnation, Message as Told, Refusal,
 };
@@ -146,8 +147,8 @@ impl RdmaShard {
 
     fn open_window(&mut self, name: EndpointName, grant: u128) {
         let holder = self.target.peer_of(name).and_then(|peer| self.strangers.get(&peer));
-        let holder = holder.map_or("", |stranger| &stranger.name);
-        let opened = self.windows.open(name, grant, holder, &self.rdma, &mut self.endpoints);
+        let visitor = holder.map_or_else(Visitor::stranger, |stranger| stranger.visitor.clone());
+        let opened = self.windows.open(name, grant, &visitor, &self.rdma, &mut self.endpoints);
         if !self.target.granted(name, grant, opened) {
             self.windows.unopened(name, grant, &mut self.endpoints);
         }
