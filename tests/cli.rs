@@ -143,3 +143,31 @@ fn mistakes_are_named_with_their_remedy() {
         assert!(error.contains(words), "{arguments:?} says: {error}");
     }
 }
+
+#[test]
+fn a_bench_of_engines_that_prove_who_they_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = |name: &str, digit: &str| format!("{name} = {}\n", digit.repeat(64));
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        format!("--key-file={}", path.display())
+    };
+    let target = file("target", key("target", "a") + &key("initiator", "b"));
+    let (good, bad) = (file("good", key("initiator", "b")), file("bad", key("initiator", "c")));
+    let arguments = [TARGET, &[target.as_str()]].concat();
+    let (_target, segment) = Server::start(&arguments, "segment");
+    let segment = format!("--segment_id={segment}");
+    let initiate = |keys: &[&str]| {
+        let options = ["bench", "--mode=initiator", "--duration=0.2", "--threads=1", "--verify"];
+        run(&[&options[..], &["--buffer_size=16M", "--json", &segment], keys].concat())
+    };
+    assert_eq!(json(&initiate(&[&good]))["verified"], true);
+    for keys in [&[bad.as_str()][..], &[]] {
+        let output = initiate(keys);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("kvrail: "), "{error}");
+    }
+    let half = run(&["bench", "--mode=target", "--tls-cert=x"]);
+    assert!(String::from_utf8_lossy(&half.stderr).contains("--tls-key"));
+}

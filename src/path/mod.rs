@@ -141,12 +141,16 @@ fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Rout
         let (name, incarnation) = (route.name.clone(), tcp.incarnation);
         let (caller, shard) = (control.clone(), shard.clone());
         control.detach(async move {
-            let result = caller.connect(&host, port).await.map(Socket::from);
-            // Behind the connection: a pass is not good for long.
             let lane = LaneName::new();
-            let (result, pass) = match (result, caller.pass(&name, incarnation, lane).await) {
-                (Ok(socket), Ok(pass)) => (Ok(socket), pass.map(|pass| Box::new((lane, pass)))),
-                (Err(error), _) | (_, Err(error)) => (Err(error), None),
+            let dialed = async {
+                let socket = Socket::from(caller.connect(&host, port).await?);
+                // Behind the connection: a pass is not good for long.
+                let pass = caller.pass(&name, incarnation, lane).await?;
+                Ok((socket, pass.map(|pass| Box::new((lane, pass)))))
+            };
+            let (result, pass) = match dialed.await {
+                Ok((socket, pass)) => (Ok(socket), pass),
+                Err(error) => (Err(error), None),
             };
             report(&shard, Message::Dialed { peer, result, pass }).await;
         });

@@ -38,6 +38,7 @@ pub fn no_c(shell: &Shell) -> Outcome {
 pub fn clippy(shell: &Shell) -> Outcome {
     shell.component("clippy", "clippy")?;
     run(&mut shell.cargo("clippy --locked --workspace --all-targets -- -D warnings"))?;
+    run(&mut shell.cargo("clippy --locked -p kvrail --all-targets --features tls -- -D warnings"))?;
     run(&mut shell.cargo("clippy -p kvrail --lib --no-default-features -- -D warnings"))?;
     Ok("no warning".into())
 }
@@ -45,7 +46,7 @@ pub fn clippy(shell: &Shell) -> Outcome {
 /// Unit, integration and example tests, by nextest where it is installed.
 pub fn tests(shell: &Shell) -> Outcome {
     // What default features are without is linted and documented by other steps.
-    let targets = "--locked --workspace --features rdma --lib --bins --tests --examples";
+    let targets = "--locked --workspace --features rdma,tls --lib --bins --tests --examples";
     if shell.has_cargo("nextest") {
         run(&mut shell.cargo(&format!("nextest run --no-fail-fast {targets}")))?;
         return Ok("by nextest".into());

@@ -13,6 +13,7 @@ use kvrail::{
 };
 
 use self::run::Run;
+use crate::security::Security;
 use crate::size;
 
 /// Foreign memory is faulted in by copies of so much: a few hundred for a gigabyte.
@@ -94,6 +95,8 @@ pub struct Options {
     /// once more.
     #[arg(long)]
     cells: bool,
+    #[command(flatten)]
+    security: Security,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -165,7 +168,7 @@ pub fn run(options: &Options) -> Result<()> {
         .shards(shards)
         .idle(options.idle.into())
         .driver(options.driver);
-    let engine = forced(builder, options).start()?;
+    let engine = options.security.apply(forced(builder, options)).start()?;
     match options.mode {
         Mode::Target => serve(&engine, options),
         Mode::Initiator => initiate(&engine, options),

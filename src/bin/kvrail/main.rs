@@ -5,6 +5,7 @@ mod bench;
 mod doctor;
 mod metadata_server;
 mod report;
+mod security;
 mod size;
 mod table;
 mod topology;
@@ -25,7 +26,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Measures transfers between two processes, with transfer_engine_bench's options.
-    Bench(bench::Options),
+    Bench(Box<bench::Options>),
     /// Checks what works here, and says what to do about the rest.
     #[command(after_help = doctor::EXIT)]
     Doctor(doctor::Options),

@@ -1,0 +1,55 @@
+//! What peers of an engine have to prove, as options of a command.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kvrail::{Authentication, EngineBuilder, PeerNames, TlsFiles};
+
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Authentication")]
+pub struct Security {
+    /// This engine's certificate in PEM: peers have to prove who they are by mutual TLS 1.3.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Certificates of the authorities that vouch for peers, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_ca: Option<PathBuf>,
+    /// Takes any peer for the one it opens whom an authority vouches for, whatever its
+    /// certificate names.
+    #[arg(long, requires = "tls_cert")]
+    tls_any_name: bool,
+    /// Pre-shared keys, a line `NAME = 64 HEXADECIMAL DIGITS` each, this engine's own first: peers
+    /// have to prove that they hold one of them.
+    #[arg(long, value_name = "FILE", conflicts_with = "tls_cert")]
+    key_file: Option<PathBuf>,
+    /// Lets Mooncake's engines in, which can't prove anything, and with them anyone who reaches
+    /// the ports.
+    #[arg(long)]
+    allow_mooncake: bool,
+}
+
+impl Security {
+    /// An engine that is to be started so.
+    pub fn apply(&self, builder: EngineBuilder) -> EngineBuilder {
+        builder.authentication(self.authentication()).allow_mooncake(self.allow_mooncake)
+    }
+
+    fn authentication(&self) -> Authentication {
+        let names = if self.tls_any_name { PeerNames::Any } else { PeerNames::Opened };
+        match (&self.key_file, &self.tls_cert, &self.tls_key, &self.tls_ca) {
+            (Some(file), ..) => Authentication::Keys(file.clone()),
+            (None, Some(certificate), Some(key), Some(authorities)) => {
+                Authentication::Tls(TlsFiles {
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                    authorities: authorities.clone(),
+                    names,
+                })
+            }
+            _ => Authentication::Off,
+        }
+    }
+}
