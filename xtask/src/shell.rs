@@ -123,6 +123,21 @@ pub fn find(program: &str) -> Option<PathBuf> {
     files.find(|file| file.is_file())
 }
 
+/// Where this program is, for a guest to run it too. A build in a step may have put another one in
+/// its place, of the same sources; what runs is then called deleted.
+///
+/// # Errors
+/// Neither is there.
+pub fn own_program() -> Result<String, String> {
+    let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
+    let own = own.to_string_lossy();
+    let own = own.strip_suffix(" (deleted)").unwrap_or(&own);
+    match Path::new(own).exists() {
+        true => Ok(own.to_owned()),
+        false => Err(format!("our own program is gone from {own}: build it again")),
+    }
+}
+
 /// One word for the shell, whatever is in it.
 pub fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
