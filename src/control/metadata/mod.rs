@@ -90,8 +90,8 @@ impl Metadata {
         }
     }
 
-    /// Whether an error of [`Metadata::resolve`] is about the peer: that a service is silent or gone
-    /// says nothing about those whom it told us of.
+    /// Whether an error of [`Metadata::resolve`] is about the peer: that a service is silent or
+    /// gone says nothing about those whom it told us of.
     pub fn is_about_peer(&self, error: &Error) -> bool {
         match self {
             Self::P2p => true,
