@@ -30,17 +30,14 @@ use store::Store;
 /// The chosen way, ready to use.
 pub(super) enum Metadata {
     P2p,
-    Registry(Registry),
+    Registry(Box<Registry>),
 }
 
 impl Metadata {
     pub fn new(kind: &MetadataKind, cluster: &str, limits: &ControlLimits) -> Result<Self> {
-        Ok(match Store::new(kind, limits)? {
-            None => Self::P2p,
-            Some(store) => {
-                Self::Registry(Registry::new(store, cluster, kind.url(), limits.metadata_lease))
-            }
-        })
+        let Some(store) = Store::new(kind, limits)? else { return Ok(Self::P2p) };
+        let registry = Registry::new(store, cluster, kind.url(), limits.metadata_lease);
+        Ok(Self::Registry(Box::new(registry)))
     }
 
     /// Publishes `descriptor`, and where the daemon listens. Fails if peers could not read it.

@@ -45,7 +45,7 @@ pub(super) enum Put {
 
 /// A service that keeps documents.
 pub(super) enum Store {
-    Http(HttpStore),
+    Http(Box<HttpStore>),
     #[cfg(feature = "etcd")]
     Etcd(EtcdStore),
     #[cfg(feature = "redis")]
@@ -76,7 +76,7 @@ impl Store {
         check_lease(limits.metadata_lease)?;
         match kind {
             MetadataKind::P2p => Ok(None),
-            MetadataKind::Http(url) => Ok(Some(Self::Http(HttpStore::new(url, limits)?))),
+            MetadataKind::Http(url) => Ok(Some(Self::Http(HttpStore::new(url, limits)?.into()))),
             #[cfg(feature = "etcd")]
             MetadataKind::Etcd(_) => Ok(Some(Self::Etcd(EtcdStore::new(kind, limits)?))),
             #[cfg(not(feature = "etcd"))]
