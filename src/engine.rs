@@ -10,8 +10,8 @@ use std::time::Duration;
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
-use crate::config::{EngineBuilder, Metadata};
-use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind, Resolved};
+use crate::config::EngineBuilder;
+use crate::control::{Buffer, Control, ControlConfig, Host, Resolved};
 use crate::counter::Counter;
 use crate::explain::Explanation;
 use crate::exposed::{Exposed, expose};
@@ -58,11 +58,8 @@ impl Engine {
 
     pub(crate) fn start(config: EngineBuilder) -> Result<Self> {
         let runtime = config.runtime(config.driver)?;
-        let kind = match &config.metadata {
-            Metadata::P2p => MetadataKind::P2p,
-            Metadata::Http(url) => MetadataKind::Http(url.clone()),
-        };
-        let mut control_config = ControlConfig::new(&config.name, kind);
+        let mut control_config = ControlConfig::new(&config.name, config.metadata.clone());
+        control_config.limits.metadata_lease = config.metadata_lease;
         control_config.cluster = config.cluster.clone();
         control_config.advertise = config.advertise.clone();
         if let Some(bind) = config.bind {

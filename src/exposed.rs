@@ -132,6 +132,7 @@ impl Host for Exposed {
             version: Extras::VERSION,
             incarnation: self.incarnation,
             sockets: self.sockets.clone(),
+            kept: None,
         };
         let descriptor = self.identity.descriptor(buffers, Some(extras));
         let Some(rdma) = &self.rdma else { return descriptor };

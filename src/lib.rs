@@ -52,8 +52,8 @@ pub mod topology;
 mod transfer;
 mod window;
 
-pub use config::{EngineBuilder, Metadata, Protocol};
-pub use control::metadata;
+pub use config::{EngineBuilder, Protocol};
+pub use control::{MetadataKind as Metadata, RedisServer, metadata};
 pub use counter::Counter;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};

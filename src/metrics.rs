@@ -23,6 +23,10 @@ pub const RECEIPTS: &str = "kvrail_receipts_total";
 /// From such an end's cause until the memory was quiet. Labels: path.
 pub const RECEIPT_SECONDS: &str = "kvrail_receipt_seconds";
 
+/// Renewals of our entry at a metadata service. Labels: outcome (kept, restored, or an error's
+/// kind).
+pub const METADATA_RENEWALS: &str = "kvrail_metadata_renewals_total";
+
 /// RDMA work requests that NICs took. Labels: device.
 pub const RDMA_WORK_REQUESTS: &str = "kvrail_rdma_work_requests_total";
 /// Lists that they were posted in, each of which rings a doorbell once. Labels: device.
@@ -38,10 +42,21 @@ pub fn describe() {
     describe_counter!(SERVED_REFUSED, Unit::Count, "peers' requests that were refused");
     describe_histogram!(BATCH_SECONDS, Unit::Seconds, "from posting a batch to its end");
     describe_counter!(RECEIPTS, Unit::Count, "ends of batches that did not succeed");
+    describe_counter!(METADATA_RENEWALS, Unit::Count, "renewals of our metadata entry");
     describe_counter!(RDMA_WORK_REQUESTS, Unit::Count, "work requests that NICs took");
     describe_counter!(RDMA_DOORBELLS, Unit::Count, "lists that they were posted in");
     describe_counter!(RDMA_COMPLETIONS, Unit::Count, "completions that were polled");
     describe_histogram!(RECEIPT_SECONDS, Unit::Seconds, "from such an end's cause to quiet");
+}
+
+/// Counts a renewal at a metadata service.
+pub(crate) fn renewed(renewal: &crate::Result<bool>) {
+    let outcome = match renewal {
+        Ok(true) => "kept",
+        Ok(false) => "restored",
+        Err(error) => error.kind().label(),
+    };
+    counter!(METADATA_RENEWALS, "outcome" => outcome).increment(1);
 }
 
 /// What a part of a transfer carried; recorded once, when the part is back.

@@ -5,11 +5,13 @@
 //! Mooncake's defaults. What we add stands under the one key `kvrail`, which Mooncake ignores.
 //!
 //! Below it: `text` (as documents arrive), `gid` (a device's address in text), `matrix` (which
-//! devices are near to which memory), `order` (how Mooncake's readers number devices), `offer`
-//! (what we publish of our devices), `choice` (which of a peer's devices reach its memory).
+//! devices are near to which memory), `kept` (a document's age), `order` (how Mooncake's readers
+//! number devices), `offer` (what we publish of our devices), `choice` (which of a peer's devices
+//! reach its memory).
 
 mod choice;
 mod gid;
+mod kept;
 mod matrix;
 mod offer;
 mod order;
@@ -19,6 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::kept::Kept;
 pub use self::matrix::PriorityMatrix;
 pub use self::offer::{Offer, OwnDevice};
 use self::text::{Common, Parts};
@@ -141,6 +144,9 @@ pub struct Extras {
     /// abstract name begins with `@`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<String>,
+    /// How old the document is, where the service that keeps it can't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
 }
 
 impl Extras {

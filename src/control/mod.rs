@@ -13,6 +13,7 @@ mod directory;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 pub(crate) mod handshake;
+mod keeper;
 pub mod metadata;
 mod seats;
 mod settings;
@@ -45,8 +46,9 @@ pub(crate) use descriptor::{Buffer, Descriptor, Device, Extras, Offer, OwnDevice
 use directory::Directory;
 pub(crate) use directory::Resolved;
 pub(crate) use handshake::Handshake;
+use keeper::Published;
 use metadata::Metadata;
-pub use metadata::MetadataKind;
+pub use metadata::{MetadataKind, RedisServer};
 pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
 use wire::{AnyObject, EndLane, Notify};
 
@@ -99,9 +101,7 @@ struct Shared {
     limits: ControlLimits,
     directory: Mutex<Directory>,
     couriers: Couriers,
-    /// Held while publishing, so that the newest descriptor is the last written; true once the
-    /// name is registered.
-    registered: tokio::sync::Mutex<bool>,
+    published: tokio::sync::Mutex<Published>,
     /// No more publishing: what is withdrawn stays withdrawn.
     stopping: AtomicBool,
 }
@@ -144,7 +144,7 @@ impl Control {
             limits,
             directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
             couriers: Couriers::default(),
-            registered: tokio::sync::Mutex::new(false),
+            published: tokio::sync::Mutex::default(),
             stopping: AtomicBool::new(true),
         };
         Self { shared: Arc::new(shared), runtime, calls, stop, ended }
@@ -275,25 +275,6 @@ impl Control {
 }
 
 impl Shared {
-    async fn publish(&self) -> Result<()> {
-        let mut registered = self.registered.lock().await;
-        if self.stopping.load(Ordering::Acquire) {
-            return Err(Error::closed("the control plane is stopping"));
-        }
-        let (descriptor, control) = (self.host.descriptor(), &self.identity.control);
-        self.metadata.publish(&descriptor, control, !*registered, &self.limits).await?;
-        *registered = true;
-        Ok(())
-    }
-
-    async fn withdraw(&self) -> Result<()> {
-        let mut registered = self.registered.lock().await;
-        if std::mem::take(&mut *registered) {
-            self.metadata.withdraw(&self.identity.name).await?;
-        }
-        Ok(())
-    }
-
     async fn resolve(&self, name: &str, refresh: bool) -> Result<Arc<Resolved>> {
         // Mooncake strips leading slashes too.
         let name = name.trim_start_matches('/');
@@ -309,7 +290,8 @@ impl Shared {
         });
         match &checked {
             Ok(resolved) => self.directory().insert(name, Arc::clone(resolved)),
-            Err(_) => self.directory().forget(name),
+            Err(error) if self.metadata.is_about_peer(error) => self.directory().forget(name),
+            Err(_) => {}
         }
         checked
     }
@@ -361,6 +343,9 @@ fn run<F>(
             Err(error) => return drop(ready.send(Err(error))),
         };
         drop(ready.send(Ok((Handle::current(), Arc::clone(&shared)))));
+        if !matches!(shared.metadata, Metadata::P2p) {
+            tokio::spawn(Arc::clone(&shared).keep());
+        }
         // An error means that the last handle was dropped: stop too.
         let _ = stopped.wait_for(|stopped| *stopped).await;
         shared.stopping.store(true, Ordering::Release);
@@ -406,7 +391,7 @@ where
         limits,
         directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
         couriers: Couriers::default(),
-        registered: tokio::sync::Mutex::new(false),
+        published: tokio::sync::Mutex::default(),
         stopping: AtomicBool::new(false),
     }))
 }

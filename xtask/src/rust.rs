@@ -17,10 +17,10 @@ pub fn style(shell: &Shell) -> Outcome {
     Ok("kept".into())
 }
 
-/// What a user gets from `cargo add kvrail` must build without a C compiler.
+/// What a user gets from `cargo add kvrail` must build without a C compiler; with etcd, too.
 pub fn no_c(shell: &Shell) -> Outcome {
     for builder in ["cc", "cmake"] {
-        let mut tree = shell.cargo("tree --locked -p kvrail -e normal,build -i");
+        let mut tree = shell.cargo("tree --locked -p kvrail --features etcd -e normal,build -i");
         let output = tree.arg(builder).output().map_err(|error| format!("cargo tree: {error}"))?;
         let (found, said) = (text(&output.stdout), text(&output.stderr));
         if !found.trim().is_empty() {
@@ -45,7 +45,7 @@ pub fn clippy(shell: &Shell) -> Outcome {
 /// Unit, integration and example tests, by nextest where it is installed.
 pub fn tests(shell: &Shell) -> Outcome {
     // What default features are without is linted and documented by other steps.
-    let targets = "--locked --workspace --features rdma --lib --bins --tests --examples";
+    let targets = "--locked --workspace --features rdma,etcd --lib --bins --tests --examples";
     if shell.has_cargo("nextest") {
         run(&mut shell.cargo(&format!("nextest run --no-fail-fast {targets}")))?;
         return Ok("by nextest".into());

@@ -85,7 +85,8 @@ impl Shell {
         self.apt_update(why)?;
         let mut command = self.command("apt-get");
         command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-        run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+        // In this runlevel no package starts its service: tests start their own.
+        run(command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))
     }
 
     /// Sees to it that `python3` can make venvs and has pip.

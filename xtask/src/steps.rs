@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::shell::Shell;
 use crate::{
-    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, sim, verbs, vm,
-    without_uring,
+    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, services, sim, verbs,
+    vm, without_uring,
 };
 
 /// What a step answers: a few words for the summary, or what went wrong.
@@ -92,8 +92,9 @@ pub fn test(options: &Options) -> Result<bool, String> {
         return Ok(true);
     }
     let shell = Shell::new()?;
-    // Most steps build with the feature `rdma`.
+    // Most steps build with the features `rdma` and `etcd`.
     verbs::packages(&shell)?;
+    services::packages(&shell)?;
     let mut summary = Summary::default();
     for step in STEPS.iter() {
         if !options.picks(step.name) {

@@ -23,7 +23,9 @@ pub struct Options {
     /// Whether to serve memory or to transfer.
     #[arg(long, value_enum)]
     mode: Mode,
-    /// P2PHANDSHAKE, or the URL of a metadata server such as http://127.0.0.1:8080/metadata.
+    /// P2PHANDSHAKE, or a metadata service, as in http://127.0.0.1:8080/metadata,
+    /// etcd://10.0.0.1:2379;10.0.0.2:2379 or redis://10.0.0.1:6379. Redis takes its user, password
+    /// and database from MC_REDIS_USERNAME, MC_REDIS_PASSWORD and MC_REDIS_DB_INDEX.
     #[arg(long, alias = "metadata_server", default_value = "P2PHANDSHAKE")]
     metadata_server: Metadata,
     /// P2P: this host's address; otherwise the segment name of this process.
@@ -159,9 +161,11 @@ impl From<IdlePolicy> for Idle {
 
 pub fn run(options: &Options) -> Result<()> {
     let shards = options.shards.map_or_else(Shards::default, Shards::Count);
+    let metadata = options.metadata_server.clone();
+    let metadata = metadata.with_variables(|name| std::env::var(name).ok())?;
     let builder = Engine::builder()
         .name(&options.local_server_name)
-        .metadata(options.metadata_server.clone())
+        .metadata(metadata)
         .shards(shards)
         .idle(options.idle.into())
         .driver(options.driver);

@@ -44,7 +44,7 @@ impl Host for Engine {
             let descriptor = self.identity.descriptor(buffers, None);
             return descriptor.offering(super::descriptor::Offer::new(devices, ["cpu:0"]));
         }
-        let extras = Extras { version: 1, incarnation: 7, sockets: Vec::new() };
+        let extras = Extras { version: 1, incarnation: 7, sockets: Vec::new(), kept: None };
         self.identity.descriptor(buffers, Some(extras))
     }
 
