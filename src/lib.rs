@@ -31,6 +31,7 @@ mod flight;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guests;
 pub mod limits;
 mod links;
 mod memory;
@@ -55,7 +56,7 @@ mod window;
 pub use config::{EngineBuilder, Metadata, Protocol};
 pub use control::metadata;
 pub use counter::Counter;
-pub use engine::Engine;
+pub use engine::{Drained, Engine};
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
 pub use explain::{Candidate, Explanation, Means, Verdict};
 pub use kvrail_reactors::numa::NumaPolicy;

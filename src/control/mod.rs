@@ -16,6 +16,7 @@ pub(crate) mod handshake;
 pub mod metadata;
 mod seats;
 mod settings;
+mod visits;
 mod wire;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub(crate) use handshake::Handshake;
 use metadata::Metadata;
 pub use metadata::MetadataKind;
 pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
+pub(crate) use visits::Guest;
 use wire::{AnyObject, EndLane, Notify};
 
 /// What the control plane asks of the engine. Called on the control thread: none may block.
@@ -67,6 +69,14 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn letter(&self, letter: Letter);
     /// Ends the data connection that its peer calls so; over when nothing is stored from it.
     fn end_lane(&self, lane: LaneName) -> Ending;
+    /// A guest has come; whether this engine drains, and it should not have.
+    fn arrived(&self, _guest: Guest) -> bool {
+        false
+    }
+    /// The process of this incarnation drains: over when nothing of ours is under way there.
+    fn leave(&self, _incarnation: u64) -> Ending {
+        Box::pin(std::future::ready(()))
+    }
     /// A peer wants to connect queue pairs to ours, or says that its own are ready. Asked again if
     /// it got no answer. Without RDMA there are none to offer.
     fn handshake(&self, _request: Handshake) -> Answering {

@@ -32,6 +32,10 @@ pub enum Kind {
     EndLane = 0xC0,
     /// A letter, after which more may follow; nothing is answered. Between kvrail peers only.
     Letter = 0xC1,
+    /// I am your guest; between kvrail peers only.
+    Arrive = 0xC2,
+    /// Leave me, and say so; between kvrail peers only.
+    Leave = 0xC3,
 }
 
 impl Kind {
@@ -43,6 +47,8 @@ impl Kind {
             3 => Some(Self::Probe),
             0xC0 => Some(Self::EndLane),
             0xC1 => Some(Self::Letter),
+            0xC2 => Some(Self::Arrive),
+            0xC3 => Some(Self::Leave),
             _ => None,
         }
     }
@@ -61,7 +67,7 @@ pub enum FrameError {
         claimed: u64,
     },
     /// The first payload byte is neither a type nor the start of legacy text.
-    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0, 0xc1) nor legacy text")]
+    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0 to 0xc3) nor legacy text")]
     UnknownType(u8),
     /// The body is not the JSON object that the type asks for.
     #[error("the body is not the JSON object expected: {0}")]

@@ -2,6 +2,7 @@
 
 mod cells;
 mod run;
+mod serve;
 
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
@@ -86,6 +87,9 @@ pub struct Options {
     /// Writes known bytes and reads them back before and after measuring.
     #[arg(long)]
     verify: bool,
+    /// Target: seconds that peers get, on SIGTERM or SIGINT, to end what they have under way.
+    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
+    drain: f64,
     /// Prints the report as one line of JSON.
     #[arg(long)]
     json: bool,
@@ -167,7 +171,7 @@ pub fn run(options: &Options) -> Result<()> {
         .driver(options.driver);
     let engine = forced(builder, options).start()?;
     match options.mode {
-        Mode::Target => serve(&engine, options),
+        Mode::Target => serve::run(&engine, options),
         Mode::Initiator => initiate(&engine, options),
     }
 }
@@ -213,15 +217,6 @@ fn foreign(engine: &Engine, len: usize) -> Result<Region> {
         region.lease(start..end)?.copy_in(0, &vec![1; end - start])?;
     }
     Ok(region)
-}
-
-fn serve(engine: &Engine, options: &Options) -> Result<()> {
-    let _buffers = buffers(engine, options)?;
-    block_on(engine.publish())?;
-    println!("segment {}", engine.name());
-    loop {
-        std::thread::park();
-    }
 }
 
 fn initiate(engine: &Engine, options: &Options) -> Result<()> {
