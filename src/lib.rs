@@ -42,6 +42,8 @@ mod peer;
 mod plan;
 mod post;
 mod prepared;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 mod receipt;
 mod request;
 mod route;

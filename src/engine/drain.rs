@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Engine, tell};
+use super::{Engine, Inner, tell};
 use crate::control::Resolved;
 use crate::path::tcp;
 use crate::peer::{Peer, Phase, RouteKind};
@@ -57,7 +57,12 @@ impl Engine {
 
     /// Whether [`Engine::drain`] was called.
     pub fn is_draining(&self) -> bool {
-        self.inner.host.guests.is_draining()
+        self.inner.is_draining()
+    }
+
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn downgrade(&self) -> std::sync::Weak<Inner> {
+        std::sync::Arc::downgrade(&self.inner)
     }
 
     /// Tells a peer that we use it.
@@ -107,5 +112,11 @@ impl Engine {
         drop(guard);
         // Nobody sends: the channel closes when the last shard has let go of its guard.
         let _: Result<(), _> = over.recv_async().await;
+    }
+}
+
+impl Inner {
+    pub(crate) fn is_draining(&self) -> bool {
+        self.host.guests.is_draining()
     }
 }

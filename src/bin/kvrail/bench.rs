@@ -6,6 +6,7 @@ mod serve;
 
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
+use kvrail::prometheus::{Exporter, Served};
 use kvrail::runtime::{Driver, Idle, Shards};
 use kvrail::topology::{self, Binding};
 use kvrail::{
@@ -90,6 +91,10 @@ pub struct Options {
     /// Target: seconds that peers get, on SIGTERM or SIGINT, to end what they have under way.
     #[arg(long, default_value_t = 30.0, value_parser = seconds)]
     drain: f64,
+    /// Serves metrics for Prometheus at /metrics, and the engine's health at /healthz, here; such
+    /// as 127.0.0.1:9400.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
     /// Prints the report as one line of JSON.
     #[arg(long)]
     json: bool,
@@ -169,11 +174,22 @@ pub fn run(options: &Options) -> Result<()> {
         .shards(shards)
         .idle(options.idle.into())
         .driver(options.driver);
+    let exporter = options.metrics.as_ref().map(|_| Exporter::install()).transpose()?;
     let engine = forced(builder, options).start()?;
+    let _served = match (&options.metrics, exporter) {
+        (Some(address), Some(exporter)) => Some(announced(exporter.serve(address, &engine)?)),
+        _ => None,
+    };
     match options.mode {
         Mode::Target => serve::run(&engine, options),
         Mode::Initiator => initiate(&engine, options),
     }
+}
+
+/// Says where metrics are, beside the answers on standard output.
+fn announced(served: Served) -> Served {
+    eprintln!("metrics at http://{}/metrics", served.address());
+    served
 }
 
 /// An engine that doesn't take the paths which `--path` rules out, and whose foreign memory a
