@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use kvrail::metrics::{Kind, TABLE};
 use serde_json::Value;
 
+use super::service::{a_run, has_uring};
+
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/operations").join(name)
 }
@@ -79,4 +81,86 @@ fn panels_lie_side_by_side_and_have_their_own_numbers() {
         .map(|panel| (panel["gridPos"]["x"].as_u64(), panel["gridPos"]["y"].as_u64()))
         .collect();
     assert_eq!(places.len(), panels.len());
+}
+
+/// The system calls that the profile lets through.
+fn allowed(profile: &Value) -> BTreeSet<&str> {
+    let rules = profile["syscalls"].as_array().expect("rules").iter();
+    rules
+        .flat_map(|rule| {
+            assert_eq!(rule["action"], "SCMP_ACT_ALLOW", "every rule is an exception");
+            rule["names"].as_array().expect("names").iter().map(|name| name.as_str().expect("text"))
+        })
+        .collect()
+}
+
+#[test]
+fn the_seccomp_profile_refuses_by_default_and_lets_io_uring_through() {
+    let profile = json("seccomp.json");
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let allowed = allowed(&profile);
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
+        assert!(allowed.contains(call), "{call}");
+    }
+    for call in ["mount", "ptrace", "bpf", "setns", "unshare", "init_module", "kexec_load"] {
+        assert!(!allowed.contains(call), "{call}");
+    }
+}
+
+/// What this test calls itself, to start processes and to end them.
+const STARTING: [&str; 4] = ["dup2", "kill", "vfork", "waitid"];
+
+/// From here on this thread, and what it starts, lives under the profile.
+fn enter(profile: &Value) {
+    let calls = allowed(profile).into_iter().chain(STARTING);
+    let filter: Vec<_> = calls.map(|name| serde_json::json!({"syscall": name})).collect();
+    let program = serde_json::json!({"all": {
+        "mismatch_action": {"errno": profile["defaultErrnoRet"]},
+        "match_action": "allow",
+        "filter": filter,
+    }});
+    let arch = std::env::consts::ARCH.try_into().expect("an architecture with seccomp");
+    let programs = seccompiler::compile_from_json(program.to_string().as_bytes(), arch);
+    seccompiler::apply_filter(&programs.expect("names of system calls")["all"]).expect("seccomp");
+}
+
+#[test]
+fn the_command_works_under_the_seccomp_profile_on_io_uring() {
+    let under = |work: fn()| {
+        let thread = std::thread::spawn(move || {
+            enter(&json("seccomp.json"));
+            work();
+        });
+        thread.join().expect("it works");
+    };
+    under(|| {
+        let refused = rustix::process::getpriority_process(None);
+        assert!(refused.is_err(), "what it does not name is refused");
+    });
+    if has_uring() {
+        under(|| a_run(&["--driver", "uring", "--path", "auto"]));
+        under(|| a_run(&["--driver", "uring", "--path", "tcp"]));
+    } else {
+        eprintln!("left out on io_uring: this host refuses it");
+    }
+    under(|| a_run(&["--driver", "epoll", "--path", "tcp", "--memory", "foreign"]));
+}
+
+#[test]
+fn systemd_takes_the_unit() {
+    let unit = file("kvrail-bench-target.service");
+    let mut verify = std::process::Command::new("systemd-analyze");
+    let Ok(output) = verify.args(["verify", "--man=no"]).arg(&unit).output() else {
+        return eprintln!("left out: systemd-analyze is not installed");
+    };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let is_here = |line: &&str| line.contains("kvrail-bench-target.service");
+    // It looks for the command, which is not installed where it is tested.
+    let wrong: Vec<_> =
+        said.lines().filter(is_here).filter(|line| !line.contains("not executable")).collect();
+    assert!(wrong.is_empty(), "{said}");
+    let text = std::fs::read_to_string(unit).expect("it is there");
+    for line in ["LimitMEMLOCK=infinity", "KillSignal=SIGTERM"] {
+        assert!(text.lines().any(|other| other == line), "{line}");
+    }
 }

@@ -223,3 +223,28 @@ fn health_is_told_while_it_serves_and_while_it_drains() {
     target.ends_well();
     guest.ends_well();
 }
+
+/// Whether this host has io_uring, by what the command says where it is asked for.
+pub(super) fn has_uring() -> bool {
+    let local = ["--mode", "initiator", "--path", "local", "--driver", "uring"];
+    let mut trial = Kvrail::start(
+        &[&local[..], &["--buffer-size", "16M", "--threads", "1", "--duration", "0.01"]].concat(),
+    );
+    let is_there = trial.child.wait().unwrap().success();
+    let said = trial.errors();
+    assert!(is_there || said.contains("io_uring can't be used"), "{said}");
+    is_there
+}
+
+/// A target and an initiator that writes, reads and compares, both with these options; the target
+/// is told to end.
+pub(super) fn a_run(arguments: &[&str]) {
+    let (mut target, segment) = Kvrail::target(arguments);
+    let mut initiator =
+        initiator(&segment, &[&["--verify", "--batch-size", "8"], arguments].concat());
+    initiator.ask("read 64K 16 0.05");
+    assert!(initiator.json()["batches"].as_u64().is_some_and(|batches| batches > 0));
+    target.signal(Signal::TERM);
+    target.ends_well();
+    initiator.ends_well();
+}
