@@ -55,6 +55,8 @@ pub mod topology;
 mod transfer;
 mod window;
 
+#[cfg(feature = "config-file")]
+pub use config::file::{Config, Devices, IdlePolicy};
 pub use config::{EngineBuilder, Metadata, Protocol};
 pub use control::metadata;
 pub use counter::Counter;

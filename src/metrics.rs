@@ -184,7 +184,8 @@ mod tests {
         });
         let mut named: Vec<_> = named.collect();
         let mut listed: Vec<_> = TABLE.iter().map(|metric| metric.name).collect();
-        (named.sort_unstable(), listed.sort_unstable());
+        named.sort_unstable();
+        listed.sort_unstable();
         assert_eq!(named, listed);
     }
 }

@@ -1,4 +1,4 @@
-//! Bounds of what operators ask for: draining, and metrics.
+//! Bounds of what operators ask for: draining, metrics, configuration files.
 
 use super::{DIRECTORY_MAX_PEERS, FENCE_MS};
 
@@ -32,3 +32,6 @@ pub const SECONDS_BUCKETS: [f64; 20] = [
     1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
     2.0, 5.0, 10.0, 30.0,
 ];
+
+/// Longest configuration file: far more than all settings take.
+pub const CONFIG_MAX_BYTES: u64 = 64 << 10;

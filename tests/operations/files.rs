@@ -164,3 +164,10 @@ fn systemd_takes_the_unit() {
         assert!(text.lines().any(|other| other == line), "{line}");
     }
 }
+
+#[test]
+fn the_example_of_a_configuration_file_is_one() {
+    let config = kvrail::Config::from_file(file("kvrail.toml")).expect("it is read");
+    assert_eq!(config.local_hostname.as_deref(), Some("127.0.0.1"));
+    assert!(config.builder().is_ok());
+}

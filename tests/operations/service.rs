@@ -248,3 +248,26 @@ pub(super) fn a_run(arguments: &[&str]) {
     target.ends_well();
     initiator.ends_well();
 }
+
+#[test]
+fn settings_come_from_a_file_and_options_go_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kvrail.toml");
+    let text = "local_hostname = 'localhost'\nsame_host = false\nidle = 'event'\nprotocol = 'tcp'";
+    std::fs::write(&file, text).unwrap();
+    let config = ["--config", file.to_str().unwrap()];
+    let (_target, segment) = Kvrail::target(&config);
+    assert!(segment.starts_with("localhost:"), "{segment}");
+    let mut initiator = initiator(&segment, &config);
+    initiator.ask("read 64K 4 0.01");
+    let report = initiator.json();
+    assert_eq!((&report["path"], &report["idle"]), (&"tcp".into(), &"Event".into()));
+    let named = ["--local-server-name", "127.0.0.1", "--idle", "hybrid"];
+    let (_target, segment) = Kvrail::target(&[&config[..], &named].concat());
+    assert!(segment.starts_with("127.0.0.1:"), "{segment}");
+    std::fs::write(&file, "protocl = 'tcp'").unwrap();
+    let mut wrong = Kvrail::start(&[&["--mode", "target"], &config[..]].concat());
+    assert!(!wrong.child.wait().unwrap().success());
+    let said = wrong.errors();
+    assert!(said.contains("kvrail.toml") && said.contains("did you mean \"protocol\""), "{said}");
+}

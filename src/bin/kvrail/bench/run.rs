@@ -115,7 +115,7 @@ impl Run<'_> {
         Ok(Report {
             operation: if options.operation == Operation::Read { "read" } else { "write" },
             path: self.peer.path().label(),
-            idle: format!("{:?}", Idle::from(options.idle)),
+            idle: format!("{:?}", options.idle.map_or_else(Idle::default, Idle::from)),
             block_bytes: options.block_size,
             batch: options.batch_size,
             threads: options.threads,
