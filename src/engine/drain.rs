@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Engine, Inner, tell};
 use crate::control::Resolved;
 use crate::path::tcp;
-use crate::peer::{Peer, Phase, RouteKind};
+use crate::peer::{Peer, Phase};
 use crate::{Error, Result};
 
 /// How a drain ended.

@@ -36,7 +36,7 @@ enum LogFormat {
 #[derive(Subcommand)]
 enum Command {
     /// Measures transfers between two processes, with transfer_engine_bench's options.
-    Bench(bench::Options),
+    Bench(Box<bench::Options>),
     /// Checks what works here, and says what to do about the rest.
     #[command(after_help = doctor::EXIT)]
     Doctor(doctor::Options),
