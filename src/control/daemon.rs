@@ -299,7 +299,8 @@ async fn handshake(request: Handshake, daemon: &Daemon) -> Handshake {
 
 /// Whether nothing is stored from the connection any more. Those of another process are nothing
 /// that we could vouch for.
-async fn end_lane(EndLane { incarnation, lane }: EndLane, daemon: &Daemon) -> bool {
+async fn end_lane(EndLane { incarnation, lane, request }: EndLane, daemon: &Daemon) -> bool {
+    tracing::debug!(%request, "a peer asks us to end a connection");
     match lane.parse::<LaneName>() {
         Ok(lane) if daemon.is_process(incarnation) => {
             timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(lane)).await.is_ok()

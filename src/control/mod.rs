@@ -23,7 +23,7 @@ mod wire;
 mod tests;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ use metadata::Metadata;
 pub use metadata::MetadataKind;
 pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
 pub(crate) use visits::Guest;
-use wire::{AnyObject, EndLane, Notify};
+use wire::{AnyObject, EndLane, Notify, RequestId};
 
 /// What the control plane asks of the engine. Called on the control thread: none may block.
 ///
@@ -114,6 +114,8 @@ struct Shared {
     registered: tokio::sync::Mutex<bool>,
     /// No more publishing: what is withdrawn stays withdrawn.
     stopping: AtomicBool,
+    /// Questions that got an identifier.
+    requests: AtomicU64,
 }
 
 impl Control {
@@ -156,6 +158,7 @@ impl Control {
             couriers: Couriers::default(),
             registered: tokio::sync::Mutex::new(false),
             stopping: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared), runtime, calls, stop, ended }
     }
@@ -233,7 +236,9 @@ impl Control {
     /// from it any more. Answers within [`FENCE_MS`].
     pub async fn end_lane(&self, name: &str, to: Option<u64>, lane: LaneName) -> Fenced {
         let Some(incarnation) = to else { return Fenced::Nobody };
-        let asked = self.ask(name, EndLane { incarnation, lane: lane.to_string() });
+        let request = self.shared.next_request();
+        tracing::debug!(%request, peer = name, "it is asked to end a connection");
+        let asked = self.ask(name, EndLane { incarnation, lane: lane.to_string(), request });
         match timeout(Duration::from_millis(FENCE_MS), asked).await {
             Ok(Ok(())) => Fenced::Lane,
             Ok(Err(error)) => {
@@ -294,6 +299,12 @@ impl Shared {
         self.metadata.publish(&descriptor, control, !*registered, &self.limits).await?;
         *registered = true;
         Ok(())
+    }
+
+    /// By which both sides' logs call the next question.
+    fn next_request(&self) -> RequestId {
+        let incarnation = self.host.descriptor().kvrail.map_or(0, |own| own.incarnation);
+        RequestId::new(incarnation, self.requests.fetch_add(1, Ordering::Relaxed))
     }
 
     async fn withdraw(&self) -> Result<()> {
@@ -418,5 +429,6 @@ where
         couriers: Couriers::default(),
         registered: tokio::sync::Mutex::new(false),
         stopping: AtomicBool::new(false),
+        requests: AtomicU64::new(0),
     }))
 }

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::address::Address;
 use super::client::{self, Question};
 use super::daemon::Daemon;
-use super::wire::Kind;
+use super::wire::{Kind, RequestId};
 use super::{Control, ControlLimits, Shared};
 use crate::error::{Error, Result};
 use crate::limits::{ARRIVE_MS, LEAVE_MS, LEAVE_PAUSE_MS, LEAVING_MAX};
@@ -36,6 +36,8 @@ pub(super) struct Arrive {
     guest: Guest,
     /// The process that is meant.
     to: u64,
+    #[serde(default)]
+    request: RequestId,
 }
 
 /// The answer.
@@ -52,6 +54,8 @@ pub(super) struct Leave {
     pub(super) incarnation: u64,
     /// The guest's.
     to: u64,
+    #[serde(default)]
+    request: RequestId,
 }
 
 /// The answer, which comes as late as [`LEAVE_MS`].
@@ -80,6 +84,7 @@ impl Question for Leave {
 impl Arrive {
     /// The answer of the engine that is asked. Who means another process has no business here.
     pub(super) fn answer(self, daemon: &Daemon) -> Arrived {
+        tracing::debug!(request = %self.request, guest = self.guest.name, "a guest arrives");
         Arrived { draining: daemon.is_process(self.to) && daemon.host.arrived(self.guest) }
     }
 }
@@ -87,6 +92,7 @@ impl Arrive {
 impl Leave {
     /// The answer of the guest that is asked.
     pub(super) async fn answer(self, daemon: &Daemon) -> Left {
+        tracing::debug!(request = %self.request, "a host asks us to leave");
         if !daemon.is_process(self.to) {
             return Left { left: true };
         }
@@ -102,7 +108,9 @@ impl Control {
         let identity = &self.shared.identity;
         let (guest, control) = (identity.name.clone(), identity.control.to_string());
         let guest = Guest { name: guest, incarnation: own, control };
-        let asked = self.ask(name, Arrive { guest, to });
+        let request = self.shared.next_request();
+        tracing::debug!(%request, peer = name, "we arrive");
+        let asked = self.ask(name, Arrive { guest, to, request });
         match self.within(Duration::from_millis(ARRIVE_MS), asked).await {
             Some(Ok(arrived)) => arrived.draining,
             Some(Err(error)) => {
@@ -159,8 +167,8 @@ impl Shared {
                 while left.len() < LEAVING_MAX
                     && let Some(guest) = waiting.next()
                 {
-                    let limits = self.limits.clone();
-                    left.spawn(async move { see_off(own, guest, &limits).await });
+                    let shared = self.clone();
+                    left.spawn(async move { see_off(own, guest, &shared).await });
                 }
                 let Some(name) = left.join_next().await else { return };
                 stayed.retain(|guest| name.as_ref().ok() != Some(guest));
@@ -173,12 +181,14 @@ impl Shared {
 }
 
 /// Asks a guest until it has left or is nowhere; its name.
-async fn see_off(own: u64, guest: Guest, limits: &ControlLimits) -> String {
+async fn see_off(own: u64, guest: Guest, shared: &Shared) -> String {
     let Guest { name, incarnation, control } = guest;
     let Ok(address) = Address::parse(&control) else { return name };
-    let question = Leave { incarnation: own, to: incarnation };
+    let request = shared.next_request();
+    tracing::debug!(%request, peer = name, "it is asked to leave");
+    let question = Leave { incarnation: own, to: incarnation, request };
     loop {
-        match question.put_to(&address, limits).await {
+        match question.put_to(&address, &shared.limits).await {
             Ok(Left { left: true }) => return name,
             Ok(Left { left: false }) => {}
             Err(error) if is_nobody(&error) => return name,

@@ -16,6 +16,9 @@ const LENGTH_BYTES: usize = 8;
 /// How much of a JSON parser's message is kept: it may quote the peer's text.
 const REASON_MAX_CHARS: usize = 160;
 
+/// Two numbers of 64 bits, one in hexadecimal and one in decimal digits, and the dash.
+const REQUEST_ID_MAX_CHARS: usize = 16 + 1 + 20;
+
 /// What a frame is about; the number is its type byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -251,6 +254,27 @@ impl ProbeReply {
     }
 }
 
+/// What both sides' logs call a question between kvrail peers: the asker's process and a number of
+/// its own, as in `18c2a7b3f0e1d4a5-7`; empty where the asker gives none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// The `number`th question of a process.
+    pub fn new(incarnation: u64, number: u64) -> Self {
+        Self(format!("{incarnation:x}-{number}"))
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    /// No longer than an honest one, whatever a peer sends, and on one line.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let honest = |c: &char| c.is_ascii_hexdigit() || *c == '-';
+        self.0.chars().filter(honest).take(REQUEST_ID_MAX_CHARS).try_for_each(|c| write!(f, "{c}"))
+    }
+}
+
 /// Asks an engine to end the data connection that the sender calls so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndLane {
@@ -258,6 +282,9 @@ pub struct EndLane {
     pub incarnation: u64,
     /// 32 hexadecimal digits.
     pub lane: String,
+    /// By which both sides' logs call the question.
+    #[serde(default)]
+    pub request: RequestId,
 }
 
 /// The answer.

@@ -22,7 +22,19 @@ struct Kvrail {
 impl Kvrail {
     fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvrail"));
-        command.arg("bench").args(arguments);
+        command.arg("bench").args(arguments).env_remove("KVRAIL_LOG");
+        Self::spawn(command)
+    }
+
+    /// One that writes all log lines that it can, as JSON.
+    fn talkative(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvrail"));
+        command.args(["--log-format", "json", "bench"]).args(arguments);
+        command.env("KVRAIL_LOG", "kvrail=debug");
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("it starts");
         let input = child.stdin.take();
@@ -270,4 +282,32 @@ fn settings_come_from_a_file_and_options_go_before_it() {
     assert!(!wrong.child.wait().unwrap().success());
     let said = wrong.errors();
     assert!(said.contains("kvrail.toml") && said.contains("did you mean \"protocol\""), "{said}");
+}
+
+/// The requests that log lines with this message are about.
+fn requests(log: &str, message: &str) -> Vec<String> {
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let told = lines.filter(|line| line["fields"]["message"] == message);
+    told.map(|line| line["fields"]["request"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn both_logs_call_a_request_by_the_same_name() {
+    let target = ["--mode", "target", "--buffer-size", "16M"];
+    let mut target = Kvrail::talkative(&target);
+    let segment = target.line().strip_prefix("segment ").unwrap().to_owned();
+    let initiator = ["--mode", "initiator", "--buffer-size", "16M", "--cells"];
+    let mut initiator = Kvrail::talkative(&[&initiator[..], &["--segment-id", &segment]].concat());
+    assert_eq!(initiator.json()["ready"], true);
+    target.signal(Signal::TERM);
+    target.ends_well();
+    initiator.ends_well();
+    let (there, here) = (target.errors(), initiator.errors());
+    let arrived = requests(&here, "we arrive");
+    assert_eq!(arrived.len(), 1, "{here}");
+    assert_eq!(requests(&there, "a guest arrives"), arrived);
+    let left = requests(&there, "it is asked to leave");
+    assert_eq!(left.len(), 1, "{there}");
+    assert_eq!(requests(&here, "a host asks us to leave"), left);
+    assert_ne!(arrived, left);
 }
