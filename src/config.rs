@@ -1,5 +1,8 @@
 //! How an engine is started: every choice with its default, in one typed builder.
 
+#[cfg(feature = "config-file")]
+pub(crate) mod file;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;

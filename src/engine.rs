@@ -1,7 +1,10 @@
 //! The engine: memory, peers and transfers behind one handle that any thread or executor may use.
 
+mod drain;
 mod grants;
 mod nics;
+
+pub use drain::Drained;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -41,7 +44,7 @@ pub(crate) struct Inner {
     control: Arc<Control>,
     host: Arc<Exposed>,
     copies: Vec<PumpAddress<Copies>>,
-    links: Links,
+    links: Arc<Links>,
     /// Where the next batch starts among the shards.
     cursor: AtomicUsize,
     own: Peer,
@@ -103,7 +106,8 @@ impl Engine {
         config: &EngineBuilder,
     ) -> Self {
         let nodes: Vec<_> = runtime.placement().iter().map(|shard| shard.node).collect();
-        host.start(carriers.tcp);
+        let links = Arc::new(links);
+        host.start(carriers.tcp, links.clone());
         if let Some(hub) = &host.hub {
             hub.start(carriers.hosts, nodes.clone());
             path::host::serve(hub, |accepting| control.detach(accepting));
@@ -257,13 +261,18 @@ impl Engine {
     /// the engine itself, whose transfers are copies.
     ///
     /// # Errors
-    /// Lost: nobody answers. Refused: the name is unknown, or the peer speaks no TCP.
+    /// Lost: nobody answers. Refused: the name is unknown, or the peer speaks no TCP. Draining: the
+    /// peer is about to stop, or this engine is.
     pub async fn open(&self, name: &str) -> Result<Peer> {
         if name == self.name() {
             return Ok(self.local());
         }
+        if self.is_draining() {
+            return Err(Error::draining("this engine opens no peers any more"));
+        }
         let resolved = self.inner.control.resolve(name, true).await?;
         let peer = self.peer(name, &resolved);
+        self.arrive_at(&peer, &resolved).await?;
         let Inner { links, control, .. } = &*self.inner;
         links.meet(&peer.inner.link, &resolved, control).await;
         Ok(peer)

@@ -12,10 +12,12 @@ use kvrail_reactors::stream::Socket;
 use crate::arrivals::Arrivals;
 use crate::config::SameHost;
 use crate::control::{
-    Answering, Buffer, Descriptor, Ending, Extras, Handshake, Host, Identity, Letter,
+    Answering, Buffer, Descriptor, Ending, Extras, Guest, Handshake, Host, Identity, Letter,
 };
 use crate::engine::tell;
+use crate::guests::Guests;
 use crate::limits::GRANTS_MAX;
+use crate::links::Links;
 use crate::memory::grant::{GrantLedger, Grants};
 use crate::memory::{Access, Region, Regions};
 use crate::notification::Notification;
@@ -60,6 +62,8 @@ pub(crate) struct Exposed {
     pub(crate) regions: Arc<Regions>,
     pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,
+    /// Who uses what is exposed.
+    pub(crate) guests: Guests,
     /// How peers of this host get in; none where they don't.
     pub(crate) hub: Option<Arc<Hub>>,
     /// By which NICs peers get in; none where they don't.
@@ -67,6 +71,8 @@ pub(crate) struct Exposed {
     sockets: Vec<String>,
     /// Filled in once the shards' actors run.
     tcp: OnceLock<Vec<PumpAddress<tcp::Message>>>,
+    /// Where this engine is a guest itself; filled in with them.
+    links: OnceLock<Arc<Links>>,
     next_shard: AtomicUsize,
 }
 
@@ -88,26 +94,29 @@ impl Exposure {
     pub(crate) fn named(self, identity: Identity) -> Exposed {
         let Self { incarnation, regions, grants, arrivals, hub, rdma } = self;
         let sockets = hub.as_ref().map(|hub| hub.names()).unwrap_or_default();
-        let (tcp, next_shard) = (OnceLock::new(), AtomicUsize::new(0));
+        let (tcp, links) = Default::default();
         Exposed {
             identity,
             incarnation,
             regions,
             grants,
             arrivals,
+            guests: Guests::default(),
             hub,
             rdma,
             sockets,
             tcp,
-            next_shard,
+            links,
+            next_shard: AtomicUsize::new(0),
         }
     }
 }
 
 impl Exposed {
     /// The shards' TCP actors run.
-    pub(crate) fn start(&self, shards: Vec<PumpAddress<tcp::Message>>) {
-        // Nobody else sets it.
+    pub(crate) fn start(&self, shards: Vec<PumpAddress<tcp::Message>>, links: Arc<Links>) {
+        // Nobody else sets them.
+        let _ = self.links.set(links);
         let _ = self.tcp.set(shards);
     }
 
@@ -156,6 +165,20 @@ impl Host for Exposed {
             Some(rdma) => rdma.letter(letter),
             None => tracing::debug!(from = letter.from, "a letter for NICs that are not here"),
         }
+    }
+
+    fn arrived(&self, guest: Guest) -> bool {
+        self.guests.arrived(guest)
+    }
+
+    fn leave(&self, incarnation: u64) -> Ending {
+        // Before there are links nobody has opened a peer.
+        let links = self.links.get().cloned();
+        Box::pin(async move {
+            if let Some(links) = links {
+                links.leave(incarnation).await;
+            }
+        })
     }
 
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {

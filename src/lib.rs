@@ -31,6 +31,7 @@ mod flight;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guests;
 pub mod limits;
 mod links;
 mod memory;
@@ -41,6 +42,8 @@ mod peer;
 mod plan;
 mod post;
 mod prepared;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 mod receipt;
 mod request;
 mod route;
@@ -52,10 +55,12 @@ pub mod topology;
 mod transfer;
 mod window;
 
+#[cfg(feature = "config-file")]
+pub use config::file::{Config, Devices, IdlePolicy};
 pub use config::{EngineBuilder, Protocol};
 pub use control::{MetadataKind as Metadata, RedisServer, metadata};
 pub use counter::Counter;
-pub use engine::Engine;
+pub use engine::{Drained, Engine};
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
 pub use explain::{Candidate, Explanation, Means, Verdict};
 pub use kvrail_reactors::numa::NumaPolicy;

@@ -1,10 +1,12 @@
 //! Every bound by name, with its reason. What users may change is in [`crate::EngineBuilder`].
 
 mod metadata;
+mod operations;
 
 use std::time::Duration;
 
 pub use self::metadata::*;
+pub use self::operations::*;
 
 /// Longest control frame we accept or send, type byte included.
 /// Mooncake's default and minimum (`MC_HANDSHAKE_MAX_LENGTH`): a larger one no default peer reads.

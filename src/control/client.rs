@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -60,7 +62,7 @@ impl Question for Handshake {
     type Answer = Handshake;
 
     async fn put_to(&self, address: &Address, limits: &ControlLimits) -> Result<Handshake> {
-        handshake(address, self, limits).await
+        put(address, Kind::Connection, self, limits).await
     }
 }
 
@@ -129,16 +131,17 @@ async fn end_lane(address: &Address, which: &EndLane, limits: &ControlLimits) ->
     }
 }
 
-/// The answer to a handshake, which may be a refusal. The same request may be put again.
-async fn handshake(
+/// The answer to a question that is one message for another, and may be put again.
+pub(super) async fn put<A: DeserializeOwned>(
     address: &Address,
-    request: &Handshake,
+    kind: Kind,
+    question: &impl Serialize,
     limits: &ControlLimits,
-) -> Result<Handshake> {
-    let frame = wire::encode_message(Kind::Connection, false, request)?;
+) -> Result<A> {
+    let frame = wire::encode_message(kind, false, question)?;
     let stream = connect(address, limits).await?;
-    let reply = exchange(stream, Kind::Connection, &frame, limits).await;
-    let reply = reply.and_then(|reply| Ok(reply.parse::<Handshake>()?));
+    let reply = exchange(stream, kind, &frame, limits).await;
+    let reply = reply.and_then(|reply| Ok(reply.parse::<A>()?));
     reply.map_err(|error| error.with_peer(address.to_string()))
 }
 

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::handshake::Handshake;
 use super::seats::{Phase, Seat, Seats};
+use super::visits::{Arrive, Leave};
 use super::wire::{
     self, AnyObject, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify, ProbeReply,
 };
@@ -31,6 +32,13 @@ pub(super) struct Daemon {
     /// The name under which a peer without a metadata server finds this daemon again.
     pub address: String,
     pub limits: ControlLimits,
+}
+
+impl Daemon {
+    /// Whether this process is meant: another one may have had its name.
+    pub(super) fn is_process(&self, incarnation: u64) -> bool {
+        self.host.descriptor().kvrail.is_some_and(|own| own.incarnation == incarnation)
+    }
 }
 
 /// Why a conversation ended early. Nobody is told but the log: the peer sees its connection close.
@@ -264,6 +272,14 @@ async fn answer(request: &Frame, daemon: &Daemon) -> Result<Vec<u8>, Ended> {
             let quiet = end_lane(request.parse()?, daemon).await;
             wire::encode_message(kind, legacy, &LaneEnded { quiet })?
         }
+        Kind::Arrive => {
+            let arrived = request.parse::<Arrive>()?.answer(daemon);
+            wire::encode_message(kind, legacy, &arrived)?
+        }
+        Kind::Leave => {
+            let left = request.parse::<Leave>()?.answer(daemon).await;
+            wire::encode_message(kind, legacy, &left)?
+        }
         Kind::Probe => {
             request.parse::<AnyObject>()?;
             wire::encode_message(kind, legacy, &ProbeReply::success())?
@@ -283,10 +299,10 @@ async fn handshake(request: Handshake, daemon: &Daemon) -> Handshake {
 
 /// Whether nothing is stored from the connection any more. Those of another process are nothing
 /// that we could vouch for.
-async fn end_lane(EndLane { incarnation, lane }: EndLane, daemon: &Daemon) -> bool {
-    let own = daemon.host.descriptor().kvrail;
+async fn end_lane(EndLane { incarnation, lane, request }: EndLane, daemon: &Daemon) -> bool {
+    tracing::debug!(%request, "a peer asks us to end a connection");
     match lane.parse::<LaneName>() {
-        Ok(lane) if own.is_some_and(|own| own.incarnation == incarnation) => {
+        Ok(lane) if daemon.is_process(incarnation) => {
             timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(lane)).await.is_ok()
         }
         _ => false,

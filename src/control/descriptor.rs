@@ -151,12 +151,18 @@ pub struct Extras {
 
 impl Extras {
     /// Version of the steps that we know: 2 has connections with names, which are ended on demand;
-    /// 3 has RDMA endpoints of kvrail's own, with fences, windows and notices.
-    pub const VERSION: u32 = 3;
+    /// 3 has RDMA endpoints of kvrail's own, with fences, windows and notices; 4 takes note of its
+    /// guests, and asks them to leave before it stops.
+    pub const VERSION: u32 = 4;
 
     /// Whether its connections are to be named.
     pub fn has_named_lanes(&self) -> bool {
         self.version >= 2
+    }
+
+    /// Whether it is to be told who opens it.
+    pub fn has_guests(&self) -> bool {
+        self.version >= 4
     }
 
     /// Whether its RDMA endpoints, where it has any, are kvrail's own and not Mooncake's.

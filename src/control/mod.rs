@@ -17,13 +17,14 @@ mod keeper;
 pub mod metadata;
 mod seats;
 mod settings;
+mod visits;
 mod wire;
 
 #[cfg(test)]
 mod tests;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -50,7 +51,8 @@ use keeper::Published;
 use metadata::Metadata;
 pub use metadata::{MetadataKind, RedisServer};
 pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
-use wire::{AnyObject, EndLane, Notify};
+pub(crate) use visits::Guest;
+use wire::{AnyObject, EndLane, Notify, RequestId};
 
 /// What the control plane asks of the engine. Called on the control thread: none may block.
 ///
@@ -69,6 +71,14 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn letter(&self, letter: Letter);
     /// Ends the data connection that its peer calls so; over when nothing is stored from it.
     fn end_lane(&self, lane: LaneName) -> Ending;
+    /// A guest has come; whether this engine drains, and it should not have.
+    fn arrived(&self, _guest: Guest) -> bool {
+        false
+    }
+    /// The process of this incarnation drains: over when nothing of ours is under way there.
+    fn leave(&self, _incarnation: u64) -> Ending {
+        Box::pin(std::future::ready(()))
+    }
     /// A peer wants to connect queue pairs to ours, or says that its own are ready. Asked again if
     /// it got no answer. Without RDMA there are none to offer.
     fn handshake(&self, _request: Handshake) -> Answering {
@@ -104,6 +114,8 @@ struct Shared {
     published: tokio::sync::Mutex<Published>,
     /// No more publishing: what is withdrawn stays withdrawn.
     stopping: AtomicBool,
+    /// Questions that got an identifier.
+    requests: AtomicU64,
 }
 
 impl Control {
@@ -146,6 +158,7 @@ impl Control {
             couriers: Couriers::default(),
             published: tokio::sync::Mutex::default(),
             stopping: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared), runtime, calls, stop, ended }
     }
@@ -223,7 +236,9 @@ impl Control {
     /// from it any more. Answers within [`FENCE_MS`].
     pub async fn end_lane(&self, name: &str, to: Option<u64>, lane: LaneName) -> Fenced {
         let Some(incarnation) = to else { return Fenced::Nobody };
-        let asked = self.ask(name, EndLane { incarnation, lane: lane.to_string() });
+        let request = self.shared.next_request();
+        tracing::debug!(%request, peer = name, "it is asked to end a connection");
+        let asked = self.ask(name, EndLane { incarnation, lane: lane.to_string(), request });
         match timeout(Duration::from_millis(FENCE_MS), asked).await {
             Ok(Ok(())) => Fenced::Lane,
             Ok(Err(error)) => {
@@ -275,6 +290,12 @@ impl Control {
 }
 
 impl Shared {
+    /// By which both sides' logs call the next question.
+    fn next_request(&self) -> RequestId {
+        let incarnation = self.host.descriptor().kvrail.map_or(0, |own| own.incarnation);
+        RequestId::new(incarnation, self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
     async fn resolve(&self, name: &str, refresh: bool) -> Result<Arc<Resolved>> {
         // Mooncake strips leading slashes too.
         let name = name.trim_start_matches('/');
@@ -393,5 +414,6 @@ where
         couriers: Couriers::default(),
         published: tokio::sync::Mutex::default(),
         stopping: AtomicBool::new(false),
+        requests: AtomicU64::new(0),
     }))
 }

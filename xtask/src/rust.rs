@@ -42,6 +42,20 @@ pub fn clippy(shell: &Shell) -> Outcome {
     Ok("no warning".into())
 }
 
+/// The other architecture that users run: library and command compile for it. The tests' own
+/// dependencies would take a C compiler for it.
+pub fn aarch64(shell: &Shell) -> Outcome {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    let installed = shell.command("rustup").args(["target", "list", "--installed"]).output();
+    let installed = installed.map_err(|error| format!("rustup: {error}"))?;
+    if !text(&installed.stdout).lines().any(|line| line == TARGET) {
+        println!("installing the standard library for {TARGET}");
+        run(shell.command("rustup").args(["target", "add", TARGET]))?;
+    }
+    run(&mut shell.cargo(&format!("check --locked -p kvrail --lib --bins --target {TARGET}")))?;
+    Ok("checked, not run".into())
+}
+
 /// Unit, integration and example tests, by nextest where it is installed.
 pub fn tests(shell: &Shell) -> Outcome {
     // What default features are without is linted and documented by other steps.

@@ -25,6 +25,7 @@ const STEPS: &[Step] = &[
     step("style", "lengths, headers, unsafe", |shell, _| rust::style(shell)),
     step("no-c", "default features compile no C", |shell, _| rust::no_c(shell)),
     step("clippy", "no warning in any target", |shell, _| rust::clippy(shell)),
+    step("aarch64", "it compiles for the other architecture", |shell, _| rust::aarch64(shell)),
     step("tests", "unit, integration, examples", |shell, _| rust::tests(shell)),
     step("sim", "seeds and canaries", |shell, _| sim::seeds_and_canaries(shell)),
     step("no-uring", "the same where io_uring is refused", |shell, _| without_uring::suite(shell)),
