@@ -1,5 +1,8 @@
 //! How an engine is started: every choice with its default, in one typed builder.
 
+#[cfg(feature = "config-file")]
+pub(crate) mod file;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,38 +10,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::auth::{Authentication, Gate, Policy};
+use crate::control::MetadataKind as Metadata;
 use crate::engine::Engine;
-use crate::limits::{IDLE_BUDGET, PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
+use crate::limits::{IDLE_BUDGET, METADATA_LEASE_MS, PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
 use crate::runtime::{Driver, Idle, Runtime, Shards};
-use crate::{Error, Result};
-
-/// Where engines find each other.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metadata {
-    /// No server: the segment name is `host:port` of the engine itself.
-    #[default]
-    P2p,
-    /// A metadata server of Mooncake's kind, by its URL, such as `http://host:8080/metadata`.
-    Http(String),
-}
-
-impl std::str::FromStr for Metadata {
-    type Err = Error;
-
-    /// Reads Mooncake's connection strings: `P2PHANDSHAKE` or `http://…`.
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "P2PHANDSHAKE" => Ok(Self::P2p),
-            url if url.starts_with("http://") => Ok(Self::Http(url.to_owned())),
-            other => Err(Error::refused(format!(
-                "metadata server {other:?}: this build knows P2PHANDSHAKE and \
-                 http://HOST:PORT/metadata"
-            ))),
-        }
-    }
-}
 
 /// By what peers elsewhere are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -104,6 +81,7 @@ impl Default for TcpLimits {
 pub struct EngineBuilder {
     pub(crate) name: String,
     pub(crate) metadata: Metadata,
+    pub(crate) metadata_lease: Duration,
     pub(crate) cluster: String,
     pub(crate) advertise: Option<String>,
     pub(crate) bind: Option<IpAddr>,
@@ -166,6 +144,7 @@ impl Default for EngineBuilder {
         Self {
             name: "127.0.0.1".to_owned(),
             metadata: Metadata::P2p,
+            metadata_lease: Duration::from_millis(METADATA_LEASE_MS),
             cluster: String::new(),
             advertise: None,
             bind: None,
@@ -198,6 +177,15 @@ impl EngineBuilder {
     /// Where engines find each other; [`Metadata::P2p`] by default.
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
+        self
+    }
+
+    /// How long a metadata service keeps this engine's entry after its last word; 15 s by default,
+    /// from 1 s to a day. A killed engine is found for so long, and its name taken; the entry is
+    /// renewed, and put again if it was lost, in every third part of it. Over HTTP nothing ends an
+    /// entry, but another engine may take over a name that was not renewed for so long.
+    pub fn metadata_lease(mut self, lease: Duration) -> Self {
+        self.metadata_lease = lease;
         self
     }
 

@@ -1,9 +1,12 @@
 //! The engine: memory, peers and transfers behind one handle that any thread or executor may use.
 
+mod drain;
 mod grants;
 mod nics;
 #[cfg(test)]
 mod tests;
+
+pub use drain::Drained;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,8 +15,8 @@ use std::time::Duration;
 use kvrail_reactors::region;
 
 use crate::arrivals::Arrivals;
-use crate::config::{EngineBuilder, Metadata};
-use crate::control::{Buffer, Control, ControlConfig, Host, MetadataKind, Resolved};
+use crate::config::EngineBuilder;
+use crate::control::{Buffer, Control, ControlConfig, Host, Resolved};
 use crate::counter::Counter;
 use crate::explain::Explanation;
 use crate::exposed::{Exposed, expose};
@@ -43,7 +46,7 @@ pub(crate) struct Inner {
     control: Arc<Control>,
     host: Arc<Exposed>,
     copies: Vec<PumpAddress<Copies>>,
-    links: Links,
+    links: Arc<Links>,
     /// Where the next batch starts among the shards.
     cursor: AtomicUsize,
     own: Peer,
@@ -60,11 +63,8 @@ impl Engine {
 
     pub(crate) fn start(config: EngineBuilder) -> Result<Self> {
         let runtime = config.runtime(config.driver)?;
-        let kind = match &config.metadata {
-            Metadata::P2p => MetadataKind::P2p,
-            Metadata::Http(url) => MetadataKind::Http(url.clone()),
-        };
-        let mut control_config = ControlConfig::new(&config.name, kind);
+        let mut control_config = ControlConfig::new(&config.name, config.metadata.clone());
+        control_config.limits.metadata_lease = config.metadata_lease;
         control_config.cluster = config.cluster.clone();
         control_config.advertise = config.advertise.clone();
         if let Some(bind) = config.bind {
@@ -111,7 +111,8 @@ impl Engine {
         config: &EngineBuilder,
     ) -> Self {
         let nodes: Vec<_> = runtime.placement().iter().map(|shard| shard.node).collect();
-        host.start(carriers.tcp);
+        let links = Arc::new(links);
+        host.start(carriers.tcp, links.clone());
         if let Some(hub) = &host.hub {
             hub.start(carriers.hosts, nodes.clone());
             path::host::serve(hub, |accepting| control.detach(accepting));
@@ -265,13 +266,18 @@ impl Engine {
     /// the engine itself, whose transfers are copies.
     ///
     /// # Errors
-    /// Lost: nobody answers. Refused: the name is unknown, or the peer speaks no TCP.
+    /// Lost: nobody answers. Refused: the name is unknown, or the peer speaks no TCP. Draining: the
+    /// peer is about to stop, or this engine is.
     pub async fn open(&self, name: &str) -> Result<Peer> {
         if name == self.name() {
             return Ok(self.local());
         }
+        if self.is_draining() {
+            return Err(Error::draining("this engine opens no peers any more"));
+        }
         let resolved = self.inner.control.resolve(name, true).await?;
         let peer = self.peer(name, &resolved);
+        self.arrive_at(&peer, &resolved).await?;
         let Inner { links, control, .. } = &*self.inner;
         links.meet(&peer.inner.link, &resolved, control).await;
         Ok(peer)

@@ -23,6 +23,8 @@ pub enum ErrorKind {
     Expired,
     /// The caller gave up.
     Cancelled,
+    /// The peer, or this engine, finishes what it has and then stops: go to another one.
+    Draining,
     /// The engine, actor or region was stopped.
     Closed,
 }
@@ -37,6 +39,7 @@ impl ErrorKind {
             Self::Stale => "stale",
             Self::Expired => "expired",
             Self::Cancelled => "cancelled",
+            Self::Draining => "draining",
             Self::Closed => "closed",
         }
     }
@@ -122,6 +125,11 @@ impl Error {
     /// The peer or path is gone: see [`ErrorKind::Lost`].
     pub fn lost(what: impl Into<Arc<str>>) -> Self {
         Self::new(ErrorKind::Lost, what)
+    }
+
+    /// Who is asked takes nothing new: see [`ErrorKind::Draining`].
+    pub fn draining(what: impl Into<Arc<str>>) -> Self {
+        Self::new(ErrorKind::Draining, what)
     }
 
     /// The thing asked was stopped: see [`ErrorKind::Closed`].

@@ -13,10 +13,12 @@ use crate::arrivals::Arrivals;
 use crate::auth::{Gate, Pass, PeerId};
 use crate::config::SameHost;
 use crate::control::{
-    Answering, Buffer, Descriptor, Ending, Extras, Handshake, Host, Identity, Letter,
+    Answering, Buffer, Descriptor, Ending, Extras, Guest, Handshake, Host, Identity, Letter,
 };
 use crate::engine::tell;
+use crate::guests::Guests;
 use crate::limits::GRANTS_MAX;
+use crate::links::Links;
 use crate::memory::grant::{GrantLedger, Grants};
 use crate::memory::{Access, Region, Regions};
 use crate::notification::Notification;
@@ -65,6 +67,8 @@ pub(crate) struct Exposed {
     pub(crate) grants: Arc<Grants>,
     pub(crate) arrivals: Arc<Arrivals>,
     pub(crate) gate: Arc<Gate>,
+    /// Who uses what is exposed.
+    pub(crate) guests: Guests,
     /// How peers of this host get in; none where they don't.
     pub(crate) hub: Option<Arc<Hub>>,
     /// By which NICs peers get in; none where they don't.
@@ -72,6 +76,8 @@ pub(crate) struct Exposed {
     sockets: Vec<String>,
     /// Filled in once the shards' actors run.
     tcp: OnceLock<Vec<PumpAddress<tcp::Message>>>,
+    /// Where this engine is a guest itself; filled in with them.
+    links: OnceLock<Arc<Links>>,
     next_shard: AtomicUsize,
 }
 
@@ -94,7 +100,7 @@ impl Exposure {
     pub(crate) fn named(self, identity: Identity) -> Exposed {
         let Self { incarnation, regions, grants, arrivals, gate, hub, rdma } = self;
         let sockets = hub.as_ref().map(|hub| hub.names()).unwrap_or_default();
-        let (tcp, next_shard) = (OnceLock::new(), AtomicUsize::new(0));
+        let (tcp, links) = Default::default();
         Exposed {
             identity,
             incarnation,
@@ -102,19 +108,22 @@ impl Exposure {
             grants,
             arrivals,
             gate,
+            guests: Guests::default(),
             hub,
             rdma,
             sockets,
             tcp,
-            next_shard,
+            links,
+            next_shard: AtomicUsize::new(0),
         }
     }
 }
 
 impl Exposed {
     /// The shards' TCP actors run.
-    pub(crate) fn start(&self, shards: Vec<PumpAddress<tcp::Message>>) {
-        // Nobody else sets it.
+    pub(crate) fn start(&self, shards: Vec<PumpAddress<tcp::Message>>, links: Arc<Links>) {
+        // Nobody else sets them.
+        let _ = self.links.set(links);
         let _ = self.tcp.set(shards);
     }
 
@@ -134,6 +143,7 @@ impl Exposed {
             version: Extras::VERSION,
             incarnation: self.incarnation,
             sockets: self.sockets.clone(),
+            kept: None,
         };
         let descriptor = self.identity.descriptor(buffers, Some(extras));
         let Some(rdma) = &self.rdma else { return descriptor };
@@ -197,6 +207,20 @@ impl Host for Exposed {
             Some(rdma) => rdma.letter(peer, letter),
             None => tracing::debug!(from = letter.from, "a letter for NICs that are not here"),
         }
+    }
+
+    fn arrived(&self, peer: &PeerId, guest: Guest) -> bool {
+        self.guests.arrived(peer, guest)
+    }
+
+    fn leave(&self, incarnation: u64) -> Ending {
+        // Before there are links nobody has opened a peer.
+        let links = self.links.get().cloned();
+        Box::pin(async move {
+            if let Some(links) = links {
+                links.leave(incarnation).await;
+            }
+        })
     }
 
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()> {

@@ -32,6 +32,7 @@ mod flight;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod guests;
 pub mod limits;
 mod links;
 mod memory;
@@ -42,6 +43,8 @@ mod peer;
 mod plan;
 mod post;
 mod prepared;
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 mod receipt;
 mod request;
 mod route;
@@ -54,10 +57,12 @@ mod transfer;
 mod window;
 
 pub use auth::{Authentication, PeerNames, Peers, Policy, Rule, TlsFiles};
-pub use config::{EngineBuilder, Metadata, Protocol};
-pub use control::metadata;
+#[cfg(feature = "config-file")]
+pub use config::file::{Config, Devices, IdlePolicy};
+pub use config::{EngineBuilder, Protocol};
+pub use control::{MetadataKind as Metadata, RedisServer, metadata};
 pub use counter::Counter;
-pub use engine::Engine;
+pub use engine::{Drained, Engine};
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
 pub use explain::{Candidate, Explanation, Means, Verdict};
 pub use kvrail_reactors::numa::NumaPolicy;

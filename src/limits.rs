@@ -1,10 +1,14 @@
 //! Every bound by name, with its reason. What users may change is in [`crate::EngineBuilder`].
 
 mod auth;
+mod metadata;
+mod operations;
 
 use std::time::Duration;
 
-pub use auth::*;
+pub use self::auth::*;
+pub use self::metadata::*;
+pub use self::operations::*;
 
 /// Longest control frame we accept or send, type byte included.
 /// Mooncake's default and minimum (`MC_HANDSHAKE_MAX_LENGTH`): a larger one no default peer reads.
@@ -141,27 +145,6 @@ pub const DIRECTORY_MAX_PEERS: usize = 4096;
 /// Bytes of remembered descriptors: sixty-four of the largest.
 pub const DIRECTORY_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
 
-/// Time for one request to a metadata server (Mooncake's value).
-pub const METADATA_REQUEST_MS: u64 = 3_000;
-
-/// Time to connect to a metadata server (Mooncake's value).
-pub const METADATA_CONNECT_MS: u64 = 1_500;
-
-/// Keys a metadata server keeps: two per engine, for 32,768 engines.
-pub const METADATA_KEYS_MAX: usize = 65_536;
-
-/// Longest key of a metadata server; a name is a host and a port, a DNS name has 253 bytes at most.
-pub const METADATA_KEY_MAX_BYTES: usize = 1024;
-
-/// Bytes a metadata server keeps in all, keys and values.
-pub const METADATA_TOTAL_MAX_BYTES: usize = 256 << 20;
-
-/// Connections a metadata server has at once; the longest-waiting one makes room.
-pub const METADATA_CONNECTIONS_MAX: usize = 512;
-
-/// Life of one connection to a metadata server, which carries one request.
-pub const METADATA_CONNECTION_MS: u64 = 10_000;
-
 /// Longest segment name; leaves room for a key's prefix.
 pub const NAME_MAX_BYTES: usize = METADATA_KEY_MAX_BYTES / 2;
 
@@ -271,8 +254,6 @@ pub const COPY_INLINE_MAX_BYTES: usize = 4 << 20;
 
 /// A local copy goes to one more shard for each of these.
 pub const COPY_GROUP_BYTES: usize = 1 << 20;
-/// Bytes of requests that all connections to a metadata server hold: sixty-four of the largest.
-pub const METADATA_BUFFERED_MAX_BYTES: usize = 64 * CONTROL_FRAME_MAX_BYTES;
 
 /// Room in an event for its sender's name and the event's own fields.
 pub const EVENT_NAME_MAX_BYTES: u64 = 1024;

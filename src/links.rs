@@ -8,7 +8,7 @@ use crate::control::{Control, Extras, Resolved};
 use crate::path::host::{Hub, Neighbour};
 use crate::path::tcp::{self, LaneName};
 use crate::path::verbs::Rdma;
-use crate::peer::{Link, Route, RouteKind, TcpRoute, Vicinity};
+use crate::peer::{Link, Phase, Route, RouteKind, TcpRoute, Vicinity};
 use crate::runtime::PumpAddress;
 use crate::{Error, Result};
 
@@ -50,6 +50,23 @@ impl Links {
         let rdma = self.rdma.as_ref().map_err(Error::clone);
         let reach = rdma.and_then(|rdma| rdma.meet(&link.route.name, resolved));
         link.set_reach(reach.map_err(|error| error.to_string().into()));
+    }
+
+    /// The peers that are in use.
+    pub(crate) fn alive(&self) -> Vec<Arc<Link>> {
+        let links = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        links.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Stops to send anything to the process of this incarnation, which drains; over when nothing
+    /// is under way to it.
+    pub(crate) async fn leave(&self, incarnation: u64) {
+        let there = |link: &Arc<Link>| link.incarnation() == Some(incarnation);
+        let links: Vec<_> = self.alive().into_iter().filter(there).collect();
+        links.iter().for_each(|link| link.enter(Phase::PeerDrains));
+        for link in links {
+            link.over().await;
+        }
     }
 
     /// Asks a peer for what it has now, and by which keys it is reached.

@@ -1,14 +1,14 @@
 //! A peer as transfers see it: its name, where its data goes, and what it said it has.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::PathKind;
 use crate::explain::Observed;
 use crate::path::host::Neighbour;
 use crate::path::verbs::Reach;
+use crate::{Error, PathKind, Result};
 
 /// A range of a peer's memory, as its descriptor listed it when it was opened or refreshed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,12 @@ impl Peer {
         }
     }
 
+    /// Whether batches to it may be posted: neither it nor this engine drains, and it was not
+    /// closed.
+    pub fn is_open(&self) -> bool {
+        self.inner.link.phase() == Phase::Open
+    }
+
     /// The NUMA node, at the peer, of the range that holds this address; none where its descriptor
     /// doesn't bind it to one.
     pub(crate) fn node_of(&self, addr: u64) -> Option<u32> {
@@ -86,9 +92,39 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct Traffic {
     aloft: AtomicUsize,
-    is_closed: AtomicBool,
-    /// The last one has landed behind the closing.
+    /// A [`Phase`]; it only grows.
+    phase: AtomicU8,
+    /// The last one has landed behind the last take-off.
     is_over: Notify,
+}
+
+/// How far a link has come, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Open,
+    /// The peer drains: what is under way ends well.
+    PeerDrains,
+    /// We do.
+    WeDrain,
+    /// What is under way ends early.
+    Closed,
+}
+
+impl Phase {
+    const ALL: [Self; 4] = [Self::Open, Self::PeerDrains, Self::WeDrain, Self::Closed];
+
+    /// Why nothing may take off any more.
+    fn error(self) -> Option<Error> {
+        match self {
+            Self::Open => None,
+            Self::PeerDrains => Some(Error::draining(
+                "the peer finishes what it has and then stops: go to another one",
+            )),
+            Self::WeDrain => Some(Error::draining("this engine finishes what it has, and stops")),
+            Self::Closed => Some(Error::closed("the peer was closed: open it anew")),
+        }
+    }
 }
 
 /// Whether a peer is a process of this host.
@@ -160,34 +196,46 @@ impl Link {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A batch takes off; `false` where the link was closed. What has taken off lands.
-    pub(crate) fn take_off(&self) -> bool {
-        // SeqCst pairs with `close`: either this sees it closed, or that sees the batch.
+    /// A batch takes off. What has taken off lands.
+    ///
+    /// # Errors
+    /// Draining, Closed: the link is.
+    pub(crate) fn take_off(&self) -> Result<()> {
+        // SeqCst pairs with `enter`: either this sees the phase, or that sees the batch.
         self.traffic.aloft.fetch_add(1, Ordering::SeqCst);
-        let is_open = !self.is_closed();
-        if !is_open {
+        let barred = self.phase().error();
+        barred.map_or(Ok(()), |error| {
             self.landed();
-        }
-        is_open
+            Err(error.with_peer(self.route.name.clone()))
+        })
     }
 
     /// A batch has landed.
     pub(crate) fn landed(&self) {
-        if self.traffic.aloft.fetch_sub(1, Ordering::SeqCst) == 1 && self.is_closed() {
+        if self.traffic.aloft.fetch_sub(1, Ordering::SeqCst) == 1 && self.phase() > Phase::Open {
             self.traffic.is_over.notify_waiters();
         }
     }
 
     /// Nothing takes off any more, and what is under way ends early.
     pub(crate) fn close(&self) {
-        self.traffic.is_closed.store(true, Ordering::SeqCst);
+        self.enter(Phase::Closed);
+    }
+
+    /// Nothing takes off any more, for this reason. There is no way back.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.traffic.phase.fetch_max(phase as u8, Ordering::SeqCst);
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.traffic.phase.load(Ordering::SeqCst))]
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.traffic.is_closed.load(Ordering::SeqCst)
+        self.phase() == Phase::Closed
     }
 
-    /// Waits until a closed link carries nothing.
+    /// Waits until a link at which nothing takes off carries nothing.
     pub(crate) async fn over(&self) {
         loop {
             // Before looking, so that no landing is missed.

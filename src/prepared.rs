@@ -118,16 +118,12 @@ impl Plan {
     /// It is under way from here on, until it has landed.
     ///
     /// # Errors
-    /// Busy: it is under way. Closed: its peer is.
+    /// Busy: it is under way. Draining, Closed: its peer is, or this engine.
     pub(crate) fn take_off(&self) -> Result<()> {
         self.seize()?;
-        if self.link().take_off() {
-            self.is_doubtful.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
-        self.settle();
-        let error = Error::closed("the peer was closed: open it anew");
-        Err(error.with_peer(self.peer_name()).with_landed(Landed::No))
+        self.link().take_off().inspect_err(|_| self.settle())?;
+        self.is_doubtful.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Nobody else posts it, or has its leases.

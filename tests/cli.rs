@@ -163,7 +163,12 @@ fn a_bench_of_engines_that_prove_who_they_are() {
         run(&[&options[..], &["--buffer_size=16M", "--json", &segment], keys].concat())
     };
     assert_eq!(json(&initiate(&[&good]))["verified"], true);
-    for keys in [&[bad.as_str()][..], &[]] {
+    let config = folder.path().join("kvrail.toml");
+    let in_config = format!("key_file = {:?}", folder.path().join("good"));
+    std::fs::write(&config, in_config).expect("a file");
+    let config = format!("--config={}", config.display());
+    assert_eq!(json(&initiate(&[&config]))["verified"], true);
+    for keys in [&[bad.as_str()][..], &[], &[&config, &bad]] {
         let output = initiate(keys);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains("kvrail: "), "{error}");

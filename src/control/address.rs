@@ -27,7 +27,12 @@ impl Address {
     /// `host:port`, `[v6]:port`, `v6%scope:port`, a bare host or a bare IPv6 address; without a
     /// port Mooncake's default holds.
     pub fn parse(name: &str) -> Result<Self> {
-        let (host, port) = split(name).ok_or_else(|| malformed(name))?;
+        Self::parse_or(name, CONTROL_DEFAULT_PORT)
+    }
+
+    /// The same; without a port `default` is meant.
+    pub fn parse_or(name: &str, default: u16) -> Result<Self> {
+        let (host, port) = split(name, default).ok_or_else(|| malformed(name))?;
         if host.is_empty() || host.contains(['/', '[', ']']) || host.contains(char::is_whitespace) {
             return Err(malformed(name));
         }
@@ -54,24 +59,24 @@ fn malformed(name: &str) -> Error {
     Error::refused(format!("{shown:?} is no host:port (IPv6 is written [address]:port)"))
 }
 
-fn split(name: &str) -> Option<(&str, u16)> {
+fn split(name: &str, default: u16) -> Option<(&str, u16)> {
     if let Some(rest) = name.strip_prefix('[') {
         let (host, tail) = rest.split_once(']')?;
         host.split('%').next()?.parse::<Ipv6Addr>().ok()?;
         return match tail.strip_prefix(':') {
             Some(port) => Some((host, port.parse().ok()?)),
-            None => tail.is_empty().then_some((host, CONTROL_DEFAULT_PORT)),
+            None => tail.is_empty().then_some((host, default)),
         };
     }
     if name.parse::<Ipv6Addr>().is_ok() {
-        return Some((name, CONTROL_DEFAULT_PORT));
+        return Some((name, default));
     }
     match name.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.contains('%') => {
             Some((host, port.parse().ok()?))
         }
         Some(_) => None,
-        None => Some((name, CONTROL_DEFAULT_PORT)),
+        None => Some((name, default)),
     }
 }
 

@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -69,8 +71,7 @@ impl Question for AnyObject {
     type Answer = ();
 
     async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<()> {
-        let frame = wire::encode_message(Kind::Probe, false, &AnyObject {})?;
-        client.ask::<AnyObject>(callee, Kind::Probe, &frame).await.map(drop)
+        client.ask::<AnyObject>(callee, Kind::Probe, self).await.map(drop)
     }
 }
 
@@ -79,8 +80,7 @@ impl Question for EndLane {
     type Answer = ();
 
     async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<()> {
-        let frame = wire::encode_message(Kind::EndLane, false, self)?;
-        match client.ask::<LaneEnded>(callee, Kind::EndLane, &frame).await?.quiet {
+        match client.ask::<LaneEnded>(callee, Kind::EndLane, self).await?.quiet {
             true => Ok(()),
             false => Err(Error::busy("the peer could not end the connection in time")),
         }
@@ -92,8 +92,7 @@ impl Question for AskPass {
     type Answer = Pass;
 
     async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<Pass> {
-        let frame = wire::encode_message(Kind::Pass, false, self)?;
-        let given = client.ask::<PassGiven>(callee, Kind::Pass, &frame).await?;
+        let given = client.ask::<PassGiven>(callee, Kind::Pass, self).await?;
         let no_pass = |_| match given.is_busy {
             true => Error::busy("the peer has too many connections being opened"),
             false => Error::refused("the peer lets no data connection of this engine in"),
@@ -107,8 +106,7 @@ impl Question for Handshake {
     type Answer = Handshake;
 
     async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<Handshake> {
-        let frame = wire::encode_message(Kind::Connection, false, self)?;
-        client.ask(callee, Kind::Connection, &frame).await
+        client.ask(callee, Kind::Connection, self).await
     }
 }
 
@@ -138,14 +136,16 @@ impl Client {
         reply.map_err(|error| error.with_peer(callee.address.to_string()))
     }
 
-    async fn ask<A: serde::de::DeserializeOwned>(
+    /// The answer to a question that is one message for another, and may be put again.
+    pub async fn ask<A: DeserializeOwned>(
         &self,
         callee: Callee<'_>,
         kind: Kind,
-        frame: &[u8],
+        question: &(impl Serialize + Sync),
     ) -> Result<A> {
+        let frame = wire::encode_message(kind, false, question)?;
         let stream = self.connect(callee).await?;
-        let reply = self.exchange(stream, kind, frame).await;
+        let reply = self.exchange(stream, kind, &frame).await;
         let reply = reply.and_then(|reply| Ok(reply.parse::<A>()?));
         reply.map_err(|error| error.with_peer(callee.address.to_string()))
     }

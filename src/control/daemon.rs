@@ -17,6 +17,7 @@ use super::channel::{Stream, read_some};
 use super::client::{Client, write};
 use super::handshake::Handshake;
 use super::seats::{Phase, Seat, Seats};
+use super::visits::{Arrive, Leave};
 use super::wire::{
     self, AnyObject, AskPass, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify,
     PassGiven, ProbeReply,
@@ -24,6 +25,7 @@ use super::wire::{
 use crate::auth::PeerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS, FENCE_MS};
+use crate::metrics;
 use crate::path::tcp::LaneName;
 
 /// What every conversation of a daemon shares.
@@ -32,6 +34,13 @@ pub(super) struct Daemon {
     /// The name under which a peer without a metadata server finds this daemon again.
     pub address: String,
     pub client: Arc<Client>,
+}
+
+impl Daemon {
+    /// Whether this process is meant: another one may have had its name.
+    pub(super) fn is_process(&self, incarnation: u64) -> bool {
+        self.host.descriptor().kvrail.is_some_and(|own| own.incarnation == incarnation)
+    }
 }
 
 /// Why a conversation ended early. Nobody is told but the log: the peer sees its connection close.
@@ -119,7 +128,8 @@ async fn accept(
 async fn converse(stream: TcpStream, seat: &Seat, daemon: &Daemon) -> Result<(), Ended> {
     let limits = &daemon.client.limits;
     let (mut stream, peer, request, rest) = in_time(limits.request, async {
-        let (mut stream, peer) = daemon.client.channels.accept(stream).await?;
+        let accepted = daemon.client.channels.accept(stream).await;
+        let (mut stream, peer) = accepted.inspect_err(metrics::handshake_failed)?;
         let (request, rest) = read_request(&mut stream, seat).await?;
         Ok((stream, peer, request, rest))
     })
@@ -275,6 +285,14 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
             let quiet = end_lane(request.parse()?, daemon).await;
             wire::encode_message(kind, legacy, &LaneEnded { quiet })?
         }
+        Kind::Arrive => {
+            let arrived = request.parse::<Arrive>()?.answer(daemon, peer)?;
+            wire::encode_message(kind, legacy, &arrived)?
+        }
+        Kind::Leave => {
+            let left = request.parse::<Leave>()?.answer(daemon, peer).await?;
+            wire::encode_message(kind, legacy, &left)?
+        }
         Kind::Pass => wire::encode_message(kind, legacy, &pass(request.parse()?, daemon, peer))?,
         Kind::Probe => {
             request.parse::<AnyObject>()?;
@@ -299,10 +317,10 @@ async fn handshake(request: Handshake, daemon: &Daemon, peer: &PeerId) -> Handsh
 
 /// Whether nothing is stored from the connection any more. Those of another process are nothing
 /// that we could vouch for.
-async fn end_lane(EndLane { incarnation, lane }: EndLane, daemon: &Daemon) -> bool {
-    let own = daemon.host.descriptor().kvrail;
+async fn end_lane(EndLane { incarnation, lane, request }: EndLane, daemon: &Daemon) -> bool {
+    tracing::debug!(%request, "a peer asks us to end a connection");
     match lane.parse::<LaneName>() {
-        Ok(lane) if own.is_some_and(|own| own.incarnation == incarnation) => {
+        Ok(lane) if daemon.is_process(incarnation) => {
             timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(lane)).await.is_ok()
         }
         _ => false,

@@ -5,11 +5,13 @@
 //! Mooncake's defaults. What we add stands under the one key `kvrail`, which Mooncake ignores.
 //!
 //! Below it: `text` (as documents arrive), `gid` (a device's address in text), `matrix` (which
-//! devices are near to which memory), `order` (how Mooncake's readers number devices), `offer`
-//! (what we publish of our devices), `choice` (which of a peer's devices reach its memory).
+//! devices are near to which memory), `kept` (a document's age), `order` (how Mooncake's readers
+//! number devices), `offer` (what we publish of our devices), `choice` (which of a peer's devices
+//! reach its memory).
 
 mod choice;
 mod gid;
+mod kept;
 mod matrix;
 mod offer;
 mod order;
@@ -19,6 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::kept::Kept;
 pub use self::matrix::PriorityMatrix;
 pub use self::offer::{Offer, OwnDevice};
 use self::text::{Common, Parts};
@@ -141,16 +144,25 @@ pub struct Extras {
     /// abstract name begins with `@`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<String>,
+    /// How old the document is, where the service that keeps it can't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
 }
 
 impl Extras {
     /// Version of the steps that we know: 2 has connections with names, which are ended on demand;
-    /// 3 has RDMA endpoints of kvrail's own, with fences, windows and notices.
-    pub const VERSION: u32 = 3;
+    /// 3 has RDMA endpoints of kvrail's own, with fences, windows and notices; 4 takes note of its
+    /// guests, and asks them to leave before it stops.
+    pub const VERSION: u32 = 4;
 
     /// Whether its connections are to be named.
     pub fn has_named_lanes(&self) -> bool {
         self.version >= 2
+    }
+
+    /// Whether it is to be told who opens it.
+    pub fn has_guests(&self) -> bool {
+        self.version >= 4
     }
 
     /// Whether its RDMA endpoints, where it has any, are kvrail's own and not Mooncake's.

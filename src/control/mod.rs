@@ -14,16 +14,18 @@ mod directory;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 pub(crate) mod handshake;
+mod keeper;
 pub mod metadata;
 mod seats;
 mod settings;
+mod visits;
 mod wire;
 
 #[cfg(test)]
 mod tests;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -50,10 +52,12 @@ pub(crate) use descriptor::{Buffer, Descriptor, Device, Extras, Offer, OwnDevice
 use directory::Directory;
 pub(crate) use directory::Resolved;
 pub(crate) use handshake::Handshake;
+use keeper::Published;
 use metadata::Metadata;
-pub use metadata::MetadataKind;
+pub use metadata::{MetadataKind, RedisServer};
 pub(crate) use settings::{ControlConfig, ControlLimits, Identity};
-use wire::{AnyObject, AskPass, EndLane, Notify};
+pub(crate) use visits::Guest;
+use wire::{AnyObject, AskPass, EndLane, Notify, RequestId};
 
 /// What the control plane asks of the engine. Called on the control thread: none may block.
 ///
@@ -83,6 +87,14 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// A pass for the data connection that this peer calls so, from this process and no other.
     fn pass(&self, _peer: &PeerId, _incarnation: u64, _lane: LaneName) -> Result<Pass> {
         Err(Error::refused("data connections need no pass here"))
+    }
+    /// A guest has come, which this peer is; whether this engine drains, and it should not have.
+    fn arrived(&self, _peer: &PeerId, _guest: Guest) -> bool {
+        false
+    }
+    /// The process of this incarnation drains: over when nothing of ours is under way there.
+    fn leave(&self, _incarnation: u64) -> Ending {
+        Box::pin(std::future::ready(()))
     }
     /// A peer wants to connect queue pairs to ours, or says that its own are ready. Asked again if
     /// it got no answer. Without RDMA there are none to offer.
@@ -117,11 +129,11 @@ struct Shared {
     client: Arc<Client>,
     directory: Mutex<Directory>,
     couriers: Couriers,
-    /// Held while publishing, so that the newest descriptor is the last written; true once the
-    /// name is registered.
-    registered: tokio::sync::Mutex<bool>,
+    published: tokio::sync::Mutex<Published>,
     /// No more publishing: what is withdrawn stays withdrawn.
     stopping: AtomicBool,
+    /// Questions that got an identifier.
+    requests: AtomicU64,
 }
 
 impl Control {
@@ -164,8 +176,9 @@ impl Control {
             client: Arc::new(Client { channels, limits }),
             directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
             couriers: Couriers::default(),
-            registered: tokio::sync::Mutex::new(false),
+            published: tokio::sync::Mutex::default(),
             stopping: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared), runtime, calls, stop, ended }
     }
@@ -258,7 +271,9 @@ impl Control {
     /// from it any more. Answers within [`FENCE_MS`].
     pub async fn end_lane(&self, name: &str, to: Option<u64>, lane: LaneName) -> Fenced {
         let Some(incarnation) = to else { return Fenced::Nobody };
-        let asked = self.ask(name, EndLane { incarnation, lane: lane.to_string() });
+        let request = self.shared.next_request();
+        tracing::debug!(%request, peer = name, "it is asked to end a connection");
+        let asked = self.ask(name, EndLane { incarnation, lane: lane.to_string(), request });
         match timeout(Duration::from_millis(FENCE_MS), asked).await {
             Ok(Ok(())) => Fenced::Lane,
             Ok(Err(error)) => {
@@ -310,24 +325,10 @@ impl Control {
 }
 
 impl Shared {
-    async fn publish(&self) -> Result<()> {
-        let mut registered = self.registered.lock().await;
-        if self.stopping.load(Ordering::Acquire) {
-            return Err(Error::closed("the control plane is stopping"));
-        }
-        let (descriptor, control) = (self.host.published(), &self.identity.control);
-        let limits = &self.client.limits;
-        self.metadata.publish(&descriptor, control, !*registered, limits).await?;
-        *registered = true;
-        Ok(())
-    }
-
-    async fn withdraw(&self) -> Result<()> {
-        let mut registered = self.registered.lock().await;
-        if std::mem::take(&mut *registered) {
-            self.metadata.withdraw(&self.identity.name).await?;
-        }
-        Ok(())
+    /// By which both sides' logs call the next question.
+    fn next_request(&self) -> RequestId {
+        let incarnation = self.host.descriptor().kvrail.map_or(0, |own| own.incarnation);
+        RequestId::new(incarnation, self.requests.fetch_add(1, Ordering::Relaxed))
     }
 
     async fn resolve(&self, name: &str, refresh: bool) -> Result<Arc<Resolved>> {
@@ -345,7 +346,8 @@ impl Shared {
         });
         match &checked {
             Ok(resolved) => self.directory().insert(name, Arc::clone(resolved)),
-            Err(_) => self.directory().forget(name),
+            Err(error) if self.metadata.is_about_peer(error) => self.directory().forget(name),
+            Err(_) => {}
         }
         checked
     }
@@ -410,6 +412,9 @@ fn run<F>(
             Err(error) => return drop(ready.send(Err(error))),
         };
         drop(ready.send(Ok((Handle::current(), Arc::clone(&shared)))));
+        if !matches!(shared.metadata, Metadata::P2p) {
+            tokio::spawn(Arc::clone(&shared).keep());
+        }
         // An error means that the last handle was dropped: stop too.
         let _ = stopped.wait_for(|stopped| *stopped).await;
         shared.stopping.store(true, Ordering::Release);
@@ -461,7 +466,8 @@ where
         client,
         directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
         couriers: Couriers::default(),
-        registered: tokio::sync::Mutex::new(false),
+        published: tokio::sync::Mutex::default(),
         stopping: AtomicBool::new(false),
+        requests: AtomicU64::new(0),
     }))
 }

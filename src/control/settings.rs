@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::address::Address;
 use super::descriptor::{self, Buffer, Descriptor, Extras, PriorityMatrix};
-use super::metadata::{self, MetadataKind};
+use super::metadata::MetadataKind;
 use crate::auth::Authentication;
 use crate::error::{Error, Result};
 use crate::limits::*;
@@ -84,6 +84,8 @@ pub(crate) struct ControlLimits {
     pub metadata_request: Duration,
     /// For connecting to it.
     pub metadata_connect: Duration,
+    /// How long it keeps our documents without a word from us.
+    pub metadata_lease: Duration,
 }
 
 impl Default for ControlLimits {
@@ -100,6 +102,7 @@ impl Default for ControlLimits {
             calls: CONTROL_CALLS_MAX,
             metadata_request: Duration::from_millis(METADATA_REQUEST_MS),
             metadata_connect: Duration::from_millis(METADATA_CONNECT_MS),
+            metadata_lease: Duration::from_millis(METADATA_LEASE_MS),
         }
     }
 }
@@ -150,7 +153,7 @@ impl Identity {
         let control = Address::new(&host, control_port);
         let name = match config.metadata {
             MetadataKind::P2p => control.to_string(),
-            MetadataKind::Http(_) => checked_name(&config.name)?,
+            _ => checked_name(&config.name)?,
         };
         let data = Address::new(host, data_port);
         Ok(Self { name, control, data, speaks_rdma: config.speaks_rdma })
@@ -206,31 +209,34 @@ async fn published_host(config: &ControlConfig) -> Result<String> {
     let named = Address::parse(&config.name);
     match &config.metadata {
         MetadataKind::P2p => Ok(named?.host),
-        MetadataKind::Http(url) => match named.ok().filter(|address| address.ip().is_some()) {
+        service => match named.ok().filter(|address| address.ip().is_some()) {
             Some(address) => Ok(address.host),
-            None => route_to(url).await,
+            None => route_to(service).await,
         },
     }
 }
 
-/// The address from which this host reaches the metadata server: where it is, the peers are too.
+/// The address from which this host reaches the metadata service: where it is, the peers are too.
+async fn route_to(service: &MetadataKind) -> Result<String> {
+    for server in service.addresses()? {
+        if let Some(host) = route_from(&server).await {
+            return Ok(host);
+        }
+    }
+    let why = "no route to the metadata server tells this host's address: set it explicitly";
+    Err(Error::lost(why).with_peer(service.url()))
+}
+
 /// Connecting a UDP socket only asks the routing table.
-async fn route_to(url: &str) -> Result<String> {
-    let server = metadata::server_of(url)?;
+async fn route_from(server: &Address) -> Option<String> {
     let limit = Duration::from_millis(METADATA_REQUEST_MS);
     let lookup = timeout(limit, lookup_host((server.host.as_str(), server.port))).await;
-    let found: Option<SocketAddr> = lookup.ok().and_then(|found| found.ok()?.next());
-    let routed = found.and_then(|server| {
-        let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
-            .or_else(|_| UdpSocket::bind(("0.0.0.0", 0)))
-            .ok()?;
-        socket.connect(server).ok()?;
-        Some(socket.local_addr().ok()?.ip().to_canonical().to_string())
-    });
-    routed.ok_or_else(|| {
-        Error::lost("no route to the metadata server tells this host's address: set it explicitly")
-            .with_peer(url)
-    })
+    let server: SocketAddr = lookup.ok()?.ok()?.next()?;
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
+        .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))
+        .ok()?;
+    socket.connect(server).ok()?;
+    Some(socket.local_addr().ok()?.ip().to_canonical().to_string())
 }
 
 #[cfg(test)]

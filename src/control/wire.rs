@@ -16,6 +16,9 @@ const LENGTH_BYTES: usize = 8;
 /// How much of a JSON parser's message is kept: it may quote the peer's text.
 const REASON_MAX_CHARS: usize = 160;
 
+/// Two numbers of 64 bits, one in hexadecimal and one in decimal digits, and the dash.
+const REQUEST_ID_MAX_CHARS: usize = 16 + 1 + 20;
+
 /// What a frame is about; the number is its type byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -32,8 +35,12 @@ pub enum Kind {
     EndLane = 0xC0,
     /// A letter, after which more may follow; nothing is answered. Between kvrail peers only.
     Letter = 0xC1,
+    /// I am your guest; between kvrail peers only.
+    Arrive = 0xC2,
+    /// Leave me, and say so; between kvrail peers only.
+    Leave = 0xC3,
     /// Asks for a pass for a data connection; between peers that have proven who they are.
-    Pass = 0xC2,
+    Pass = 0xC4,
 }
 
 impl Kind {
@@ -45,7 +52,9 @@ impl Kind {
             3 => Some(Self::Probe),
             0xC0 => Some(Self::EndLane),
             0xC1 => Some(Self::Letter),
-            0xC2 => Some(Self::Pass),
+            0xC2 => Some(Self::Arrive),
+            0xC3 => Some(Self::Leave),
+            0xC4 => Some(Self::Pass),
             _ => None,
         }
     }
@@ -64,7 +73,7 @@ pub enum FrameError {
         claimed: u64,
     },
     /// The first payload byte is neither a type nor the start of legacy text.
-    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0 to 0xc2) nor legacy text")]
+    #[error("type byte {0:#04x} is neither a message type (0 to 3, 0xc0 to 0xc4) nor legacy text")]
     UnknownType(u8),
     /// The body is not the JSON object that the type asks for.
     #[error("the body is not the JSON object expected: {0}")]
@@ -248,6 +257,27 @@ impl ProbeReply {
     }
 }
 
+/// What both sides' logs call a question between kvrail peers: the asker's process and a number of
+/// its own, as in `18c2a7b3f0e1d4a5-7`; empty where the asker gives none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// The `number`th question of a process.
+    pub fn new(incarnation: u64, number: u64) -> Self {
+        Self(format!("{incarnation:x}-{number}"))
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    /// No longer than an honest one, whatever a peer sends, and on one line.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let honest = |c: &char| c.is_ascii_hexdigit() || *c == '-';
+        self.0.chars().filter(honest).take(REQUEST_ID_MAX_CHARS).try_for_each(|c| write!(f, "{c}"))
+    }
+}
+
 /// Asks an engine to end the data connection that the sender calls so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndLane {
@@ -255,6 +285,9 @@ pub struct EndLane {
     pub incarnation: u64,
     /// 32 hexadecimal digits.
     pub lane: String,
+    /// By which both sides' logs call the question.
+    #[serde(default)]
+    pub request: RequestId,
 }
 
 /// The answer.

@@ -47,7 +47,8 @@ impl Engine {
     ///
     /// # Errors
     /// Refused: it would permit nothing, the range isn't inside the region, or the region is not
-    /// registered here. Busy: too many grants hold. Closed: the engine was stopped.
+    /// registered here. Busy: too many grants hold. Draining: the engine is. Closed: it was
+    /// stopped.
     pub fn grant(
         &self,
         region: &Region,
@@ -83,6 +84,9 @@ impl Engine {
         options: GrantOptions,
         generation: u64,
     ) -> Result<Grant> {
+        if self.is_draining() {
+            return Err(Error::draining("this engine grants nothing any more"));
+        }
         let GrantOptions { holder, expires_after } = options;
         let expires_ns = expires_after.map(|after| {
             let after_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);

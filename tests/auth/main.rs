@@ -5,6 +5,7 @@
 
 #[cfg(feature = "tls")]
 mod authority;
+mod drain;
 mod keys;
 mod mooncake;
 mod policy;

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use kvrail::metadata::server::{MetadataServer, ServerLimits};
 use kvrail::{Access, Engine, EngineBuilder, Metadata};
@@ -19,14 +20,18 @@ fn named(name: &str, server: &MetadataServer) -> EngineBuilder {
 
 /// The document of an engine, as anyone may get it.
 fn stored(server: &MetadataServer, name: &str) -> serde_json::Value {
+    find(server, name).expect("it is there")
+}
+
+/// The same, if there is one.
+fn find(server: &MetadataServer, name: &str) -> Option<serde_json::Value> {
     let mut stream = TcpStream::connect(server.address()).unwrap();
     let request = format!("GET /metadata?key=mooncake%2Fram%2F{name} HTTP/1.1\r\nHost: x\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-    serde_json::from_str(body).unwrap()
+    head.starts_with("HTTP/1.1 200").then(|| serde_json::from_str(body).unwrap())
 }
 
 async fn publish(engine: &Engine) -> kvrail::Region {
@@ -51,6 +56,26 @@ fn a_stored_descriptor_tells_no_address_and_peers_ask_for_it() {
         let opened = peer.open("owner").await.unwrap();
         assert_eq!(opened.buffers().len(), 1);
         assert_eq!(read(&peer, &opened, memory.addr()).await.unwrap(), 7);
+    });
+}
+
+#[test]
+fn what_is_published_again_tells_no_address_either() {
+    run(async {
+        let (keys, server) = (Keys::new(), server());
+        let owner = named("owner", &server).metadata_lease(Duration::from_secs(1));
+        let owner = owner.authentication(keys.of(&[("owner", 1)])).start().unwrap();
+        let _memory = publish(&owner).await;
+        let address = server.address();
+        server.stop();
+        let server = MetadataServer::start(address, ServerLimits::default()).unwrap();
+        let document = loop {
+            match find(&server, "owner") {
+                Some(document) => break document,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        assert_eq!(document["buffers"], serde_json::json!([]));
     });
 }
 

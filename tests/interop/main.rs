@@ -8,5 +8,9 @@ mod metadata;
 mod ours;
 mod pair;
 mod rig;
+#[cfg(feature = "etcd")]
+#[allow(dead_code, reason = "the tests of metadata services need more of it")]
+#[path = "../metadata/service.rs"]
+mod service;
 mod setup;
 mod target;

@@ -28,6 +28,7 @@ mod price;
 mod process;
 mod proof;
 mod rust;
+mod services;
 mod shell;
 mod sim;
 #[path = "../../src/bin/kvrail/size.rs"]

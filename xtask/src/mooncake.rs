@@ -28,11 +28,12 @@ pub fn interop(shell: &Shell) -> Outcome {
     }
     let mut tests = match shell.has_cargo("nextest") {
         true => shell.cargo(
-            "nextest run --locked --no-fail-fast -p kvrail --features rdma --test interop \
-             --run-ignored all",
+            "nextest run --locked --no-fail-fast -p kvrail --features rdma,etcd,tls \
+             --test interop --run-ignored all",
         ),
-        false => shell
-            .cargo("test --locked -p kvrail --features rdma --test interop -- --include-ignored"),
+        false => shell.cargo(
+            "test --locked -p kvrail --features rdma,etcd,tls --test interop -- --include-ignored",
+        ),
     };
     // Each test runs up to three processes of its own.
     let folder = shell.cache.join("mooncake");

@@ -13,8 +13,9 @@ pub struct Binary {
 
 /// Builds tests/NAME.rs.
 pub fn built(shell: &Shell, name: &str) -> Result<Binary, String> {
-    let mut command = shell
-        .cargo("test --locked -p kvrail --features rdma --no-run --message-format json --test");
+    let mut command = shell.cargo(
+        "test --locked -p kvrail --features rdma,etcd,tls --no-run --message-format json --test",
+    );
     command.arg(name).stderr(Stdio::inherit());
     println!("$ {}", shown(&command));
     let output = command.output().map_err(|error| format!("cargo test: {error}"))?;
@@ -28,8 +29,8 @@ pub fn built(shell: &Shell, name: &str) -> Result<Binary, String> {
 
 /// Builds examples/NAME; answers its binary.
 pub fn example(shell: &Shell, name: &str, is_release: bool) -> Result<PathBuf, String> {
-    let mut command =
-        shell.cargo("build --locked -p kvrail --features rdma --message-format json --example");
+    let mut command = shell
+        .cargo("build --locked -p kvrail --features rdma,etcd,tls --message-format json --example");
     command.arg(name).args(is_release.then_some("--release")).stderr(Stdio::inherit());
     println!("$ {}", shown(&command));
     let output = command.output().map_err(|error| format!("cargo build: {error}"))?;

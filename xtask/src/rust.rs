@@ -17,10 +17,10 @@ pub fn style(shell: &Shell) -> Outcome {
     Ok("kept".into())
 }
 
-/// What a user gets from `cargo add kvrail` must build without a C compiler.
+/// What a user gets from `cargo add kvrail` must build without a C compiler; with etcd, too.
 pub fn no_c(shell: &Shell) -> Outcome {
     for builder in ["cc", "cmake"] {
-        let mut tree = shell.cargo("tree --locked -p kvrail -e normal,build -i");
+        let mut tree = shell.cargo("tree --locked -p kvrail --features etcd -e normal,build -i");
         let output = tree.arg(builder).output().map_err(|error| format!("cargo tree: {error}"))?;
         let (found, said) = (text(&output.stdout), text(&output.stderr));
         if !found.trim().is_empty() {
@@ -38,15 +38,30 @@ pub fn no_c(shell: &Shell) -> Outcome {
 pub fn clippy(shell: &Shell) -> Outcome {
     shell.component("clippy", "clippy")?;
     run(&mut shell.cargo("clippy --locked --workspace --all-targets -- -D warnings"))?;
-    run(&mut shell.cargo("clippy --locked -p kvrail --all-targets --features tls -- -D warnings"))?;
+    let whole = "clippy --locked -p kvrail --all-targets --features rdma,etcd,tls -- -D warnings";
+    run(&mut shell.cargo(whole))?;
     run(&mut shell.cargo("clippy -p kvrail --lib --no-default-features -- -D warnings"))?;
     Ok("no warning".into())
+}
+
+/// The other architecture that users run: library and command compile for it. The tests' own
+/// dependencies would take a C compiler for it.
+pub fn aarch64(shell: &Shell) -> Outcome {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    let installed = shell.command("rustup").args(["target", "list", "--installed"]).output();
+    let installed = installed.map_err(|error| format!("rustup: {error}"))?;
+    if !text(&installed.stdout).lines().any(|line| line == TARGET) {
+        println!("installing the standard library for {TARGET}");
+        run(shell.command("rustup").args(["target", "add", TARGET]))?;
+    }
+    run(&mut shell.cargo(&format!("check --locked -p kvrail --lib --bins --target {TARGET}")))?;
+    Ok("checked, not run".into())
 }
 
 /// Unit, integration and example tests, by nextest where it is installed.
 pub fn tests(shell: &Shell) -> Outcome {
     // What default features are without is linted and documented by other steps.
-    let targets = "--locked --workspace --features rdma,tls --lib --bins --tests --examples";
+    let targets = "--locked --workspace --features rdma,etcd,tls --lib --bins --tests --examples";
     if shell.has_cargo("nextest") {
         run(&mut shell.cargo(&format!("nextest run --no-fail-fast {targets}")))?;
         return Ok("by nextest".into());

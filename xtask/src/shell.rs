@@ -85,7 +85,8 @@ impl Shell {
         self.apt_update(why)?;
         let mut command = self.command("apt-get");
         command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-        run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+        // In this runlevel no package starts its service: tests start their own.
+        run(command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))
     }
 
     /// Sees to it that `python3` can make venvs and has pip.
@@ -121,6 +122,21 @@ pub fn find(program: &str) -> Option<PathBuf> {
     let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     let mut files = std::env::split_paths(&path).chain(more).map(|folder| folder.join(program));
     files.find(|file| file.is_file())
+}
+
+/// Where this program is, for a guest to run it too. A build in a step may have put another one in
+/// its place, of the same sources; what runs is then called deleted.
+///
+/// # Errors
+/// Neither is there.
+pub fn own_program() -> Result<String, String> {
+    let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
+    let own = own.to_string_lossy();
+    let own = own.strip_suffix(" (deleted)").unwrap_or(&own);
+    match Path::new(own).exists() {
+        true => Ok(own.to_owned()),
+        false => Err(format!("our own program is gone from {own}: build it again")),
+    }
 }
 
 /// One word for the shell, whatever is in it.

@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::shell::Shell;
 use crate::{
-    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, sim, verbs, vm,
-    without_uring,
+    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, services, sim, verbs,
+    vm, without_uring,
 };
 
 /// What a step answers: a few words for the summary, or what went wrong.
@@ -25,6 +25,7 @@ const STEPS: &[Step] = &[
     step("style", "lengths, headers, unsafe", |shell, _| rust::style(shell)),
     step("no-c", "default features compile no C", |shell, _| rust::no_c(shell)),
     step("clippy", "no warning in any target", |shell, _| rust::clippy(shell)),
+    step("aarch64", "it compiles for the other architecture", |shell, _| rust::aarch64(shell)),
     step("tests", "unit, integration, examples", |shell, _| rust::tests(shell)),
     step("sim", "seeds and canaries", |shell, _| sim::seeds_and_canaries(shell)),
     step("no-uring", "the same where io_uring is refused", |shell, _| without_uring::suite(shell)),
@@ -92,8 +93,9 @@ pub fn test(options: &Options) -> Result<bool, String> {
         return Ok(true);
     }
     let shell = Shell::new()?;
-    // Most steps build with the feature `rdma`.
+    // Most steps build with the features `rdma`, `etcd` and `tls`.
     verbs::packages(&shell)?;
+    services::packages(&shell)?;
     let mut summary = Summary::default();
     for step in STEPS.iter() {
         if !options.picks(step.name) {

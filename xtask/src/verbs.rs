@@ -30,7 +30,8 @@ const LIMIT_S: u64 = 1800;
 /// The step.
 pub fn all(shell: &Shell) -> Outcome {
     run(&mut shell.cargo(
-        "clippy --locked -p kvrail -p kvrail-reactors --features rdma --all-targets -- -D warnings",
+        "clippy --locked -p kvrail -p kvrail-reactors --features rdma,etcd,tls --all-targets \
+         -- -D warnings",
     ))?;
     let provider = tests(shell, "kvrail-reactors", "verbs", "")?;
     let machine = proof::built(shell, "cli_machine")?;

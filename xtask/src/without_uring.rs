@@ -73,10 +73,12 @@ pub fn suite(shell: &Shell) -> Outcome {
         true => "nextest run --no-fail-fast --locked",
         false => "test --no-fail-fast --locked",
     };
-    let all = format!("{tests} --workspace --features rdma --lib --bins --tests --examples");
+    let all =
+        format!("{tests} --workspace --features rdma,etcd,tls --lib --bins --tests --examples");
     behind(Errno::Eperm, || check(shell).and_then(|()| run(&mut shell.cargo(&all))))?;
-    let some =
-        format!("{tests} -p kvrail --features rdma --test engine --test runtime --test driver");
+    let some = format!(
+        "{tests} -p kvrail --features rdma,etcd,tls --test engine --test runtime --test driver"
+    );
     behind(Errno::Enosys, || check(shell).and_then(|()| run(&mut shell.cargo(&some))))?;
     Ok("refused by EPERM and by ENOSYS".into())
 }
@@ -94,8 +96,8 @@ fn behind(errno: Errno, work: impl FnOnce() -> Result<(), String> + Send) -> Res
 /// The filter does what it is for: a suite that passes behind it has not used io_uring.
 fn check(shell: &Shell) -> Result<(), String> {
     let mut bench = shell.cargo(
-        "run --quiet --locked -p kvrail --features rdma -- bench --mode initiator --path local \
-         --driver uring --duration 1",
+        "run --quiet --locked -p kvrail --features rdma,etcd,tls -- bench --mode initiator \
+         --path local --driver uring --duration 1",
     );
     println!("$ {} (must fail)", shown(&bench));
     let output = bench.output().map_err(|error| format!("cargo: {error}"))?;

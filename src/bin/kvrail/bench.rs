@@ -2,14 +2,18 @@
 
 mod cells;
 mod run;
+mod serve;
+
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use futures_lite::future::block_on;
-use kvrail::runtime::{Driver, Idle, Shards};
+use kvrail::prometheus::{Exporter, Served};
+use kvrail::runtime::Driver;
 use kvrail::topology::{self, Binding};
 use kvrail::{
-    Access, Engine, EngineBuilder, Error, Eternal, Metadata, NumaPolicy, Region, RemoteBuffer,
-    Result,
+    Access, Config, Devices, Engine, Error, Eternal, IdlePolicy, Metadata, NumaPolicy, Region,
+    RemoteBuffer, Result,
 };
 
 use self::run::Run;
@@ -19,24 +23,32 @@ use crate::size;
 /// Foreign memory is faulted in by copies of so much: a few hundred for a gigabyte.
 const FILL_BYTES: usize = 4 << 20;
 
+/// Longer than most transfers of the bench take, so that no caller sleeps.
+const CALLER_SPIN_US: u64 = 1000;
+
 #[derive(Args, Clone)]
 pub struct Options {
     /// Whether to serve memory or to transfer.
     #[arg(long, value_enum)]
     mode: Mode,
-    /// P2PHANDSHAKE, or the URL of a metadata server such as http://127.0.0.1:8080/metadata.
-    #[arg(long, alias = "metadata_server", default_value = "P2PHANDSHAKE")]
-    metadata_server: Metadata,
-    /// P2P: this host's address; otherwise the segment name of this process.
-    #[arg(long, alias = "local_server_name", default_value = "127.0.0.1")]
-    local_server_name: String,
+    /// Settings of the engine from a file of TOML or JSON; other options go before it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// P2PHANDSHAKE (the default), or a metadata service, as in http://127.0.0.1:8080/metadata,
+    /// etcd://10.0.0.1:2379;10.0.0.2:2379 or redis://10.0.0.1:6379. Redis takes its user, password
+    /// and database from MC_REDIS_USERNAME, MC_REDIS_PASSWORD and MC_REDIS_DB_INDEX.
+    #[arg(long, alias = "metadata_server")]
+    metadata_server: Option<String>,
+    /// P2P: this host's address, 127.0.0.1 by default; otherwise the segment name of this process.
+    #[arg(long, alias = "local_server_name")]
+    local_server_name: Option<String>,
     /// The target's segment name; the initiator needs it unless the path is local.
     #[arg(long, alias = "segment_id")]
     segment_id: Option<String>,
     /// The protocol to serve: rdma where there are NICs for it (auto), or one of the two. Peers
     /// without RDMA come by TCP all the same.
-    #[arg(long, value_enum, default_value = "auto")]
-    protocol: Protocol,
+    #[arg(long, value_enum)]
+    protocol: Option<Protocol>,
     /// RDMA devices, such as mlx5_0,mlx5_1; all of the host's by default.
     #[arg(long, alias = "device_name", value_delimiter = ',')]
     device_name: Vec<String>,
@@ -71,22 +83,30 @@ pub struct Options {
     /// Whose memory: regions that the engine allocates, or foreign memory that it is told of.
     #[arg(long, value_enum, default_value = "region")]
     memory: Memory,
-    /// What idle shards do; hybrid polls for 50 us before it sleeps.
-    #[arg(long, value_enum, default_value = "hybrid")]
-    idle: IdlePolicy,
+    /// What idle shards do: spin, event, or hybrid (the default), which polls for 50 us before it
+    /// sleeps.
+    #[arg(long)]
+    idle: Option<IdlePolicy>,
     /// How many microseconds a caller looks for the end of a same-host transfer itself before it
-    /// sleeps; the peers' benches look without end
-    #[arg(long, default_value_t = 1000)]
-    caller_spin: u64,
-    /// What the shards wait on: auto, uring or epoll.
-    #[arg(long, default_value_t)]
-    driver: Driver,
+    /// sleeps, by default 1000; the peers' benches look without end
+    #[arg(long)]
+    caller_spin: Option<u64>,
+    /// What the shards wait on: auto (the default), uring or epoll.
+    #[arg(long)]
+    driver: Option<Driver>,
     /// Shards of this process; by default half of its CPUs, 8 at most.
     #[arg(long)]
     shards: Option<usize>,
     /// Writes known bytes and reads them back before and after measuring.
     #[arg(long)]
     verify: bool,
+    /// Target: seconds that peers get, on SIGTERM or SIGINT, to end what they have under way.
+    #[arg(long, default_value_t = 30.0, value_parser = seconds)]
+    drain: f64,
+    /// Serves metrics for Prometheus at /metrics, and the engine's health at /healthz, here; such
+    /// as 127.0.0.1:9400.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
     /// Prints the report as one line of JSON.
     #[arg(long)]
     json: bool,
@@ -143,53 +163,59 @@ enum Memory {
     Foreign,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum IdlePolicy {
-    Spin,
-    Hybrid,
-    Event,
-}
-
-impl From<IdlePolicy> for Idle {
-    fn from(policy: IdlePolicy) -> Self {
-        match policy {
-            IdlePolicy::Spin => Self::Spin,
-            IdlePolicy::Hybrid => Self::default(),
-            IdlePolicy::Event => Self::Event,
-        }
-    }
-}
-
 pub fn run(options: &Options) -> Result<()> {
-    let shards = options.shards.map_or_else(Shards::default, Shards::Count);
-    let builder = Engine::builder()
-        .name(&options.local_server_name)
-        .metadata(options.metadata_server.clone())
-        .shards(shards)
-        .idle(options.idle.into())
-        .driver(options.driver);
-    let engine = options.security.apply(forced(builder, options)).start()?;
+    let config = settings(options)?;
+    let options = &Options { idle: config.idle, ..options.clone() };
+    let exporter = options.metrics.as_ref().map(|_| Exporter::install()).transpose()?;
+    let metadata = config.metadata_server.as_deref().map_or(Ok(Metadata::P2p), str::parse)?;
+    let metadata = metadata.with_variables(|name| std::env::var(name).ok())?;
+    let engine = options.security.apply(config.builder()?.metadata(metadata)).start()?;
+    let _served = match (&options.metrics, exporter) {
+        (Some(address), Some(exporter)) => Some(announced(exporter.serve(address, &engine)?)),
+        _ => None,
+    };
     match options.mode {
-        Mode::Target => serve(&engine, options),
+        Mode::Target => serve::run(&engine, options),
         Mode::Initiator => initiate(&engine, options),
     }
 }
 
-/// An engine that doesn't take the paths which `--path` rules out, and whose foreign memory a
-/// peer of this host may reach.
-fn forced(builder: EngineBuilder, options: &Options) -> EngineBuilder {
-    let is_foreign = options.memory == Memory::Foreign;
-    let protocol = if options.path == Path::Tcp { Protocol::Tcp } else { options.protocol };
-    let builder = match options.gid_index {
-        Some(index) => builder.gid_index(index),
-        None => builder,
+/// Says where metrics are, beside the answers on standard output.
+fn announced(served: Served) -> Served {
+    eprintln!("metrics at http://{}/metrics", served.address());
+    served
+}
+
+/// The engine's settings: what the options say, else the file. It doesn't take the paths which
+/// `--path` rules out, and a peer of this host may reach its foreign memory.
+fn settings(options: &Options) -> Result<Config> {
+    let mut config = match &options.config {
+        Some(file) => Config::from_file(file)?,
+        None => Config::default(),
     };
-    builder
-        .devices(options.device_name.iter())
-        .protocol(protocol.into())
-        .same_host(!matches!(options.path, Path::Tcp | Path::Rdma))
-        .peers_may_trace(is_foreign)
-        .spin_caller(std::time::Duration::from_micros(options.caller_spin))
+    let protocol = options.protocol.map(Into::into);
+    let (by_tcp, is_foreign) = (options.path == Path::Tcp, options.memory == Memory::Foreign);
+    let devices = Some(&options.device_name).filter(|names| !names.is_empty());
+    overrule(&mut config.local_hostname, options.local_server_name.clone());
+    overrule(&mut config.metadata_server, options.metadata_server.clone());
+    overrule(&mut config.protocol, if by_tcp { Some(kvrail::Protocol::Tcp) } else { protocol });
+    overrule(&mut config.device_name, devices.cloned().map(Devices::List));
+    overrule(&mut config.gid_index, options.gid_index);
+    overrule(&mut config.shards, options.shards);
+    overrule(&mut config.idle, options.idle);
+    overrule(&mut config.driver, options.driver);
+    overrule(&mut config.caller_spin_us, options.caller_spin);
+    overrule(&mut config.peers_may_trace, is_foreign.then_some(true));
+    let to_network = matches!(options.path, Path::Tcp | Path::Rdma);
+    overrule(&mut config.same_host, to_network.then_some(false));
+    config.caller_spin_us.get_or_insert(CALLER_SPIN_US);
+    Ok(config)
+}
+
+fn overrule<T>(setting: &mut Option<T>, by: Option<T>) {
+    if by.is_some() {
+        *setting = by;
+    }
 }
 
 /// One buffer a NUMA node, as transfer_engine_bench expects; one where nodes can't be chosen.
@@ -216,15 +242,6 @@ fn foreign(engine: &Engine, len: usize) -> Result<Region> {
         region.lease(start..end)?.copy_in(0, &vec![1; end - start])?;
     }
     Ok(region)
-}
-
-fn serve(engine: &Engine, options: &Options) -> Result<()> {
-    let _buffers = buffers(engine, options)?;
-    block_on(engine.publish())?;
-    println!("segment {}", engine.name());
-    loop {
-        std::thread::park();
-    }
 }
 
 fn initiate(engine: &Engine, options: &Options) -> Result<()> {

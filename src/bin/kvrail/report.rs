@@ -22,6 +22,8 @@ pub struct Report {
     pub cpu_seconds: f64,
     /// Nanoseconds from posting a batch to its end.
     pub latency: Histogram<u64>,
+    /// The target drained before the time was over.
+    pub is_cut_short: bool,
     pub verified: Option<bool>,
 }
 
@@ -60,6 +62,7 @@ impl Report {
                 "p99": self.latency_us(0.99),
                 "p99_9": self.latency_us(0.999),
             },
+            "drained": self.is_cut_short,
             "verified": self.verified,
         })
         .to_string()
@@ -81,6 +84,9 @@ impl Report {
         row("CPU, this side", format!("{:.3} s/GB", self.cpu_seconds_per_gigabyte()));
         row("idle policy", self.idle.clone());
         row("batches", format!("{} in {:.2} s", self.batches, self.elapsed.as_secs_f64()));
+        if self.is_cut_short {
+            row("cut short", "the target drains".to_owned());
+        }
         if let Some(verified) = self.verified {
             row("data", if verified { "verified" } else { "DIFFERS" }.to_owned());
         }

@@ -32,24 +32,25 @@ pub struct Security {
 }
 
 impl Security {
-    /// An engine that is to be started so.
+    /// The same engine with what the options say; what they leave out stays as it is.
     pub fn apply(&self, builder: EngineBuilder) -> EngineBuilder {
-        builder.authentication(self.authentication()).allow_mooncake(self.allow_mooncake)
+        let builder = match self.authentication() {
+            Some(authentication) => builder.authentication(authentication),
+            None => builder,
+        };
+        if self.allow_mooncake { builder.allow_mooncake(true) } else { builder }
     }
 
-    fn authentication(&self) -> Authentication {
+    fn authentication(&self) -> Option<Authentication> {
         let names = if self.tls_any_name { PeerNames::Any } else { PeerNames::Opened };
         match (&self.key_file, &self.tls_cert, &self.tls_key, &self.tls_ca) {
-            (Some(file), ..) => Authentication::Keys(file.clone()),
+            (Some(file), ..) => Some(Authentication::Keys(file.clone())),
             (None, Some(certificate), Some(key), Some(authorities)) => {
-                Authentication::Tls(TlsFiles {
-                    certificate: certificate.clone(),
-                    key: key.clone(),
-                    authorities: authorities.clone(),
-                    names,
-                })
+                let (certificate, key) = (certificate.clone(), key.clone());
+                let authorities = authorities.clone();
+                Some(Authentication::Tls(TlsFiles { certificate, key, authorities, names }))
             }
-            _ => Authentication::Off,
+            _ => None,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A client of the HTTP metadata API: GET, PUT and DELETE of `<url>?key=<key>`.
+//! A client of the HTTP metadata API: GET, PUT and DELETE of `<url>?key=<key>`. It has no lease and
+//! does not compare: what another engine has is found by looking, and put again if it is missing.
 
 use axum::body::Bytes;
 use axum::http::{Method, Request, StatusCode, Uri, header};
@@ -8,11 +9,11 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::time::Duration;
-use tokio::time::timeout;
 
+use super::store::{Document, Entry, Put, in_time};
 use crate::control::ControlLimits;
 use crate::control::address::Address;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::limits::CONTROL_FRAME_MAX_BYTES;
 
 /// What curl escapes: all but RFC 3986's unreserved characters.
@@ -30,14 +31,6 @@ pub(super) struct HttpStore {
     timeout: Duration,
 }
 
-/// How a PUT went.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Put {
-    Stored,
-    /// The server keeps what another engine put there.
-    Duplicate,
-}
-
 impl HttpStore {
     /// Checks the URL; asks nobody yet.
     pub fn new(url: &str, limits: &ControlLimits) -> Result<Self> {
@@ -49,10 +42,6 @@ impl HttpStore {
         Ok(Self { url: url.to_owned(), client, timeout: limits.metadata_request })
     }
 
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
     /// The document, if there is one.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         match self.send(Method::GET, key, Bytes::new()).await? {
@@ -62,18 +51,48 @@ impl HttpStore {
         }
     }
 
-    /// Stores the document.
-    pub async fn put(&self, key: &str, json: Vec<u8>) -> Result<Put> {
-        match self.send(Method::PUT, key, json.into()).await? {
+    /// Stores what of the entry isn't there yet, the daemon's address first, as Mooncake does.
+    pub async fn put(&self, entry: &Entry, before: Option<&[u8]>) -> Result<Put> {
+        if before != Some(&entry.rpc.text) {
+            if before.is_some() {
+                // Mooncake's own server never replaces such a document.
+                self.erase(&entry.rpc.key).await?;
+            }
+            if self.write(&entry.rpc).await? == Put::Taken {
+                return Ok(Put::Taken);
+            }
+        }
+        self.write(&entry.ram).await
+    }
+
+    /// Writes the descriptor anew, whose age then is none, if the name is still ours.
+    pub async fn renew(&self, entry: &Entry) -> Result<bool> {
+        let is_ours = self.get(&entry.rpc.key).await?.as_deref() == Some(&entry.rpc.text[..]);
+        Ok(is_ours && self.write(&entry.ram).await? == Put::Stored)
+    }
+
+    /// Deletes both documents, even if one of them fails to go.
+    pub async fn delete(&self, entry: &Entry) -> Result<()> {
+        match self.get(&entry.rpc.key).await? {
+            Some(theirs) if *theirs != entry.rpc.text[..] => return Ok(()),
+            _ => {}
+        }
+        let rpc = self.erase(&entry.rpc.key).await;
+        let ram = self.erase(&entry.ram.key).await;
+        rpc.and(ram)
+    }
+
+    async fn write(&self, document: &Document) -> Result<Put> {
+        let Document { key, text } = document;
+        match self.send(Method::PUT, key, text.clone().into()).await? {
             (StatusCode::OK, _) => Ok(Put::Stored),
             // How each server words it differs; they deny nothing else about such a key.
-            (StatusCode::BAD_REQUEST, _) if key.contains("rpc_meta") => Ok(Put::Duplicate),
+            (StatusCode::BAD_REQUEST, _) if key.contains("rpc_meta") => Ok(Put::Taken),
             (status, body) => Err(self.unexpected("PUT", key, status, &body)),
         }
     }
 
-    /// Deletes the document; it is fine if there is none.
-    pub async fn delete(&self, key: &str) -> Result<()> {
+    async fn erase(&self, key: &str) -> Result<()> {
         match self.send(Method::DELETE, key, Bytes::new()).await? {
             (StatusCode::OK | StatusCode::NOT_FOUND, _) => Ok(()),
             (status, body) => Err(self.unexpected("DELETE", key, status, &body)),
@@ -89,14 +108,8 @@ impl HttpStore {
         let request = request.body(Full::new(body)).map_err(|error| {
             Error::refused(format!("the key {key:?} makes no URL")).with_source(error)
         })?;
-        match timeout(self.timeout, self.exchange(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::new(
-                ErrorKind::Expired,
-                format!("the metadata server did not answer within {:?}", self.timeout),
-            )),
-        }
-        .map_err(|error| error.with_peer(&*self.url))
+        let answer = in_time(self.timeout, self.exchange(request)).await;
+        answer.map_err(|error| error.with_peer(&*self.url))
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)> {
@@ -122,7 +135,7 @@ impl HttpStore {
 }
 
 /// Host and port of a metadata server's URL, which must be `http://host[:port]/path`.
-pub(crate) fn server_of(url: &str) -> Result<Address> {
+pub(super) fn server_of(url: &str) -> Result<Address> {
     let shown: String = url.chars().take(100).collect();
     let refused = |why: &str| Error::refused(format!("the metadata URL {shown:?} {why}"));
     let uri: Uri = url.parse().map_err(|error| {

@@ -4,7 +4,7 @@
 //! documents, connections and their lives. A connection carries one request, so that a slow client
 //! holds its place for ten seconds at most and never against a newcomer.
 
-mod listener;
+pub(crate) mod listener;
 mod store;
 
 use std::io;
@@ -161,7 +161,7 @@ fn router(limits: ServerLimits) -> Router {
 }
 
 /// One request for each connection: see the top of this file.
-async fn close_after(mut response: Response) -> Response {
+pub(crate) async fn close_after(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     response
 }

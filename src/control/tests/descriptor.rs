@@ -59,7 +59,10 @@ fn what_we_do_not_know_is_ignored() {
         assert_eq!(with(&format!(",\"kvrail\":{later}")).unwrap().kvrail, None, "{later}");
     }
     let extras = with(r#","kvrail":{"version":3,"later":[]}"#).unwrap().kvrail;
-    assert_eq!(extras, Some(Extras { version: 3, incarnation: 0, sockets: Vec::new() }));
+    assert_eq!(
+        extras,
+        Some(Extras { version: 3, incarnation: 0, sockets: Vec::new(), kept: None })
+    );
 }
 
 #[test]
@@ -185,7 +188,7 @@ prop_compose! {
         let buffers = buffers.into_iter().filter(|b| b.addr != u64::MAX).collect();
         let kvrail = extras.map(|(version, incarnation)| {
             let sockets = vec!["@a".into()];
-            Extras { version, incarnation, sockets }
+            Extras { version, incarnation, sockets, kept: None }
         });
         let (protocol, timestamp) = (PROTOCOL_TCP.to_owned(), String::new());
         Descriptor {

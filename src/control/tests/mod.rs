@@ -31,6 +31,10 @@ pub(super) struct Engine {
     pub letters: Mutex<Vec<Letter>>,
     /// Who wrote them, or asked for a descriptor.
     pub peers: Mutex<Vec<PeerId>>,
+    /// Who came as a guest.
+    pub guests: Mutex<Vec<(PeerId, Guest)>>,
+    /// Which processes it was to leave.
+    pub left: Mutex<Vec<u64>>,
     /// What `descriptor` does instead of answering.
     pub panics: bool,
     /// Its RDMA devices, and whether it has nothing else.
@@ -47,7 +51,7 @@ impl Host for Engine {
             let descriptor = self.identity.descriptor(buffers, None);
             return descriptor.offering(super::descriptor::Offer::new(devices, ["cpu:0"]));
         }
-        let extras = Extras { version: 1, incarnation: 7, sockets: Vec::new() };
+        let extras = Extras { version: 1, incarnation: 7, sockets: Vec::new(), kept: None };
         self.identity.descriptor(buffers, Some(extras))
     }
 
@@ -68,6 +72,16 @@ impl Host for Engine {
     fn letter(&self, peer: &PeerId, letter: Letter) {
         self.peers.lock().unwrap().push(peer.clone());
         self.letters.lock().unwrap().push(letter);
+    }
+
+    fn arrived(&self, peer: &PeerId, guest: Guest) -> bool {
+        self.guests.lock().unwrap().push((peer.clone(), guest));
+        false
+    }
+
+    fn leave(&self, incarnation: u64) -> Ending {
+        self.left.lock().unwrap().push(incarnation);
+        Box::pin(std::future::ready(()))
     }
 
     fn end_lane(&self, _lane: LaneName) -> Ending {
@@ -119,6 +133,8 @@ pub(super) fn start_with(
             has_refused: AtomicBool::new(false),
             letters: Mutex::default(),
             peers: Mutex::default(),
+            guests: Mutex::default(),
+            left: Mutex::default(),
             panics: false,
             rdma: None,
             shakes: None,

@@ -11,7 +11,7 @@ fn a_peer_is_resolved_by_its_address() {
     assert_eq!(resolved.descriptor.buffers, *engine.buffers.lock().unwrap());
     assert_eq!(
         resolved.descriptor.kvrail,
-        Some(Extras { version: 1, incarnation: 7, sockets: Vec::new() })
+        Some(Extras { version: 1, incarnation: 7, sockets: Vec::new(), kept: None })
     );
     assert_eq!(resolved.control, far.identity().control);
     assert_eq!(resolved.data, far.identity().data);

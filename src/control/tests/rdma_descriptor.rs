@@ -155,8 +155,10 @@ fn segments_are_reached_by_what_both_speak() {
     theirs.check_reach(true).unwrap();
     is_refused(theirs.check_reach(false).map(|()| mooncake()), "MC_FORCE_TCP=1");
     let mut ours = mooncake();
-    (ours.kvrail, ours.tcp_data_port) =
-        (Some(Extras { version: Extras::VERSION, incarnation: 1, sockets: Vec::new() }), 7);
+    (ours.kvrail, ours.tcp_data_port) = (
+        Some(Extras { version: Extras::VERSION, incarnation: 1, sockets: Vec::new(), kept: None }),
+        7,
+    );
     assert!(ours.reaches_tcp() && ours.rdma().is_some());
     ours.check_reach(false).unwrap();
     assert!(ours.kvrail.as_ref().unwrap().has_rdma_endpoints());

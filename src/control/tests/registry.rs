@@ -141,6 +141,72 @@ fn an_abandoned_name_on_our_host_is_taken_over() {
     assert_eq!(error.kind(), ErrorKind::Refused, "the heir lives: {error}");
 }
 
+#[test]
+fn a_server_that_forgot_is_told_again() {
+    let server = server();
+    let address = server.address();
+    let mut config = named("engine", &server);
+    config.limits.metadata_lease = Duration::from_secs(1);
+    let (control, _) = start(config);
+    wait(control.publish()).unwrap();
+    server.stop();
+    let server = MetadataServer::start(address, ServerLimits::default()).unwrap();
+    for key in ["/metadata?key=mooncake/ram/engine", "/metadata?key=mooncake/rpc_meta/engine"] {
+        while http(&server, "GET", key, "").0 != 200 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    wait(control.stop());
+    assert_eq!(http(&server, "GET", "/metadata?key=mooncake/ram/engine", "").0, 404);
+}
+
+#[test]
+fn a_name_elsewhere_is_taken_over_when_nobody_keeps_it() {
+    let server = server();
+    // TEST-NET-1 (RFC 5737): nobody is there.
+    let theirs = "{\"ip_or_host_name\":\"192.0.2.1\",\"rpc_port\":1}";
+    http(&server, "PUT", "/metadata?key=mooncake/rpc_meta/engine", theirs);
+    let mut config = named("engine", &server);
+    config.limits.metadata_connect = Duration::from_millis(200);
+    let (control, _) = start(config);
+    let publish_beside = |kept: &str| {
+        let descriptor = format!(
+            "{{\"name\":\"engine\",\"protocol\":\"tcp\",\"tcp_data_port\":1,\"buffers\":[],\
+             \"kvrail\":{{\"version\":3{kept}}}}}"
+        );
+        http(&server, "PUT", "/metadata?key=mooncake/ram/engine", &descriptor);
+        wait(control.publish())
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let fresh = format!(",\"kept\":{{\"at_ms\":{},\"for_ms\":15000}}", now.as_millis());
+    for kept in ["", &fresh] {
+        let error = publish_beside(kept).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{kept}: {error}");
+    }
+    publish_beside(",\"kept\":{\"at_ms\":1,\"for_ms\":15000}").unwrap();
+    let (_, ours) = http(&server, "GET", "/metadata?key=mooncake/ram/engine", "");
+    assert!(ours.contains("\"kept\":{\"at_ms\":"), "{ours}");
+}
+
+#[test]
+fn a_lease_out_of_range_is_refused_with_the_range() {
+    let server = server();
+    for lease in [Duration::ZERO, Duration::from_secs(48 * 3600)] {
+        let mut config = named("engine", &server);
+        config.limits.metadata_lease = lease;
+        let error = Metadata::new(&config.metadata, "", &config.limits).err().unwrap();
+        assert!(error.to_string().contains("from 1s to 86400s"), "{error}");
+    }
+}
+
+#[test]
+#[cfg(not(feature = "etcd"))]
+fn a_service_that_this_build_lacks_is_refused_with_its_feature() {
+    let kind: MetadataKind = "etcd://a".parse().unwrap();
+    let error = Metadata::new(&kind, "", &ControlLimits::default()).err().unwrap();
+    assert!(error.to_string().contains("feature `etcd`"), "{error}");
+}
+
 const KEY: &str = "key=mooncake%2Frpc_meta%2Fengine";
 
 type Documents = Arc<Mutex<HashMap<String, String>>>;

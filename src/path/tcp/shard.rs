@@ -49,6 +49,8 @@ pub(crate) enum Message {
     /// Take nothing more from our own side, end what is under way and have peers say that they
     /// store nothing of it any more; then drop the guard.
     Leave { guard: Guard },
+    /// Drop the guard when no peer's request is under way.
+    Rest { guard: Guard },
 }
 
 /// Says by being dropped that a shard has done what it was asked.
@@ -105,6 +107,8 @@ pub(crate) struct TcpShard {
     is_leaving: bool,
     /// Who waits for the last of them.
     leaving: Vec<Guard>,
+    /// Those who wait for peers' requests to end.
+    pub(super) resting: Vec<Guard>,
 }
 
 /// Completions taken in one turn: enough to amortise a turn, few enough to stay fair.
@@ -128,6 +132,7 @@ impl TcpShard {
             is_stopping: false,
             is_leaving: false,
             leaving: Vec::new(),
+            resting: Vec::new(),
         }
     }
 
@@ -151,6 +156,7 @@ impl TcpShard {
             Message::Fenced { peer, lane, fenced } => self.fenced(peer, lane, fenced, now_ns),
             Message::Forget { peer } => self.forget(peer),
             Message::Leave { guard } => self.leave(guard, now_ns),
+            Message::Rest { guard } => self.resting.push(guard),
         }
     }
 
@@ -171,6 +177,7 @@ impl TcpShard {
         if self.parts.is_empty() {
             self.leaving.clear();
         }
+        self.rest_if_quiet();
         polled
     }
 

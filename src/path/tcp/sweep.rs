@@ -147,6 +147,16 @@ impl TcpShard {
         }
     }
 
+    /// Lets those go on who wait until no peer's request is under way.
+    pub(super) fn rest_if_quiet(&mut self) {
+        let serves = |connection: &Connection| {
+            matches!(connection.role, Role::Server(_)) && connection.is_mid_request()
+        };
+        if !self.resting.is_empty() && !self.connections.iter().any(|(_, other)| serves(other)) {
+            self.resting.clear();
+        }
+    }
+
     /// Whether anything depends on the passing of time.
     pub(super) fn has_clocks(&self) -> bool {
         !self.parts.is_empty()

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{Field, Way, fight};
 use crate::proof;
-use crate::shell::{Shell, quoted};
+use crate::shell::{Shell, own_program, quoted};
 use crate::verbs;
 use crate::vm::{Job, Machine, prepare};
 
@@ -53,8 +53,7 @@ impl Play {
 
 /// Boots the guest and has this program play in it; the agents' logs last.
 pub fn play(shell: &Shell, play: &Play) -> Result<(), String> {
-    let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
-    let words = [own.to_string_lossy().into_owned(), "chaos-in-guest".to_owned()];
+    let words = [own_program()?, "chaos-in-guest".to_owned()];
     let words = words.into_iter().chain(play.words());
     let command = words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ");
     let machine = Machine {

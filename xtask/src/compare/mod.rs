@@ -51,7 +51,7 @@ pub struct Options {
     /// Bytes of a request; 4K,64K,1M,16M by default, 64K,1M of rdma.
     #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = size::parse)]
     cells: Vec<usize>,
-    /// Requests of a batch; 1,16,128 by default, 1,16 when quick, 16 of rdma.
+    /// Requests of a batch; 1,16,128 by default, 1,16 when quick, 16,128 of rdma.
     #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
     batches: Vec<u64>,
     /// Whether the same memory is used again and again, or walked through.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::mooncake::{SOFT_ROCE, WHEELS};
-use crate::shell::{Shell, quoted, run};
+use crate::shell::{Shell, own_program, quoted, run};
 use crate::steps::Outcome;
 use crate::vm::{Job, Machine, prepare};
 
@@ -78,8 +78,7 @@ pub fn exchange(shell: &Shell, options: &Options) -> Outcome {
 
 /// The same exchange, as the guest is told of it.
 fn command(options: &Options) -> Result<String, String> {
-    let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
-    let mut words = vec![own.to_string_lossy().into_owned(), "rdma-exchange".to_owned()];
+    let mut words = vec![own_program()?, "rdma-exchange".to_owned()];
     words.push("--inside".to_owned());
     words.extend(options.agent.iter().map(|line| format!("--agent={line}")));
     let kvrail = options.kvrail.iter().map(|path| format!("--kvrail={}", path.display()));

@@ -11,7 +11,7 @@ use futures_lite::future::block_on;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvrail::runtime::Idle;
-use kvrail::{Batch, Engine, Error, Peer, Prepared, Region, RemoteBuffer, Result};
+use kvrail::{Batch, Engine, Error, ErrorKind, Peer, Prepared, Region, RemoteBuffer, Result};
 
 use super::{Operation, Options, Path};
 use crate::report::Report;
@@ -115,7 +115,7 @@ impl Run<'_> {
         Ok(Report {
             operation: if options.operation == Operation::Read { "read" } else { "write" },
             path: self.peer.path().label(),
-            idle: format!("{:?}", Idle::from(options.idle)),
+            idle: format!("{:?}", options.idle.map_or_else(Idle::default, Idle::from)),
             block_bytes: options.block_size,
             batch: options.batch_size,
             threads: options.threads,
@@ -123,6 +123,7 @@ impl Run<'_> {
             elapsed,
             cpu_seconds: cpu_seconds() - cpu,
             latency: latency.into_inner().unwrap_or_else(PoisonError::into_inner),
+            is_cut_short: !self.peer.is_open(),
             verified: None,
         })
     }
@@ -141,7 +142,13 @@ impl Run<'_> {
         let started = Instant::now();
         for prepared in prepared.iter().cycle() {
             let posted = Instant::now();
-            block_on(self.engine.post(prepared))?;
+            if let Err(failed) = block_on(self.engine.post(prepared)) {
+                match failed.error().kind() {
+                    // Nothing of it was sent: what was measured so far stands.
+                    ErrorKind::Draining => break,
+                    _ => return Err(failed.into()),
+                }
+            }
             own.saturating_record(posted.elapsed().as_nanos() as u64);
             batches.fetch_add(1, Ordering::Relaxed);
             if started.elapsed() >= limit {

@@ -16,7 +16,7 @@ use crate::control::seats::{Evicted, Phase, Seat, Seats};
 use crate::limits::CONTROL_ACCEPT_PAUSE_MS;
 
 /// Gives each connection a seat and an end.
-pub(super) struct Bounded {
+pub(crate) struct Bounded {
     listener: TcpListener,
     seats: Seats,
     life: Duration,
@@ -52,7 +52,7 @@ impl Listener for Bounded {
 }
 
 /// A connection that ends after its time, or when a newcomer takes its seat.
-pub(super) struct Visit {
+pub(crate) struct Visit {
     stream: TcpStream,
     seat: Seat,
     evicted: Evicted,

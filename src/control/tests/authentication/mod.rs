@@ -5,6 +5,7 @@ mod hostile;
 mod keys;
 #[cfg(feature = "tls")]
 mod tls;
+mod visits;
 
 use super::*;
 use crate::auth::Authentication;

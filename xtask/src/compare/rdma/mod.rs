@@ -22,15 +22,16 @@ pub use self::system::{Task, kvrail as bench};
 use super::Options;
 use super::facts::Facts;
 pub use super::plan::Cell;
-use crate::shell::{Shell, quoted};
+use crate::shell::{Shell, own_program, quoted};
 use crate::vm::guest::Boot;
 use crate::vm::{Job, Machine, prepare};
 
 /// What `--only` calls it; it is measured only when asked for, as it needs a guest.
 pub const NAME: &str = "rdma";
-/// The sizes and the batch that are measured unless others are named.
+/// The sizes and batches that are measured unless others are named, where both sides' memory holds
+/// them: a caller who waits often, and as deep as perftest is by itself (`--tx-depth`).
 const SIZES: [usize; 2] = [64 << 10, 1 << 20];
-const BATCH: u64 = 16;
+const BATCHES: [u64; 2] = [16, 128];
 /// Seconds of a measurement: dozens of batches, or a few of the largest.
 const MEASURE_S: f64 = 4.0;
 const QUICK_S: f64 = 1.0;
@@ -94,7 +95,8 @@ fn installed(
 
 fn plan(options: &Options, versions: &Versions) -> Result<Plan, String> {
     let sizes = if options.cells.is_empty() { &SIZES[..] } else { &options.cells };
-    let batches = if options.batches.is_empty() { vec![BATCH] } else { options.batches.clone() };
+    let batches =
+        if options.batches.is_empty() { BATCHES.to_vec() } else { options.batches.clone() };
     let plan = Plan {
         rounds: options.rounds,
         seconds: if options.quick { QUICK_S } else { MEASURE_S },
@@ -124,8 +126,7 @@ fn measured(boot: &Boot, plan: &Plan) -> Result<Vec<guest::Told>, String> {
     let measurements = plan.rounds * plan.cells().len() * plan.systems.len();
     let limit_s = measurements as f64 * (plan.seconds + OVERHEAD_S);
     println!("{measurements} measurements in a guest");
-    let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
-    let words = [own.to_string_lossy().into_owned(), "rdma-rounds".to_owned()];
+    let words = [own_program()?, "rdma-rounds".to_owned()];
     let words = words.into_iter().chain(plan.words());
     let command = words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ");
     let job = Job { command, limit_s: limit_s as u64, keep: true };

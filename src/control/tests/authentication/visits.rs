@@ -1,0 +1,55 @@
+//! Guests and hosts, where peers have to prove who they are.
+
+use super::keys::Keys;
+use super::*;
+
+/// The process that every stand-in says it is.
+const INCARNATION: u64 = 7;
+
+fn guest_at(control: &Control) -> Guest {
+    let (name, control) = (control.name().to_owned(), control.identity().control.to_string());
+    Guest { name, incarnation: INCARNATION, control }
+}
+
+#[test]
+fn a_guest_is_whom_it_has_proven_to_be_and_leaves_when_its_host_says_so() {
+    let keys = Keys::new();
+    let (near, ours) = keys.start("near", &[("prefill", 1), ("decode", 2)]);
+    let (far, theirs) = keys.start("far", &[("decode", 2), ("prefill", 1)]);
+    assert!(!wait(near.arrive(far.name(), INCARNATION, INCARNATION)));
+    let guest = guest_at(&near);
+    assert_eq!(*theirs.guests.lock().unwrap(), [(named("prefill"), guest.clone())]);
+    let stayed = wait(far.send_off(INCARNATION, vec![guest], Duration::from_secs(20)));
+    assert_eq!((stayed, ours.left.lock().unwrap().clone()), (Vec::new(), vec![INCARNATION]));
+}
+
+#[test]
+fn a_guest_that_does_not_know_its_host_is_not_waited_for_without_end() {
+    let keys = Keys::new();
+    let (near, ours) = keys.start("near", &[("prefill", 1)]);
+    let (far, _) = keys.start("far", &[("decode", 2), ("prefill", 1)]);
+    let guest = guest_at(&near);
+    let stayed = wait(far.send_off(INCARNATION, vec![guest], Duration::from_millis(300)));
+    assert_eq!((stayed, ours.left.lock().unwrap().len()), (vec![near.name().to_owned()], 0));
+}
+
+#[test]
+fn one_who_is_let_in_without_a_proof_neither_comes_as_a_guest_nor_makes_anybody_leave() {
+    let keys = Keys::new();
+    let authentication = Authentication::Keys(keys.file("far", &[("decode", 2)]));
+    let (far, theirs) = start(ControlConfig { admits_plain: true, ..config_as(authentication) });
+    let (trusting, heard) = start(config("127.0.0.1"));
+    let guest = serde_json::to_string(&guest_at(&far)).unwrap();
+    let arrive = format!("\u{c2}{{\"guest\":{guest},\"to\":{INCARNATION}}}");
+    let leave = format!("\u{c3}{{\"incarnation\":1,\"to\":{INCARNATION}}}");
+    for question in [arrive, leave] {
+        // The type is a byte, not a character.
+        let bytes: Vec<_> = question.chars().map(|c| c as u8).collect();
+        let answer = |control| Raw::connect(control).send(&frame(&bytes)).receive();
+        assert_eq!(answer(&far), b"", "{question}");
+        assert!(!answer(&trusting).is_empty(), "it is well-formed: {question}");
+    }
+    assert_eq!((theirs.guests.lock().unwrap().len(), theirs.left.lock().unwrap().len()), (0, 0));
+    assert_eq!(heard.guests.lock().unwrap()[0].0, PeerId::Anyone);
+    assert_eq!(*heard.left.lock().unwrap(), [1]);
+}
