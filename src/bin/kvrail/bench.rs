@@ -12,8 +12,8 @@ use kvrail::prometheus::{Exporter, Served};
 use kvrail::runtime::Driver;
 use kvrail::topology::{self, Binding};
 use kvrail::{
-    Access, Config, Devices, Engine, Error, Eternal, IdlePolicy, NumaPolicy, Region, RemoteBuffer,
-    Result,
+    Access, Config, Devices, Engine, Error, Eternal, IdlePolicy, Metadata, NumaPolicy, Region,
+    RemoteBuffer, Result,
 };
 
 use self::run::Run;

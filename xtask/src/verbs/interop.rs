@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::mooncake::{SOFT_ROCE, WHEELS};
-use crate::shell::{Shell, quoted, run};
+use crate::shell::{Shell, own_program, quoted, run};
 use crate::steps::Outcome;
 use crate::vm::{Job, Machine, prepare};
 
