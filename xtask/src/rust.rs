@@ -45,14 +45,17 @@ pub fn clippy(shell: &Shell) -> Outcome {
 }
 
 /// The other architecture that users run: library and command compile for it. The tests' own
-/// dependencies would take a C compiler for it.
+/// dependencies would take a C compiler for it. Where rustup can't fetch its standard library,
+/// nothing can be said, and that is said.
 pub fn aarch64(shell: &Shell) -> Outcome {
     const TARGET: &str = "aarch64-unknown-linux-gnu";
     let installed = shell.command("rustup").args(["target", "list", "--installed"]).output();
     let installed = installed.map_err(|error| format!("rustup: {error}"))?;
     if !text(&installed.stdout).lines().any(|line| line == TARGET) {
         println!("installing the standard library for {TARGET}");
-        run(shell.command("rustup").args(["target", "add", TARGET]))?;
+        if let Err(why) = run(shell.command("rustup").args(["target", "add", TARGET])) {
+            return Ok(format!("NOT CHECKED, no standard library for it: {why}"));
+        }
     }
     run(&mut shell.cargo(&format!("check --locked -p kvrail --lib --bins --target {TARGET}")))?;
     Ok("checked, not run".into())
