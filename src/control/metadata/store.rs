@@ -47,9 +47,9 @@ pub(super) enum Put {
 pub(super) enum Store {
     Http(Box<HttpStore>),
     #[cfg(feature = "etcd")]
-    Etcd(EtcdStore),
+    Etcd(Box<EtcdStore>),
     #[cfg(feature = "redis")]
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
 }
 
 /// The same question to whichever service it is.
@@ -78,12 +78,12 @@ impl Store {
             MetadataKind::P2p => Ok(None),
             MetadataKind::Http(url) => Ok(Some(Self::Http(HttpStore::new(url, limits)?.into()))),
             #[cfg(feature = "etcd")]
-            MetadataKind::Etcd(_) => Ok(Some(Self::Etcd(EtcdStore::new(kind, limits)?))),
+            MetadataKind::Etcd(_) => Ok(Some(Self::Etcd(EtcdStore::new(kind, limits)?.into()))),
             #[cfg(not(feature = "etcd"))]
             MetadataKind::Etcd(_) => Err(lacking("etcd", "building it takes protoc")),
             #[cfg(feature = "redis")]
             MetadataKind::Redis(server) => {
-                Ok(Some(Self::Redis(RedisStore::new(kind, server, limits)?)))
+                Ok(Some(Self::Redis(RedisStore::new(kind, server, limits)?.into())))
             }
             #[cfg(not(feature = "redis"))]
             MetadataKind::Redis(_) => Err(lacking("redis", "one of the default features")),
