@@ -49,7 +49,7 @@ pub(super) enum Store {
     #[cfg(feature = "etcd")]
     Etcd(EtcdStore),
     #[cfg(feature = "redis")]
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
 }
 
 /// The same question to whichever service it is.
@@ -83,7 +83,7 @@ impl Store {
             MetadataKind::Etcd(_) => Err(lacking("etcd", "building it takes protoc")),
             #[cfg(feature = "redis")]
             MetadataKind::Redis(server) => {
-                Ok(Some(Self::Redis(RedisStore::new(kind, server, limits)?)))
+                Ok(Some(Self::Redis(RedisStore::new(kind, server, limits)?.into())))
             }
             #[cfg(not(feature = "redis"))]
             MetadataKind::Redis(_) => Err(lacking("redis", "one of the default features")),
