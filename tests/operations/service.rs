@@ -62,13 +62,17 @@ impl Kvrail {
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line:?}; {}", self.errors()))
     }
 
-    /// Where its metrics are, which it says first.
+    /// Where its metrics are, which it says when it serves them; its log may come before.
     fn metrics(&mut self) -> String {
-        let mut line = String::new();
-        self.errors.read_line(&mut line).expect("a line");
-        let address = line.trim_end().strip_prefix("metrics at http://");
-        let address = address.and_then(|rest| rest.strip_suffix("/metrics"));
-        address.unwrap_or_else(|| panic!("{line:?}")).to_owned()
+        let mut said = String::new();
+        while self.errors.read_line(&mut said).expect("a line") > 0 {
+            let line = said.lines().last().unwrap_or_default();
+            let address = line.strip_prefix("metrics at http://");
+            if let Some(address) = address.and_then(|rest| rest.strip_suffix("/metrics")) {
+                return address.to_owned();
+            }
+        }
+        panic!("it ended and had said {said:?}")
     }
 
     fn errors(&mut self) -> String {
