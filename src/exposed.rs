@@ -126,6 +126,10 @@ impl Exposed {
 }
 
 impl Host for Exposed {
+    fn incarnation(&self) -> Option<u64> {
+        Some(self.incarnation)
+    }
+
     fn descriptor(&self) -> Descriptor {
         let regions = self.regions.current();
         let published = regions.iter().filter(|region| region.access() != Access::LOCAL);

@@ -60,6 +60,10 @@ use wire::{AnyObject, EndLane, Notify, RequestId};
 pub(crate) trait Host: Send + Sync + 'static {
     /// What peers may know now; [`Identity::descriptor`] builds it.
     fn descriptor(&self) -> Descriptor;
+    /// Which process this is, where it says so.
+    fn incarnation(&self) -> Option<u64> {
+        self.descriptor().kvrail.map(|own| own.incarnation)
+    }
     /// A notification arrived. An error (Busy: the bounded queue is full) tells the peer that it
     /// was rejected.
     fn notified(&self, name: String, message: Vec<u8>) -> Result<()>;
@@ -292,7 +296,7 @@ impl Control {
 impl Shared {
     /// By which both sides' logs call the next question.
     fn next_request(&self) -> RequestId {
-        let incarnation = self.host.descriptor().kvrail.map_or(0, |own| own.incarnation);
+        let incarnation = self.host.incarnation().unwrap_or_default();
         RequestId::new(incarnation, self.requests.fetch_add(1, Ordering::Relaxed))
     }
 
