@@ -168,6 +168,10 @@ fn buffer(region: &Region) -> Buffer {
 }
 
 impl Host for Exposed {
+    fn incarnation(&self) -> Option<u64> {
+        Some(self.incarnation)
+    }
+
     fn descriptor(&self) -> Descriptor {
         self.describe(Region::access)
     }

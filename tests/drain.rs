@@ -2,6 +2,8 @@
 //! write without pause, over the same host and over TCP, until they are told to go elsewhere. What
 //! they had posted ends well, and what they post later is refused before anything is sent.
 
+mod stopping;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use kvrail::{Access, Batch, Engine, ErrorKind, GrantOptions, Landed, Location, Peer, Region};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 /// Tells the binary that it is a guest, and what it is to do: the host's name, an address there,
 /// and the path.
@@ -65,23 +67,6 @@ impl Guest {
         for _ in 0..CALLERS {
             assert_eq!(self.hear(), "Draining No");
         }
-    }
-
-    /// Returns when none of its threads runs.
-    fn stop(&self) {
-        self.signal(Signal::STOP);
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let is_stopped = |task: std::fs::DirEntry| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-        };
-        while !std::fs::read_dir(&tasks).unwrap().all(|task| is_stopped(task.unwrap())) {
-            std::thread::yield_now();
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 }
 
@@ -171,7 +156,7 @@ fn while_it_drains_nothing_begins_and_one_who_cannot_leave_holds_it_up() {
         // Opened before, and idle: it is told, too.
         let other = Engine::builder().start().unwrap();
         let idle = other.open(host.name()).await.unwrap();
-        guest.stop();
+        stopping::stop(&guest.child);
         let draining = tokio::spawn({
             let host = host.clone();
             async move { host.drain(PATIENCE).await }
@@ -202,7 +187,7 @@ fn while_it_drains_nothing_begins_and_one_who_cannot_leave_holds_it_up() {
         let failed = host.transfer(batch).await.unwrap_err();
         assert_eq!(failed.error().kind(), ErrorKind::Draining);
         assert!(!draining.is_finished(), "the stopped guest has not left");
-        guest.signal(Signal::CONT);
+        stopping::signal(&guest.child, Signal::CONT);
         let drained = draining.await.unwrap();
         assert!(drained.is_complete(), "{drained:?}");
         guest.was_refused();
@@ -214,7 +199,7 @@ fn who_does_not_leave_in_time_is_named_and_who_is_dead_is_not_waited_for() {
     run(async {
         let (host, region) = host();
         let [stopped, mut killed] = ["Tcp", "Host"].map(|path| Guest::start(&host, &region, path));
-        stopped.stop();
+        stopping::stop(&stopped.child);
         killed.child.kill().unwrap();
         killed.child.wait().unwrap();
         let drained = host.drain(Duration::from_secs(2)).await;

@@ -39,6 +39,8 @@ pub struct Config {
     pub local_hostname: Option<String>,
     /// Mooncake's key, [`Metadata`] by its connection string.
     pub metadata_server: Option<String>,
+    /// [`EngineBuilder::metadata_lease`], in seconds.
+    pub metadata_lease_s: Option<u64>,
     /// Mooncake's key: `tcp`, `rdma` or `auto`.
     pub protocol: Option<Protocol>,
     /// Mooncake's key, [`EngineBuilder::devices`]: names in a list, or joined by commas.
@@ -196,6 +198,7 @@ impl Config {
         let with = Setting(Engine::builder())
             .set(local_hostname.clone(), EngineBuilder::name)
             .set(metadata, EngineBuilder::metadata)
+            .set(self.metadata_lease_s.map(Duration::from_secs), EngineBuilder::metadata_lease)
             .set(*protocol, EngineBuilder::protocol)
             .set(device_name.as_ref().map(Devices::names), EngineBuilder::devices)
             .set(*gid_index, EngineBuilder::gid_index)

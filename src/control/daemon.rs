@@ -39,7 +39,7 @@ pub(super) struct Daemon {
 impl Daemon {
     /// Whether this process is meant: another one may have had its name.
     pub(super) fn is_process(&self, incarnation: u64) -> bool {
-        self.host.descriptor().kvrail.is_some_and(|own| own.incarnation == incarnation)
+        self.host.incarnation() == Some(incarnation)
     }
 }
 

@@ -65,6 +65,10 @@ use wire::{AnyObject, AskPass, EndLane, Notify, RequestId};
 pub(crate) trait Host: Send + Sync + 'static {
     /// All that peers may know now; [`Identity::descriptor`] builds it.
     fn descriptor(&self) -> Descriptor;
+    /// Which process this is, where it says so.
+    fn incarnation(&self) -> Option<u64> {
+        self.descriptor().kvrail.map(|own| own.incarnation)
+    }
     /// What is stored at a metadata server, where many can read it.
     fn published(&self) -> Descriptor {
         self.descriptor()
@@ -327,7 +331,7 @@ impl Control {
 impl Shared {
     /// By which both sides' logs call the next question.
     fn next_request(&self) -> RequestId {
-        let incarnation = self.host.descriptor().kvrail.map_or(0, |own| own.incarnation);
+        let incarnation = self.host.incarnation().unwrap_or_default();
         RequestId::new(incarnation, self.requests.fetch_add(1, Ordering::Relaxed))
     }
 

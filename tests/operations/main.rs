@@ -3,3 +3,5 @@
 
 mod files;
 mod service;
+#[path = "../stopping/mod.rs"]
+mod stopping;

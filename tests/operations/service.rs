@@ -6,7 +6,9 @@ use std::net::TcpStream;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
+
+use super::stopping;
 
 /// Far more than anything here needs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -62,36 +64,23 @@ impl Kvrail {
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line:?}; {}", self.errors()))
     }
 
-    /// Where its metrics are, which it says first.
+    /// Where its metrics are, which it says when it serves them; its log may come before.
     fn metrics(&mut self) -> String {
-        let mut line = String::new();
-        self.errors.read_line(&mut line).expect("a line");
-        let address = line.trim_end().strip_prefix("metrics at http://");
-        let address = address.and_then(|rest| rest.strip_suffix("/metrics"));
-        address.unwrap_or_else(|| panic!("{line:?}")).to_owned()
+        let mut said = String::new();
+        while self.errors.read_line(&mut said).expect("a line") > 0 {
+            let line = said.lines().last().unwrap_or_default();
+            let address = line.strip_prefix("metrics at http://");
+            if let Some(address) = address.and_then(|rest| rest.strip_suffix("/metrics")) {
+                return address.to_owned();
+            }
+        }
+        panic!("it ended and had said {said:?}")
     }
 
     fn errors(&mut self) -> String {
         let mut text = String::new();
         self.errors.read_to_string(&mut text).expect("text");
         text
-    }
-
-    /// Returns when none of its threads runs.
-    fn stop(&self) {
-        self.signal(Signal::STOP);
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let is_stopped = |task: std::fs::DirEntry| {
-            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-        };
-        while !std::fs::read_dir(&tasks).unwrap().all(|task| is_stopped(task.unwrap())) {
-            std::thread::yield_now();
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     fn ends_well(&mut self) {
@@ -134,7 +123,7 @@ fn a_target_that_is_told_to_end_fails_no_transfer_of_its_initiators() {
         assert!(initiator.json()["batches"].as_u64().unwrap() > 0);
         initiator.ask("read 1M 4 3600");
     }
-    target.signal(Signal::TERM);
+    stopping::signal(&target.child, Signal::TERM);
     target.ends_well();
     for initiator in &mut initiators {
         let report = initiator.json();
@@ -220,8 +209,8 @@ fn health_is_told_while_it_serves_and_while_it_drains() {
     assert_eq!(get(&address, "/").0, 404);
     // A guest that can't answer holds the drain up.
     let mut guest = initiator(body["engine"].as_str().unwrap(), &["--path", "tcp"]);
-    guest.stop();
-    target.signal(Signal::TERM);
+    stopping::stop(&guest.child);
+    stopping::signal(&target.child, Signal::TERM);
     let since = Instant::now();
     let (status, body) = loop {
         assert!(since.elapsed() < PATIENCE, "it does not drain");
@@ -231,7 +220,7 @@ fn health_is_told_while_it_serves_and_while_it_drains() {
         }
     };
     assert_eq!((status, &body["status"]), (503, &"draining".into()));
-    guest.signal(Signal::CONT);
+    stopping::signal(&guest.child, Signal::CONT);
     target.ends_well();
     guest.ends_well();
 }
@@ -256,7 +245,7 @@ pub(super) fn a_run(arguments: &[&str]) {
         initiator(&segment, &[&["--verify", "--batch-size", "8"], arguments].concat());
     initiator.ask("read 64K 16 0.05");
     assert!(initiator.json()["batches"].as_u64().is_some_and(|batches| batches > 0));
-    target.signal(Signal::TERM);
+    stopping::signal(&target.child, Signal::TERM);
     target.ends_well();
     initiator.ends_well();
 }
@@ -299,7 +288,7 @@ fn both_logs_call_a_request_by_the_same_name() {
     let initiator = ["--mode", "initiator", "--buffer-size", "16M", "--cells"];
     let mut initiator = Kvrail::talkative(&[&initiator[..], &["--segment-id", &segment]].concat());
     assert_eq!(initiator.json()["ready"], true);
-    target.signal(Signal::TERM);
+    stopping::signal(&target.child, Signal::TERM);
     target.ends_well();
     initiator.ends_well();
     let (there, here) = (target.errors(), initiator.errors());

@@ -5,7 +5,7 @@
 use std::process::Stdio;
 
 use crate::proof;
-use crate::shell::{Shell, quoted, run, shown};
+use crate::shell::{Shell, WHOLE, quoted, run, shown};
 use crate::steps::Outcome;
 use crate::verbs;
 use crate::vm::{Job, Machine, prepare};
@@ -30,10 +30,8 @@ pub fn once(shell: &Shell) -> Outcome {
 /// The real model takes minutes in an emulated machine.
 fn over_rdma(shell: &Shell) -> Result<(), String> {
     verbs::packages(shell)?;
-    let mut command = shell.cargo(
-        "test --locked -p kvrail --features rdma --no-run --message-format json \
-         --example prefill_decode",
-    );
+    let mut command = shell
+        .cargo(&format!("test {WHOLE} --no-run --message-format json --example prefill_decode"));
     command.stderr(Stdio::inherit());
     println!("$ {}", shown(&command));
     let output = command.output().map_err(|error| format!("cargo test: {error}"))?;

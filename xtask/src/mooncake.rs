@@ -1,6 +1,6 @@
 //! Mooncake's wheels, and the interop tests that run against them.
 
-use crate::shell::{Shell, run};
+use crate::shell::{Shell, WHOLE, run};
 use crate::steps::Outcome;
 use crate::vm::nics::GID_INDEX;
 use crate::wheels::Wheel;
@@ -27,13 +27,9 @@ pub fn interop(shell: &Shell) -> Outcome {
         wheel.install(shell)?;
     }
     let mut tests = match shell.has_cargo("nextest") {
-        true => shell.cargo(
-            "nextest run --locked --no-fail-fast -p kvrail --features rdma,etcd,tls \
-             --test interop --run-ignored all",
-        ),
-        false => shell.cargo(
-            "test --locked -p kvrail --features rdma,etcd,tls --test interop -- --include-ignored",
-        ),
+        true => shell
+            .cargo(&format!("nextest run {WHOLE} --no-fail-fast --test interop --run-ignored all")),
+        false => shell.cargo(&format!("test {WHOLE} --test interop -- --include-ignored")),
     };
     // Each test runs up to three processes of its own.
     let folder = shell.cache.join("mooncake");

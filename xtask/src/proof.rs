@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use crate::shell::{Shell, quoted, shown};
+use crate::shell::{Shell, WHOLE, quoted, shown};
 
 /// A test target's binary, and the command line that was built beside it.
 pub struct Binary {
@@ -13,9 +13,7 @@ pub struct Binary {
 
 /// Builds tests/NAME.rs.
 pub fn built(shell: &Shell, name: &str) -> Result<Binary, String> {
-    let mut command = shell.cargo(
-        "test --locked -p kvrail --features rdma,etcd,tls --no-run --message-format json --test",
-    );
+    let mut command = shell.cargo(&format!("test {WHOLE} --no-run --message-format json --test"));
     command.arg(name).stderr(Stdio::inherit());
     println!("$ {}", shown(&command));
     let output = command.output().map_err(|error| format!("cargo test: {error}"))?;
@@ -29,8 +27,7 @@ pub fn built(shell: &Shell, name: &str) -> Result<Binary, String> {
 
 /// Builds examples/NAME; answers its binary.
 pub fn example(shell: &Shell, name: &str, is_release: bool) -> Result<PathBuf, String> {
-    let mut command = shell
-        .cargo("build --locked -p kvrail --features rdma,etcd,tls --message-format json --example");
+    let mut command = shell.cargo(&format!("build {WHOLE} --message-format json --example"));
     command.arg(name).args(is_release.then_some("--release")).stderr(Stdio::inherit());
     println!("$ {}", shown(&command));
     let output = command.output().map_err(|error| format!("cargo build: {error}"))?;

@@ -1,6 +1,6 @@
 //! The steps that a Rust toolchain does alone: format, lints, tests, documentation.
 
-use crate::shell::{Shell, run};
+use crate::shell::{Shell, WHOLE, run};
 use crate::steps::Outcome;
 
 /// The workspace's sources, and the fuzz crate's, which is a workspace of its own.
@@ -38,8 +38,7 @@ pub fn no_c(shell: &Shell) -> Outcome {
 pub fn clippy(shell: &Shell) -> Outcome {
     shell.component("clippy", "clippy")?;
     run(&mut shell.cargo("clippy --locked --workspace --all-targets -- -D warnings"))?;
-    let whole = "clippy --locked -p kvrail --all-targets --features rdma,etcd,tls -- -D warnings";
-    run(&mut shell.cargo(whole))?;
+    run(&mut shell.cargo(&format!("clippy {WHOLE} --all-targets -- -D warnings")))?;
     run(&mut shell.cargo("clippy -p kvrail --lib --no-default-features -- -D warnings"))?;
     Ok("no warning".into())
 }
@@ -64,7 +63,7 @@ pub fn aarch64(shell: &Shell) -> Outcome {
 /// Unit, integration and example tests, by nextest where it is installed.
 pub fn tests(shell: &Shell) -> Outcome {
     // What default features are without is linted and documented by other steps.
-    let targets = "--locked --workspace --features rdma,etcd,tls --lib --bins --tests --examples";
+    let targets = format!("{WHOLE} --lib --bins --tests --examples");
     if shell.has_cargo("nextest") {
         run(&mut shell.cargo(&format!("nextest run --no-fail-fast {targets}")))?;
         return Ok("by nextest".into());

@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// name in a way that bindgen 0.59 refuses.
 pub const LIBCLANG: &str = "/usr/lib/llvm-14/lib";
 
+/// Nearly every step builds the same: all members, and what users can switch on. One build serves
+/// all of them.
+pub const WHOLE: &str = "--locked --workspace --features rdma,etcd,tls";
+
 /// Where commands run and where downloads are kept.
 pub struct Shell {
     pub root: PathBuf,

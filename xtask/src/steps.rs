@@ -19,6 +19,15 @@ struct Step {
     run: fn(&Shell, &Options) -> Outcome,
 }
 
+/// What a step builds for itself alone, which no later step looks at: 1 to 2 GB each.
+const OWN_BUILDS: &[(&str, &[&str])] = &[
+    ("aarch64", &["target/aarch64-unknown-linux-gnu"]),
+    ("sim", &["target/sim"]),
+    ("loom", &["target/loom"]),
+    ("sanitize", &["target/address", "target/thread"]),
+    ("fuzz", &["fuzz/target"]),
+];
+
 /// Cheap and likely to fail first; what takes minutes or a download last.
 const STEPS: &[Step] = &[
     step("fmt", "the sources are formatted", |shell, _| rust::fmt(shell)),
@@ -65,6 +74,9 @@ pub struct Options {
     /// Go on after a step failed.
     #[arg(long)]
     keep_going: bool,
+    /// Remove what a step built for itself alone as soon as it passed.
+    #[arg(long)]
+    tidy: bool,
     /// How long each fuzz target runs, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     fuzz_s: u32,
@@ -118,8 +130,26 @@ fn run(step: &Step, shell: &Shell, options: &Options, summary: &mut Summary) {
         Err(error) => (Verdict::Failed, error),
     };
     let took = start.elapsed();
+    if options.tidy && verdict == Verdict::Passed {
+        tidy(shell, step.name);
+    }
     println!("=== {} {} in {:.1} s: {note}", step.name, verdict.word(), took.as_secs_f32());
+    println!("    {:.1} GB of the disk are free", free_bytes(shell) as f64 / 1e9);
     summary.add(step.name, verdict, took, note);
+}
+
+/// What can't be removed only takes room.
+fn tidy(shell: &Shell, name: &str) {
+    let own = OWN_BUILDS.iter().filter(|(step, _)| *step == name);
+    for folder in own.flat_map(|(_, folders)| *folders) {
+        let _ = std::fs::remove_dir_all(shell.root.join(folder));
+    }
+}
+
+/// Free where the repository lies; 0 where that can't be asked.
+fn free_bytes(shell: &Shell) -> u64 {
+    let disk = nix::sys::statvfs::statvfs(&shell.root);
+    disk.map_or(0, |disk| disk.blocks_available() * disk.fragment_size())
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -184,7 +214,7 @@ mod tests {
     fn options(only: &[&str], skip: &[&str]) -> Options {
         let owned = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
         let (only, skip) = (owned(only), owned(skip));
-        Options { only, skip, list: false, keep_going: false, fuzz_s: 1 }
+        Options { only, skip, list: false, keep_going: false, tidy: false, fuzz_s: 1 }
     }
 
     #[test]
@@ -195,6 +225,12 @@ mod tests {
         assert!(!options(&["fmt"], &["fmt"]).picks("fmt"));
         assert!(options(&["fmt"], &["doc"]).check().is_ok());
         assert!(options(&[], &["fnt"]).check().unwrap_err().contains("fnt"));
+    }
+
+    #[test]
+    fn own_builds_are_those_of_steps() {
+        let known = |name: &str| STEPS.iter().any(|step| step.name == name);
+        assert!(OWN_BUILDS.iter().all(|(name, _)| known(name)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::proof;
-use crate::shell::{Shell, find, quoted, run, shown};
+use crate::shell::{Shell, find, quoted, shown};
 use crate::steps::Outcome;
 use crate::vm::{Job, Machine, prepare};
 
@@ -29,10 +29,6 @@ const LIMIT_S: u64 = 1800;
 
 /// The step.
 pub fn all(shell: &Shell) -> Outcome {
-    run(&mut shell.cargo(
-        "clippy --locked -p kvrail -p kvrail-reactors --features rdma,etcd,tls --all-targets \
-         -- -D warnings",
-    ))?;
     let provider = tests(shell, "kvrail-reactors", "verbs", "")?;
     let machine = proof::built(shell, "cli_machine")?;
     // The suite moves a gigabyte on an emulated CPU.

@@ -8,7 +8,7 @@ use std::process::Command;
 use clap::{Args, ValueEnum};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use crate::shell::{Shell, run, shown};
+use crate::shell::{Shell, WHOLE, run, shown};
 use crate::steps::Outcome;
 
 /// io_uring_setup, io_uring_enter, io_uring_register: the same numbers on every architecture.
@@ -70,15 +70,12 @@ fn filter(errno: Errno) -> Result<BpfProgram, seccompiler::BackendError> {
 /// The step: the whole suite without io_uring, and once more in part where it isn't even known.
 pub fn suite(shell: &Shell) -> Outcome {
     let tests = match shell.has_cargo("nextest") {
-        true => "nextest run --no-fail-fast --locked",
-        false => "test --no-fail-fast --locked",
+        true => "nextest run --no-fail-fast",
+        false => "test --no-fail-fast",
     };
-    let all =
-        format!("{tests} --workspace --features rdma,etcd,tls --lib --bins --tests --examples");
+    let all = format!("{tests} {WHOLE} --lib --bins --tests --examples");
     behind(Errno::Eperm, || check(shell).and_then(|()| run(&mut shell.cargo(&all))))?;
-    let some = format!(
-        "{tests} -p kvrail --features rdma,etcd,tls --test engine --test runtime --test driver"
-    );
+    let some = format!("{tests} {WHOLE} --test engine --test runtime --test driver");
     behind(Errno::Enosys, || check(shell).and_then(|()| run(&mut shell.cargo(&some))))?;
     Ok("refused by EPERM and by ENOSYS".into())
 }
@@ -95,12 +92,11 @@ fn behind(errno: Errno, work: impl FnOnce() -> Result<(), String> + Send) -> Res
 
 /// The filter does what it is for: a suite that passes behind it has not used io_uring.
 fn check(shell: &Shell) -> Result<(), String> {
-    let mut bench = shell.cargo(
-        "run --quiet --locked -p kvrail --features rdma,etcd,tls -- bench --mode initiator \
-         --path local --driver uring --duration 1",
-    );
+    run(&mut shell.cargo(&format!("build --quiet {WHOLE} --bins")))?;
+    let mut bench = shell.command(shell.root.join("target/debug/kvrail"));
+    bench.args("bench --mode initiator --path local --driver uring --duration 1".split(' '));
     println!("$ {} (must fail)", shown(&bench));
-    let output = bench.output().map_err(|error| format!("cargo: {error}"))?;
+    let output = bench.output().map_err(|error| format!("kvrail: {error}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     match !output.status.success() && said.contains("io_uring can't be used") {
         true => Ok(()),

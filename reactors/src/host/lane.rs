@@ -69,7 +69,7 @@ pub fn open(fd: impl AsFd, count: usize) -> Result<Vec<Responder>, NotMappable> 
     }
     // Touching a hole in a memfd of small pages makes a page; of huge pages it could be a signal.
     let block_bytes = rustix::fs::fstat(&fd)?.st_blksize;
-    if block_bytes != PAGE_BYTES as _ {
+    if usize::try_from(block_bytes) != Ok(PAGE_BYTES) {
         return Err(NotMappable::NotSealed);
     }
     let mapping = Arc::new(Mapping::new(fd, bytes, Mode::ReadWrite)?);

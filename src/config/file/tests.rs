@@ -9,6 +9,7 @@ use crate::ErrorKind;
 const ALL: &str = r#"
 local_hostname = "10.0.0.7"
 metadata_server = "http://10.0.0.1:8080/metadata"
+metadata_lease_s = 5
 protocol = "rdma"
 device_name = "mlx5_0, mlx5_1"
 gid_index = 3
@@ -39,6 +40,7 @@ fn every_setting_reaches_the_builder() {
     let builder = config.builder().unwrap();
     assert_eq!(builder.name, "10.0.0.7");
     assert_eq!(builder.metadata, Metadata::Http("http://10.0.0.1:8080/metadata".into()));
+    assert_eq!(builder.metadata_lease, Duration::from_secs(5));
     assert_eq!(builder.rdma.protocol, Protocol::Rdma);
     assert_eq!(builder.rdma.devices, ["mlx5_0", "mlx5_1"]);
     assert_eq!(builder.rdma.gid_index, Some(3));

@@ -24,11 +24,11 @@ pub(super) fn run(engine: &Engine, options: &Options) -> Result<()> {
                 if drained.is_complete() {
                     return Ok(());
                 }
-                let stayed = drained.stayed().join(", ");
-                Err(Error::busy(format!(
-                    "not everything ended within {} s; peers that stayed: {stayed}",
-                    options.drain
-                )))
+                let who = match drained.stayed() {
+                    [] => "requests of others were under way".to_owned(),
+                    stayed => format!("peers that stayed: {}", stayed.join(", ")),
+                };
+                Err(Error::busy(format!("not everything ended within {} s: {who}", options.drain)))
             }
             () = ends.next() => Err(Error::closed("ended before it was drained")),
         }
