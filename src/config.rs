@@ -278,7 +278,8 @@ impl EngineBuilder {
     }
 
     /// With authentication: lets Mooncake's engines in, which can't prove who they are, and with
-    /// them anyone who reaches the ports. What they may reach a policy says ([`crate::Peers`]).
+    /// them anyone who reaches the ports. They may do what a policy's rules for them permit
+    /// ([`crate::Peers::Mooncake`]), and without such rules nothing.
     /// Off by default. This engine doesn't open them: it proves who it is to whomever it opens.
     pub fn allow_mooncake(mut self, yes: bool) -> Self {
         self.auth.allow_mooncake = yes;

@@ -196,6 +196,10 @@ impl Host for Exposed {
         }
     }
 
+    fn serves(&self, peer: &PeerId) -> bool {
+        self.gate.visitor(peer).may_something()
+    }
+
     fn handshake(&self, request: Handshake) -> Answering {
         let knows_ack = request.ready_ack.is_some();
         let Some(rdma) = &self.rdma else { return Box::pin(ready(Handshake::default())) };

@@ -19,6 +19,14 @@ struct House {
     is_draining: bool,
 }
 
+impl House {
+    /// The first of this peer's, so that it takes nobody else's place; else the first of all.
+    fn forget_one_of(&mut self, peer: &PeerId) {
+        let own = self.guests.iter().position(|(who, _)| who == peer);
+        self.guests.remove(own.unwrap_or(0));
+    }
+}
+
 impl Guests {
     /// Takes note of a guest; whether the engine drains. Whoever has proven something else is
     /// another guest, whatever it calls itself.
@@ -28,7 +36,7 @@ impl Guests {
         if guest.name.len().max(guest.control.len()) <= NAME_MAX_BYTES {
             house.guests.retain(|(who, known)| (who, &known.name) != (peer, &guest.name));
             if house.guests.len() == GUESTS_MAX {
-                house.guests.pop_front();
+                house.forget_one_of(peer);
             }
             house.guests.push_back((peer.clone(), guest));
         }
@@ -56,7 +64,7 @@ mod tests {
     use super::*;
 
     fn guest(name: impl Into<String>, incarnation: u64) -> Guest {
-        Guest { name: name.into(), incarnation, control: "127.0.0.1:1".to_owned() }
+        Guest { name: name.into(), incarnation, control: "127.0.0.1:1".to_owned(), word: 0 }
     }
 
     #[test]
@@ -78,6 +86,16 @@ mod tests {
         guests.arrived(&other, guest("a", 2));
         guests.arrived(&one, guest("a", 3));
         assert_eq!(guests.drain(), [guest("a", 2), guest("a", 3)]);
+    }
+
+    #[test]
+    fn whoever_comes_under_many_names_takes_its_own_places() {
+        let guests = Guests::default();
+        let [one, other] = ["one", "other"].map(|name| PeerId::named([name.to_owned()]));
+        guests.arrived(&one, guest("first", 1));
+        (0..=GUESTS_MAX).for_each(|k| _ = guests.arrived(&other, guest(k.to_string(), 1)));
+        let all = guests.drain();
+        assert_eq!((all.len(), all[0].name.as_str()), (GUESTS_MAX, "first"));
     }
 
     #[test]

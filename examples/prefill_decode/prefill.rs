@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use futures_lite::future::{block_on, or};
-use kvrail::{Engine, Notification, Peer};
+use kvrail::{Engine, Notification, Peer, Verdict};
 
 use crate::crew::Role;
 use crate::generate::likeliest;
 use crate::kv::{PagedCache, Store};
 use crate::llama::Failure;
 use crate::messages::{FirstToken, Order, Report, Request, Shipped};
-use crate::options::Options;
+use crate::options::{Options, Path};
 use crate::shipment::{Shipment, is_aborted};
 use crate::wait::wait;
 use crate::weights::Model;
@@ -112,7 +112,13 @@ impl<'a> Prefill<'a> {
         let asked = self.engine.explain(peer, self.store.region());
         let explanation = wait("a word on the path", asked)?;
         let path = explanation.write_path().ok_or("no path leads to the decode engine")?;
-        Ok(format!("{} by {}: {}", path.path.label(), path.means, path.why))
+        let chosen = format!("{} by {}: {}", path.path.label(), path.means, path.why);
+        let better = explanation.write.iter().take_while(|other| other.verdict != Verdict::Chosen);
+        let missed = better.filter(|_| self.options.path == Path::Auto);
+        let missed = missed.filter(|other| other.path != path.path);
+        Ok(missed.fold(chosen, |text, other| {
+            text + &format!("; not {} by {}: {}", other.path.label(), other.means, other.why)
+        }))
     }
 
     /// The peer of this name; opened anew only when another asks.

@@ -129,6 +129,11 @@ impl Visitor {
         self.peer.is_some()
     }
 
+    /// Whether there is anything that it may reach.
+    pub(crate) fn may_something(&self) -> bool {
+        self.permit.is_something()
+    }
+
     /// Whether it may reach all that regions and grants permit.
     pub(crate) fn is_unbound(&self) -> bool {
         *self.permit == Permit::All

@@ -23,7 +23,8 @@ use crate::{Access, Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// Whoever is let in may do what the regions permit.
+    /// Whoever has proven who it is may do what the regions permit, and Mooncake's engines, where
+    /// they are admitted beside such peers, nothing.
     #[default]
     Open,
     /// Nothing, but for what these permit.
@@ -100,6 +101,7 @@ impl Policy {
     /// What it says of one peer.
     pub(crate) fn for_peer(&self, peer: &PeerId) -> Permit {
         match self {
+            Self::Open if *peer == PeerId::Mooncake => Permit::Rules(Vec::new()),
             Self::Open => Permit::All,
             Self::Rules(rules) => {
                 Permit::Rules(rules.iter().filter(|rule| rule.is_for(peer)).cloned().collect())
@@ -117,6 +119,14 @@ pub(crate) enum Permit {
 }
 
 impl Permit {
+    /// Whether there is anything that it may do.
+    pub(crate) fn is_something(&self) -> bool {
+        match self {
+            Self::All => true,
+            Self::Rules(rules) => rules.iter().any(|rule| rule.read || rule.write),
+        }
+    }
+
     /// Whether it may do that with a region of this label.
     pub(crate) fn permits(&self, label: Option<&str>, operation: Operation) -> bool {
         match self {
@@ -132,6 +142,15 @@ mod tests {
 
     fn named(name: &str) -> PeerId {
         PeerId::named(["host".to_owned(), name.to_owned()])
+    }
+
+    #[test]
+    fn who_proves_nothing_among_those_who_do_gets_nothing_without_a_rule() {
+        assert!(!Policy::Open.for_peer(&PeerId::Mooncake).is_something());
+        assert!(Policy::Open.for_peer(&PeerId::Anyone).is_something());
+        assert!(Policy::Open.for_peer(&named("a")).is_something());
+        let rules = vec![Rule::new(Peers::Mooncake, Access::READ)];
+        assert!(Policy::Rules(rules).for_peer(&PeerId::Mooncake).is_something());
     }
 
     fn policy() -> Policy {

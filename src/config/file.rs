@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{EngineBuilder, Metadata, Protocol};
-use crate::auth::{Authentication, PeerNames, TlsFiles};
+use crate::auth::{Authentication, PeerNames, Policy, TlsFiles};
 use crate::limits::{CONFIG_MAX_BYTES, IDLE_BUDGET};
 use crate::runtime::{Driver, Idle, Shards};
 use crate::{Engine, Error, Result};
@@ -83,6 +83,15 @@ pub struct Config {
     pub tls_any_name: Option<bool>,
     /// [`EngineBuilder::allow_mooncake`].
     pub allow_mooncake: Option<bool>,
+    /// [`EngineBuilder::policy`]; in TOML a table for each rule:
+    ///
+    /// ```toml
+    /// [[policy.rules]]
+    /// peers = { named = "prefill" }   # or "all", or "mooncake"
+    /// regions = ["cache"]             # by label; without, all of them
+    /// write = true
+    /// ```
+    pub policy: Option<Policy>,
 }
 
 /// What an idle shard does.
@@ -217,7 +226,8 @@ impl Config {
             })
             .set(self.caller_spin_us.map(Duration::from_micros), EngineBuilder::spin_caller)
             .set(self.authentication()?, EngineBuilder::authentication)
-            .set(self.allow_mooncake, EngineBuilder::allow_mooncake);
+            .set(self.allow_mooncake, EngineBuilder::allow_mooncake)
+            .set(self.policy.clone(), EngineBuilder::policy);
         Ok(with.0)
     }
 

@@ -15,6 +15,7 @@ use super::address::Address;
 use super::channel::{self, Channels, Stream, read_some};
 use super::descriptor::Descriptor;
 use super::handshake::Handshake;
+use super::visits::Words;
 use super::wire::{
     self, AnyObject, AskPass, Decoder, EndLane, Frame, Kind, LaneEnded, Notify, PassGiven,
 };
@@ -25,6 +26,8 @@ use crate::error::{Error, ErrorKind, Landed, Result};
 pub(super) struct Client {
     pub channels: Channels,
     pub limits: ControlLimits,
+    /// What it tells those that it visits.
+    pub words: Words,
 }
 
 /// The engine that is asked: the name by which it was opened, and where its daemon listens.

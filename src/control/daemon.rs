@@ -17,7 +17,7 @@ use super::channel::{Stream, read_some};
 use super::client::{Client, write};
 use super::handshake::Handshake;
 use super::seats::{Phase, Seat, Seats};
-use super::visits::{Arrive, Leave};
+use super::visits::{Arrive, Leave, check_proven};
 use super::wire::{
     self, AnyObject, AskPass, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify,
     PassGiven, ProbeReply,
@@ -252,6 +252,7 @@ fn hand_letter(frame: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<(), Ende
         let what = "a question among letters: it needs a connection of its own";
         return Err(crate::error::Error::refused(what).into());
     }
+    check_proven(peer)?;
     daemon.host.letter(peer, frame.parse()?);
     Ok(())
 }
@@ -282,6 +283,7 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
         // Whoever reads them has taken them out.
         Kind::Letter => return Err(Ended::Closed),
         Kind::EndLane => {
+            check_proven(peer)?;
             let quiet = end_lane(request.parse()?, daemon).await;
             wire::encode_message(kind, legacy, &LaneEnded { quiet })?
         }
@@ -308,6 +310,9 @@ async fn handshake(request: Handshake, daemon: &Daemon, peer: &PeerId) -> Handsh
     if let PeerId::Named(_) = peer {
         // Whoever can prove who it is has better ways, by letters.
         return Handshake::refusal(knows_ack, "only Mooncake's engines shake hands like that");
+    }
+    if !daemon.host.serves(peer) {
+        return Handshake::refusal(knows_ack, "no rule of the policy permits Mooncake anything");
     }
     let answer = daemon.host.handshake(request);
     let late =

@@ -100,6 +100,10 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn leave(&self, _incarnation: u64) -> Ending {
         Box::pin(std::future::ready(()))
     }
+    /// Whether there is anything that this one may reach.
+    fn serves(&self, _peer: &PeerId) -> bool {
+        true
+    }
     /// A peer wants to connect queue pairs to ours, or says that its own are ready. Asked again if
     /// it got no answer. Without RDMA there are none to offer.
     fn handshake(&self, _request: Handshake) -> Answering {
@@ -177,7 +181,7 @@ impl Control {
             identity,
             host,
             metadata: Metadata::P2p,
-            client: Arc::new(Client { channels, limits }),
+            client: Arc::new(Client { channels, limits, words: visits::Words::default() }),
             directory: Mutex::new(Directory::new(DIRECTORY_MAX_PEERS, DIRECTORY_MAX_BYTES)),
             couriers: Couriers::default(),
             published: tokio::sync::Mutex::default(),
@@ -450,7 +454,8 @@ where
     let (data, data_port) = address::listen(config.bind, &config.ports)?;
     let identity = Identity::new(&config, control_port, data_port).await?;
     let host = host(&identity);
-    let client = Arc::new(Client { channels, limits: config.limits });
+    let client =
+        Arc::new(Client { channels, limits: config.limits, words: visits::Words::default() });
     let daemon = Daemon {
         host: Arc::clone(&host),
         address: identity.control.to_string(),

@@ -2,6 +2,7 @@
 //! engine that drains asks each of its guests to leave. Questions between kvrail peers only.
 
 use std::error::Error as _;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,21 @@ pub(crate) struct Guest {
     pub incarnation: u64,
     /// Host and port of its control daemon.
     pub control: String,
+    /// What its host says when it asks it to leave: nobody else knows.
+    #[serde(default)]
+    pub word: u64,
+}
+
+/// The words by which hosts prove that they are the ones that were visited.
+#[derive(Debug, Default)]
+pub(super) struct Words(RandomState);
+
+impl Words {
+    /// The word that this process was told when we came: SipHash of its name under a key of ours,
+    /// so that none has to be kept.
+    pub(super) fn of(&self, host: u64) -> u64 {
+        self.0.hash_one(host)
+    }
 }
 
 /// A guest's question: here I am, may I?
@@ -55,6 +71,9 @@ pub(super) struct Leave {
     pub(super) incarnation: u64,
     /// The guest's.
     to: u64,
+    /// The guest's word, by which it knows whose wish it is.
+    #[serde(default)]
+    word: u64,
     #[serde(default)]
     request: RequestId,
 }
@@ -100,23 +119,30 @@ impl Leave {
     /// The answer of the guest that is asked.
     ///
     /// # Errors
-    /// Refused: the host has not proven who it is.
+    /// Refused: the host has not proven who it is, or is another one than it says.
     pub(super) async fn answer(self, daemon: &Daemon, peer: &PeerId) -> Result<Left> {
         tracing::debug!(request = %self.request, %peer, "a host asks us to leave");
         check_proven(peer)?;
         if !daemon.is_process(self.to) {
             return Ok(Left { left: true });
         }
+        if self.word != daemon.client.words.of(self.incarnation) {
+            return Err(Error::refused("a host that was not visited asks for another"));
+        }
         let gone = daemon.host.leave(self.incarnation);
         Ok(Left { left: timeout(Duration::from_millis(LEAVE_MS), gone).await.is_ok() })
     }
 }
 
-/// Whoever is let in without a proof, where others have to bring one, neither comes as a guest nor
-/// makes anybody leave: Mooncake's engines ask neither, and for others it is too much.
-fn check_proven(peer: &PeerId) -> Result<()> {
+/// Whoever is let in without a proof, where others have to bring one, asks what Mooncake's engines
+/// ask: it neither comes as a guest nor makes anybody leave, ends nobody's connection and writes no
+/// letters.
+///
+/// # Errors
+/// Refused: it has not proven who it is.
+pub(super) fn check_proven(peer: &PeerId) -> Result<()> {
     match peer {
-        PeerId::Mooncake => Err(Error::refused("guests and hosts have to prove who they are")),
+        PeerId::Mooncake => Err(Error::refused("kvrail's engines have to prove who they are")),
         PeerId::Anyone | PeerId::Named(_) => Ok(()),
     }
 }
@@ -127,7 +153,8 @@ impl Control {
     pub async fn arrive(&self, name: &str, own: u64, to: u64) -> bool {
         let identity = &self.shared.identity;
         let (guest, control) = (identity.name.clone(), identity.control.to_string());
-        let guest = Guest { name: guest, incarnation: own, control };
+        let guest =
+            Guest { name: guest, incarnation: own, control, word: self.shared.client.words.of(to) };
         let request = self.shared.next_request();
         tracing::debug!(%request, peer = name, "we arrive");
         let asked = self.ask(name, Arrive { guest, to, request });
@@ -202,11 +229,11 @@ impl Shared {
 
 /// Asks a guest until it has left or is nowhere; its name.
 async fn see_off(own: u64, guest: Guest, shared: &Shared) -> String {
-    let Guest { name, incarnation, control } = guest;
+    let Guest { name, incarnation, control, word } = guest;
     let Ok(address) = Address::parse(&control) else { return name };
     let request = shared.next_request();
     tracing::debug!(%request, peer = name, "it is asked to leave");
-    let question = Leave { incarnation: own, to: incarnation, request };
+    let question = Leave { incarnation: own, to: incarnation, word, request };
     loop {
         let callee = Callee { name: &name, address: &address };
         match question.put_to(callee, &shared.client).await {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvrail::{Access, Engine, ErrorKind, Peer};
+use kvrail::{Access, Engine, ErrorKind, Peer, Peers, Policy, Rule};
 
 use crate::{Keys, Way, read, region, run};
 
@@ -42,7 +42,9 @@ fn one_who_proves_nothing_is_no_guest_and_holds_nothing_up() {
     run(async {
         let keys = Keys::new();
         let own = keys.of(&[("decode", 2)]);
-        let owner = Way::Tcp.builder().authentication(own).allow_mooncake(true).start().unwrap();
+        let policy = Policy::Rules(vec![Rule::new(Peers::Mooncake, Access::READ)]);
+        let builder = Way::Tcp.builder().authentication(own).policy(policy);
+        let owner = builder.allow_mooncake(true).start().unwrap();
         let memory = region(&owner, Access::READ, 7);
         let other = Way::Tcp.builder().start().unwrap();
         let peer = other.open(owner.name()).await.unwrap();

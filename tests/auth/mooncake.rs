@@ -34,3 +34,20 @@ fn mooncake_is_let_in_by_an_option_and_only_to_what_a_policy_permits() {
         assert!(owner.open(mooncake.name()).await.is_err());
     });
 }
+
+#[test]
+fn without_a_rule_it_reaches_nothing_and_is_told_of_nothing() {
+    run(async {
+        let keys = Keys::new();
+        let builder = Way::Tcp.builder().authentication(keys.of(&[("owner", 1)]));
+        let owner = builder.allow_mooncake(true).start().unwrap();
+        let memory = region(&owner, Access::READ_WRITE, 5);
+        let mooncake = Way::Tcp.builder().start().unwrap();
+        let peer = mooncake.open(owner.name()).await.unwrap();
+        assert_eq!(peer.buffers().len(), 0);
+        let error = read(&mooncake, &peer, memory.addr()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(write(&mooncake, &peer, memory.addr(), 8).await.is_err());
+        assert_eq!(content(&memory), 5);
+    });
+}

@@ -26,7 +26,7 @@ pub struct Security {
     #[arg(long, value_name = "FILE", conflicts_with = "tls_cert")]
     key_file: Option<PathBuf>,
     /// Lets Mooncake's engines in, which can't prove anything, and with them anyone who reaches
-    /// the ports.
+    /// the ports, to what the configuration file's policy permits them.
     #[arg(long)]
     allow_mooncake: bool,
 }

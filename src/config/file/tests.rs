@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::ErrorKind;
+use crate::{Access, ErrorKind, Peers, Rule};
 
 /// Every setting but the file of keys, which goes without TLS, in TOML; and what it is then.
 const ALL: &str = r#"
@@ -30,6 +30,15 @@ tls_key = "/etc/kvrail/key.pem"
 tls_ca = "/etc/kvrail/ca.pem"
 tls_any_name = true
 allow_mooncake = true
+
+[[policy.rules]]
+peers = { named = "prefill" }
+regions = ["cache"]
+write = true
+
+[[policy.rules]]
+peers = "mooncake"
+read = true
 "#;
 
 #[test]
@@ -58,6 +67,11 @@ fn every_setting_reaches_the_builder() {
     let files = TlsFiles { certificate, key, authorities, names: PeerNames::Any };
     assert_eq!(builder.auth.authentication, Authentication::Tls(files));
     assert!(builder.auth.allow_mooncake);
+    let rules = [
+        Rule::new(Peers::Named("prefill".into()), Access::WRITE).of(["cache"]),
+        Rule::new(Peers::Mooncake, Access::READ),
+    ];
+    assert_eq!(builder.auth.policy, Policy::Rules(rules.into()));
 }
 
 #[test]

@@ -81,6 +81,7 @@ impl Tls {
         let connected = self.connector.connect(server, stream).await;
         let refused = |error| refusal(&error).unwrap_or_else(|| broken(error));
         let mut stream = connected.map_err(refused)?;
+        check_protocol(stream.get_ref().1.alpn_protocol())?;
         stream.read_exact(&mut [0; WELCOME.len()]).await.map_err(refused)?;
         Ok(Box::new(stream))
     }
@@ -91,12 +92,21 @@ impl Tls {
         let accepted = self.acceptor.accept(stream).await;
         let refused = |error| refusal(&error).unwrap_or_else(|| broken(error));
         let mut stream = accepted.map_err(refused)?;
+        check_protocol(stream.get_ref().1.alpn_protocol())?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         let first = chain.first().ok_or_else(|| Error::refused("a peer without a certificate"))?;
         let peer = names_in(first)?;
         stream.write_all(WELCOME).await.map_err(refused)?;
         stream.flush().await.map_err(refused)?;
         Ok((Box::new(stream), peer))
+    }
+}
+
+/// rustls lets those pass who name no protocol at all.
+fn check_protocol(agreed: Option<&[u8]>) -> Result<()> {
+    match agreed == Some(PROTOCOL) {
+        true => Ok(()),
+        false => Err(Error::refused("the peer speaks TLS, but is no kvrail engine")),
     }
 }
 

@@ -16,7 +16,7 @@ use super::server::ServerStream;
 use super::shard::Guard;
 use super::wire::LaneName;
 use crate::canary::{self, Canary};
-use crate::limits::{ENDING_GRACE_NS, LINGER_NS};
+use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS};
 use crate::path::served::Served;
 
 /// Why a connection is over.
@@ -61,6 +61,7 @@ pub(super) struct Connection {
     /// The peer refused a request and will close; what it sends until then means nothing.
     pub(super) rejected: bool,
     pub(super) end: Option<End>,
+    since_ns: u64,
     /// When a byte last moved.
     pub(super) progress_ns: u64,
     /// The oldest answer that nobody waits for any more, by number, and since when.
@@ -86,6 +87,7 @@ impl Connection {
             send_failed: false,
             rejected: false,
             end: None,
+            since_ns: now_ns,
             progress_ns: now_ns,
             given_up: None,
             linger_until_ns: None,
@@ -253,6 +255,17 @@ impl Connection {
             // The peer reads the replies, then this end, and closes.
             let _ = self.socket.shutdown(Shutdown::Write);
         }
+    }
+
+    /// Whether it carries requests of somebody who is let in.
+    pub(super) fn serves_somebody(&self) -> bool {
+        matches!(&self.role, Role::Server(stream) if stream.is_let_in())
+    }
+
+    /// Whether it has begun to show a pass and drips: none is good for longer.
+    pub(super) fn is_late_to_be_let_in(&self, now_ns: u64) -> bool {
+        let is_kept_out = matches!(&self.role, Role::Server(stream) if !stream.is_let_in());
+        is_kept_out && now_ns.saturating_sub(self.since_ns) > PASS_NS
     }
 
     /// Whether the peer has had its time to read our last replies.

@@ -253,6 +253,11 @@ impl ServerStream {
         self.name
     }
 
+    /// Whether it needs no pass, or has shown a good one.
+    pub(crate) fn is_let_in(&self) -> bool {
+        self.visitor.is_in()
+    }
+
     /// Whether it has never asked for anything that it may have.
     pub(crate) fn is_stranger(&self) -> bool {
         !self.is_known
@@ -452,6 +457,7 @@ impl ServerStream {
         };
         let Some((name, visitor)) = known else { return self.refuse(Version::V2) };
         (self.name, self.visitor) = (Some(name), visitor);
+        self.is_known |= has_pass;
         self.acknowledge(Version::V2, Status::Ok);
     }
 

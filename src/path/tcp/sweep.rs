@@ -149,9 +149,8 @@ impl TcpShard {
 
     /// Lets those go on who wait until no peer's request is under way.
     pub(super) fn rest_if_quiet(&mut self) {
-        let serves = |connection: &Connection| {
-            matches!(connection.role, Role::Server(_)) && connection.is_mid_request()
-        };
+        let serves =
+            |connection: &Connection| connection.serves_somebody() && connection.is_mid_request();
         if !self.resting.is_empty() && !self.connections.iter().any(|(_, other)| serves(other)) {
             self.resting.clear();
         }
@@ -206,7 +205,10 @@ impl TcpShard {
                 {
                     End::GivenUp
                 }
-                _ if silent_ns > self.limits.progress_ns || connection.has_lingered(now_ns) => {
+                _ if silent_ns > self.limits.progress_ns
+                    || connection.has_lingered(now_ns)
+                    || connection.is_late_to_be_let_in(now_ns) =>
+                {
                     End::Stalled
                 }
                 _ => continue,

@@ -19,7 +19,7 @@ use crate::control::handshake::split_nic_path;
 use crate::control::{Buffer, Control, Descriptor, Handshake, Letter, Offer, Resolved};
 use crate::engine::tell;
 use crate::exposed::Exposure;
-use crate::limits::{RDMA_PEERS_MAX, SHARDS_MAX};
+use crate::limits::{NAME_MAX_BYTES, RDMA_PEERS_MAX, SHARDS_MAX};
 use crate::memory::grant::{Grants, Key};
 use crate::memory::{Region, Regions};
 use crate::runtime::{PumpAddress, Runtime, SendError};
@@ -292,7 +292,7 @@ impl Rdma {
             return tracing::debug!(from, "an unreadable letter");
         };
         let shards = self.seats();
-        if to != self.incarnation || shards.is_empty() {
+        if to != self.incarnation || shards.is_empty() || from.len() > NAME_MAX_BYTES {
             return;
         }
         let Some((stranger, gone)) = self.stranger(peer, &from, incarnation) else {

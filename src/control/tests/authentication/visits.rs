@@ -7,8 +7,9 @@ use super::*;
 const INCARNATION: u64 = 7;
 
 fn guest_at(control: &Control) -> Guest {
+    let word = control.shared.client.words.of(INCARNATION);
     let (name, control) = (control.name().to_owned(), control.identity().control.to_string());
-    Guest { name, incarnation: INCARNATION, control }
+    Guest { name, incarnation: INCARNATION, control, word }
 }
 
 #[test]
@@ -41,7 +42,8 @@ fn one_who_is_let_in_without_a_proof_neither_comes_as_a_guest_nor_makes_anybody_
     let (trusting, heard) = start(config("127.0.0.1"));
     let guest = serde_json::to_string(&guest_at(&far)).unwrap();
     let arrive = format!("\u{c2}{{\"guest\":{guest},\"to\":{INCARNATION}}}");
-    let leave = format!("\u{c3}{{\"incarnation\":1,\"to\":{INCARNATION}}}");
+    let word = trusting.shared.client.words.of(1);
+    let leave = format!("\u{c3}{{\"incarnation\":1,\"to\":{INCARNATION},\"word\":{word}}}");
     for question in [arrive, leave] {
         // The type is a byte, not a character.
         let bytes: Vec<_> = question.chars().map(|c| c as u8).collect();
@@ -52,4 +54,19 @@ fn one_who_is_let_in_without_a_proof_neither_comes_as_a_guest_nor_makes_anybody_
     assert_eq!((theirs.guests.lock().unwrap().len(), theirs.left.lock().unwrap().len()), (0, 0));
     assert_eq!(heard.guests.lock().unwrap()[0].0, PeerId::Anyone);
     assert_eq!(*heard.left.lock().unwrap(), [1]);
+}
+
+#[test]
+fn nobody_but_the_host_that_was_visited_makes_a_guest_leave_it() {
+    let keys = Keys::new();
+    let (near, ours) = keys.start("near", &[("prefill", 1), ("decode", 2)]);
+    let (far, _) = keys.start("far", &[("decode", 2), ("prefill", 1)]);
+    // It knows all that is to be known of both, but for what the guest told its host.
+    let guest = Guest { word: guest_at(&near).word ^ 1, ..guest_at(&near) };
+    let stayed = wait(far.send_off(INCARNATION, vec![guest], Duration::from_millis(300)));
+    assert_eq!((stayed, ours.left.lock().unwrap().len()), (vec![near.name().to_owned()], 0));
+    // The word for one host is none for another.
+    let guest = guest_at(&near);
+    let stayed = wait(far.send_off(INCARNATION + 1, vec![guest], Duration::from_millis(300)));
+    assert_eq!((stayed.len(), ours.left.lock().unwrap().len()), (1, 0));
 }
