@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::hex;
 use crate::limits::{KEY_NAME_MAX_BYTES, KEYS_MAX};
 use crate::{Error, Result};
 
@@ -73,15 +74,8 @@ fn key(line: &str) -> Option<Key> {
     let (name, digits) = (name.trim(), digits.trim());
     let is_fine = (1..=KEY_NAME_MAX_BYTES).contains(&name.len())
         && !name.contains(|c: char| c.is_control() || c.is_whitespace());
-    let is_hex = digits.len() == 2 * KEY_BYTES && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    if !is_fine || !is_hex {
-        return None;
-    }
-    let mut secret = [0; KEY_BYTES];
-    for (byte, pair) in secret.iter_mut().zip(digits.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(Key { name: name.to_owned(), secret })
+    let secret = hex::read(digits)?;
+    is_fine.then(|| Key { name: name.to_owned(), secret })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! is `control/channel`.
 
 mod gate;
+mod hex;
 mod keys;
 mod passes;
 mod policy;

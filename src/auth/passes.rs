@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
-use super::PeerId;
+use super::{PeerId, hex};
 use crate::limits::{PASS_NS, PASSES_MAX, PASSES_PEER_MAX};
 use crate::path::tcp::LaneName;
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ impl fmt::Debug for Pass {
 
 impl fmt::Display for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::Shown(&self.0).fmt(f)
     }
 }
 
@@ -51,15 +51,7 @@ impl FromStr for Pass {
     type Err = NoPass;
 
     fn from_str(text: &str) -> Result<Self, NoPass> {
-        if text.len() != 2 * PASS_BYTES || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(NoPass);
-        }
-        let mut bytes = [0; PASS_BYTES];
-        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| NoPass)?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| NoPass)?;
-        }
-        Ok(Self(bytes))
+        hex::read(text).map(Self).ok_or(NoPass)
     }
 }
 

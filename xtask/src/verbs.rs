@@ -1,5 +1,5 @@
-//! The step `rdma`: reactors with verbs build without a warning, start without libibverbs, and do
-//! what they should on soft-RoCE, in a guest with two such NICs; so does the command line.
+//! The step `rdma`: reactors with verbs start without libibverbs, and do what they should on
+//! soft-RoCE, in a guest with such NICs; so do engines and the command line.
 
 pub mod interop;
 pub mod pair;

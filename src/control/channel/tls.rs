@@ -264,3 +264,38 @@ fn names_in(certificate: &CertificateDer<'_>) -> Result<PeerId> {
 fn unfit(error: TlsError) -> Error {
     Error::refused("certificate, key and authorities don't fit").with_source(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::authentication::tls::authority::Authority;
+
+    #[tokio::test]
+    async fn a_client_that_names_no_protocol_is_refused() {
+        let files = Authority::new();
+        let files = files.issue("one");
+        let [chain, key, roots] = [&files.certificate, &files.key, &files.authorities]
+            .map(|path| std::fs::read(path).unwrap());
+        let ours = Tls::new(&[chain.clone(), key.clone(), roots.clone()], PeerNames::Any).unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let mut store = RootCertStore::empty();
+        for authority in certificates(&roots, "authorities").unwrap() {
+            store.add(authority).unwrap();
+        }
+        for names_protocol in [true, false] {
+            let chain = certificates(&chain, "chain").unwrap();
+            let key = PrivateKeyDer::from_pem_slice(&key).unwrap();
+            let store = Arc::new(store.clone());
+            let mut config = client(&provider, &store, chain, key, PeerNames::Any).unwrap();
+            if !names_protocol {
+                config.alpn_protocols.clear();
+            }
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let connector = TlsConnector::from(Arc::new(config));
+            let name = ServerName::try_from("one").unwrap();
+            let connecting = async { connector.connect(name, near).await.unwrap() };
+            let (_near, accepted) = tokio::join!(connecting, ours.accept(far));
+            assert_eq!(accepted.is_ok(), names_protocol);
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Whole control planes, against raw sockets and against each other.
 
-mod authentication;
+pub(super) mod authentication;
 mod daemon;
 mod descriptor;
 mod handshake;
@@ -39,6 +39,8 @@ pub(super) struct Engine {
     pub panics: bool,
     /// Its RDMA devices, and whether it has nothing else.
     pub rdma: Option<Vec<super::descriptor::OwnDevice>>,
+    /// Whether a policy leaves nobody anything.
+    pub serves_nobody: bool,
     /// How it answers handshakes, if it has RDMA.
     pub shakes: Option<fn(Handshake) -> Answering>,
 }
@@ -72,6 +74,10 @@ impl Host for Engine {
     fn letter(&self, peer: &PeerId, letter: Letter) {
         self.peers.lock().unwrap().push(peer.clone());
         self.letters.lock().unwrap().push(letter);
+    }
+
+    fn serves(&self, _peer: &PeerId) -> bool {
+        !self.serves_nobody
     }
 
     fn arrived(&self, peer: &PeerId, guest: Guest) -> bool {
@@ -127,6 +133,7 @@ pub(super) fn start_with(
         let mut engine = Engine {
             identity: identity.clone(),
             buffers: Mutex::new(vec![buffer(0x1000, 0x1000), buffer(0x8000, 0x2000)]),
+            serves_nobody: false,
             notes: Mutex::default(),
             room: 4,
             streams: Mutex::default(),

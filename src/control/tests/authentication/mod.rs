@@ -4,7 +4,7 @@
 mod hostile;
 mod keys;
 #[cfg(feature = "tls")]
-mod tls;
+pub(in crate::control) mod tls;
 mod visits;
 
 use super::*;

@@ -1,7 +1,7 @@
 //! Certificates.
 
 #[path = "../../../../tests/auth/authority.rs"]
-mod authority;
+pub(in crate::control) mod authority;
 
 use self::authority::{Authority, Files};
 use super::*;

@@ -2,6 +2,7 @@
 
 use super::keys::Keys;
 use super::*;
+use crate::control::wire::{self, Kind};
 
 /// The process that every stand-in says it is.
 const INCARNATION: u64 = 7;
@@ -44,7 +45,9 @@ fn one_who_is_let_in_without_a_proof_neither_comes_as_a_guest_nor_makes_anybody_
     let arrive = format!("\u{c2}{{\"guest\":{guest},\"to\":{INCARNATION}}}");
     let word = trusting.shared.client.words.of(1);
     let leave = format!("\u{c3}{{\"incarnation\":1,\"to\":{INCARNATION},\"word\":{word}}}");
-    for question in [arrive, leave] {
+    let lane = "0".repeat(32);
+    let end = format!("\u{c0}{{\"incarnation\":{INCARNATION},\"lane\":\"{lane}\"}}");
+    for question in [arrive, leave, end] {
         // The type is a byte, not a character.
         let bytes: Vec<_> = question.chars().map(|c| c as u8).collect();
         let answer = |control| Raw::connect(control).send(&frame(&bytes)).receive();
@@ -69,4 +72,35 @@ fn nobody_but_the_host_that_was_visited_makes_a_guest_leave_it() {
     let guest = guest_at(&near);
     let stayed = wait(far.send_off(INCARNATION + 1, vec![guest], Duration::from_millis(300)));
     assert_eq!((stayed.len(), ours.left.lock().unwrap().len()), (1, 0));
+}
+
+#[test]
+fn letters_take_a_proof_where_others_bring_one() {
+    let keys = Keys::new();
+    let authentication = Authentication::Keys(keys.file("far", &[("decode", 2)]));
+    let (far, theirs) = start(ControlConfig { admits_plain: true, ..config_as(authentication) });
+    let (trusting, heard) = start(config("127.0.0.1"));
+    let body = serde_json::json!({ "text": "hello" });
+    let letter = Letter { from: "somebody".into(), incarnation: 1, to: INCARNATION, body };
+    let sealed = letter.sealed().unwrap();
+    for control in [&far, &trusting] {
+        // Its end says that the letter was looked at.
+        let raw = Raw::connect(control).send_what_it_takes(&sealed).shutdown_write_if_open();
+        assert_eq!(raw.receive(), b"");
+    }
+    assert_eq!((theirs.letters.lock().unwrap().len(), heard.letters.lock().unwrap().len()), (0, 1));
+}
+
+#[test]
+fn mooncake_gets_no_queue_pairs_where_no_rule_permits_it_anything() {
+    let keys = Keys::new();
+    let question = wire::encode_message(Kind::Connection, false, &Handshake::default()).unwrap();
+    for serves_nobody in [true, false] {
+        let authentication = Authentication::Keys(keys.file("far", &[("decode", 2)]));
+        let config = ControlConfig { admits_plain: true, ..config_as(authentication) };
+        let (far, _) = start_with(config, move |engine| engine.serves_nobody = serves_nobody);
+        let answer = Raw::connect(&far).send(&question).shutdown_write_if_open().receive();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert_eq!(answer.contains("no rule of the policy"), serves_nobody, "{answer}");
+    }
 }

@@ -14,8 +14,10 @@ use kvrail_reactors::stream::Streams;
 use kvrail_reactors::uring::Uring;
 
 use crate::arrivals::Arrivals;
+use crate::auth::{Gate, Policy};
 use crate::config::TcpLimits;
 use crate::flight::{Flight, Landing, Portion};
+use crate::limits::PASS_NS;
 use crate::memory::{Operation, Region, Regions, RegionsView, tests::region};
 use crate::path::served::Service;
 use crate::path::tcp::wire::{Header, Verb, Version};
@@ -84,8 +86,12 @@ fn errands() -> Errands {
 }
 
 fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
+    shard_behind(streams, limits, Arc::default())
+}
+
+fn shard_behind(streams: Streams, limits: TcpLimits, gate: Arc<Gate>) -> TcpShard {
     let view = RegionsView::new(Arc::new(Regions::default()));
-    TcpShard::new(streams, service(view, Arc::default()), errands(), limits)
+    TcpShard::new(streams, service(view, Arc::default()).behind(gate), errands(), limits)
 }
 
 /// Ours and the peer's.
@@ -263,4 +269,37 @@ fn what_a_dead_shard_has_in_its_inbox_is_closed() {
         let landing = futures_lite::future::block_on(std::future::poll_fn(|cx| flight.poll(cx)));
         assert_eq!(landing.first_error.unwrap().kind(), ErrorKind::Closed);
     }
+}
+
+#[test]
+fn one_that_drips_its_pass_is_cut_off_and_nobody_waits_for_it() {
+    both(dripped);
+}
+
+fn dripped(streams: Streams) {
+    let gate = Arc::new(Gate::new(true, false, Policy::Open));
+    let mut shard = shard_behind(streams, TcpLimits::default(), gate);
+    let (socket, mut peer) = sockets();
+    shard.handle(Message::Accepted(socket.into()), 0);
+    peer.write_all(&[0]).unwrap();
+    let (guard, quiet) = flume::bounded(0);
+    shard.handle(Message::Rest { guard }, 0);
+    // Whose request is not under way, for all that it has begun one.
+    let is_quiet = || quiet.is_disconnected();
+    poll_until(&mut shard, 0, is_quiet);
+    peer.set_nonblocking(true).unwrap();
+    let is_open = |mut peer: &TcpStream| {
+        let nothing = peer.read(&mut [0]);
+        nothing.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    for now_ns in [1, PASS_NS] {
+        peer.write_all(&[0]).unwrap();
+        for _ in 0..100 {
+            shard.poll(now_ns);
+        }
+        assert!(is_open(&peer), "it was given no time");
+    }
+    // Its last byte has just come.
+    peer.write_all(&[0]).unwrap();
+    poll_until(&mut shard, PASS_NS + 1_000_000_000, || !is_open(&peer));
 }
