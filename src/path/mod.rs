@@ -27,7 +27,7 @@ use self::served::Service;
 use self::tcp::{Errands, LaneName, Message, TcpShard};
 use crate::config::TcpLimits;
 use crate::control::Control;
-use crate::limits::RING_OPERATIONS_MAX;
+use crate::limits::{RING_OPERATIONS_MAX, TICK_NS};
 use crate::peer::{Route, RouteKind};
 use crate::runtime::{Doorbell, Driver, Pump, PumpAddress, PumpContext, Runtime};
 use crate::{Error, Result};
@@ -46,11 +46,13 @@ impl TcpActor {
         service: Service,
         control: Arc<Control>,
         limits: TcpLimits,
+        blocks: u32,
     ) -> Result<PumpAddress<Message>> {
         let (report, ready) = std::sync::mpsc::sync_channel(1);
         let driver = runtime.driver();
         let address = runtime.try_spawn_pump(shard, move |context| {
             let started = streams(driver, &context.doorbell).map(|streams| {
+                let streams = streams.staging(context.doorbell.clone(), blocks);
                 let errands = errands(&control, &context.address);
                 Self { shard: TcpShard::new(streams, service, errands, limits), context }
             });
@@ -82,7 +84,7 @@ impl TcpActor {
         limits: TcpLimits,
     ) -> Result<PumpAddress<Message>> {
         runtime.spawn_pump(shard, move |context| {
-            let streams = Streams::Sim(streams);
+            let streams = Streams::from(streams);
             Self { shard: TcpShard::new(streams, service, errands, limits), context }
         })
     }
@@ -91,9 +93,9 @@ impl TcpActor {
 /// The reactor that fits the shard's doorbell.
 fn streams(driver: Driver, doorbell: &Doorbell) -> std::io::Result<Streams> {
     match driver {
-        Driver::Epoll => Sockets::new(RING_OPERATIONS_MAX, doorbell).map(Streams::Sockets),
+        Driver::Epoll => Sockets::new(RING_OPERATIONS_MAX, doorbell).map(Streams::from),
         Driver::Uring | Driver::Auto => {
-            Uring::new(RING_OPERATIONS_MAX, doorbell.raw_fd()).map(Streams::Uring)
+            Uring::new(RING_OPERATIONS_MAX, doorbell.raw_fd()).map(Streams::from)
         }
     }
 }
@@ -187,8 +189,15 @@ pub(crate) struct CopyActor {
 }
 
 impl CopyActor {
-    pub(crate) fn spawn(runtime: &Runtime, shard: usize) -> Result<PumpAddress<Copies>> {
-        runtime.spawn_pump(shard, |context| Self { copy: LocalCopy::new(), context })
+    pub(crate) fn spawn(
+        runtime: &Runtime,
+        shard: usize,
+        blocks: u32,
+    ) -> Result<PumpAddress<Copies>> {
+        runtime.spawn_pump(shard, move |context| Self {
+            copy: LocalCopy::new(context.doorbell.clone(), blocks),
+            context,
+        })
     }
 }
 
@@ -207,9 +216,13 @@ impl Pump for CopyActor {
         self.copy.arm()
     }
 
+    fn wake_at_ns(&self) -> Option<u64> {
+        self.copy.awaits_gpus().then(|| self.context.now_ns() + TICK_NS)
+    }
+
     /// Copies end by themselves within milliseconds.
     fn stopping(&mut self, _now_ns: u64) -> bool {
-        self.copy.arm()
+        self.copy.is_idle()
     }
 }
 

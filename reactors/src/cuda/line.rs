@@ -69,6 +69,9 @@ impl Line {
 
     /// Adds what there is room for; returns how much.
     pub(super) fn start(&mut self, blocks: u32) -> usize {
+        if self.lost.is_some() {
+            self.give_up();
+        }
         let mut added = 0;
         let room = self.room();
         while let Some(waiting) = self.waiting.front_mut() {
@@ -104,7 +107,18 @@ impl Line {
         added
     }
 
+    /// A device that is lost gets no more work.
+    fn give_up(&mut self) {
+        for waiting in &mut self.waiting {
+            waiting.launches.clear();
+            waiting.error = waiting.error.take().or_else(|| self.lost.clone());
+        }
+    }
+
     fn mark(&mut self) -> u64 {
+        if self.lost.is_some() {
+            return self.last_mark;
+        }
         match self.stream.mark() {
             Ok(mark) => self.last_mark = mark,
             // No mark can be set behind what was added, so it is waited for here.

@@ -28,7 +28,7 @@ use std::sync::{Arc, OnceLock};
 pub use self::driver::{DeviceFacts, Driver, Failure};
 pub use self::memory::DeviceMemory;
 pub(crate) use self::memory::Pin;
-pub use self::reactor::{Cuda, Group, GroupDone};
+pub use self::reactor::{Cuda, Group, GroupDone, SM_BUDGET};
 
 /// Why this process has no VRAM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

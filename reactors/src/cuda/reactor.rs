@@ -53,6 +53,21 @@ impl CopyWork {
         self.driver().is_some()
     }
 
+    /// Lets the GPU that has to make it reach both ends ([`Region::reach`]), and says which that
+    /// is; none where the CPU makes it. An end that can't be reached is copied all the same, more
+    /// slowly.
+    pub fn reach_gpu(&self) -> Option<u32> {
+        let (driver, device) = self.driver()?;
+        let source = match &self.source {
+            Source::Region(slice) => slice.region().reach(driver),
+            Source::View(slice) => slice.view().reach(driver),
+            Source::Process(_) => Ok(()),
+        };
+        // Each is said once, by who made the region.
+        let _ = (source, self.target.region().reach(driver));
+        Some(device)
+    }
+
     /// The driver and the device that make it: the target's, since it is the one that answers for
     /// the memory, else the source's.
     fn driver(&self) -> Option<(&Arc<dyn Driver>, u32)> {

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 pub enum Socket {
     /// The kernel's.
     Tcp(TcpStream),
-    /// A simulated network's; its reactor is [`super::Streams::Sim`].
+    /// A simulated network's; its reactor is the simulator's.
     #[cfg(feature = "sim")]
     Sim(crate::sim::Stream),
 }

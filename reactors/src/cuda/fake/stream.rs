@@ -77,6 +77,10 @@ impl Stream for FakeStream {
             // A device that is lost rings nobody.
             while !shared.faults().is_lost {
                 std::thread::sleep(PAUSE);
+                // Nobody waits for a stream that was dropped.
+                if Arc::strong_count(&queue) == 1 {
+                    return;
+                }
                 if shared.faults().is_stalled {
                     continue;
                 }

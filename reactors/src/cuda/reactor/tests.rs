@@ -85,7 +85,9 @@ fn pages_go_from_gpu_to_gpu_to_the_host_and_back() {
 fn a_group_is_over_once_and_full_gives_it_back() {
     let mut rig = rig();
     let (a, b) = (rig.vram(0), rig.vram(0));
-    (0..8).for_each(|tag| drop(rig.cuda.submit(group(tag, &[(&a, &b)])).unwrap()));
+    for tag in 0..8 {
+        rig.cuda.submit(group(tag, &[(&a, &b)])).unwrap();
+    }
     assert_eq!(rig.cuda.submit(group(8, &[(&a, &b)])).unwrap_err().tag, 8);
     let tags: Vec<_> = rig.finish().iter().map(|done| done.tag).collect();
     assert_eq!(tags, (0..8).collect::<Vec<_>>());
@@ -103,12 +105,18 @@ fn what_goes_wrong_is_said_and_the_memory_comes_back() {
     rig.fake.break_with(|faults| (faults.no_launch, faults.is_stalled) = (false, true));
     rig.cuda.submit(group(2, &[(&a, &b)])).unwrap();
     let mut done = Vec::new();
-    (0..10).for_each(|_| drop(rig.cuda.poll(8, &mut done)));
+    for _ in 0..10 {
+        rig.cuda.poll(8, &mut done);
+    }
     assert!(done.is_empty() && !rig.cuda.is_idle());
     rig.fake.break_with(|faults| faults.is_lost = true);
     rig.cuda.poll(8, &mut done);
     assert_eq!(done[0].error.as_ref().unwrap().kind, FailureKind::Lost);
     assert!(a.read(0, &mut [0]).is_err());
+    // It stays lost, whatever the driver says later: nothing more is added to it.
+    rig.fake.break_with(|faults| (faults.is_lost, faults.is_stalled) = (false, false));
+    rig.cuda.submit(group(3, &[(&a, &b)])).unwrap();
+    assert_eq!(rig.finish()[0].error.as_ref().unwrap().kind, FailureKind::Lost);
     drop((a, b, done, rig.cuda));
     assert_eq!(rig.fake.allocations(), 0);
 }
