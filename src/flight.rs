@@ -139,6 +139,8 @@ pub(crate) struct Flight {
     shared: Mutex<Shared>,
     /// The lanes that its end comes by, if any.
     lanes: OnceLock<Vec<Arc<Lane>>>,
+    /// GPUs end it within microseconds: a caller that looks for its end is not in vain.
+    is_by_gpu: AtomicBool,
     /// Regions of this process that the flight reaches without a lease.
     _visits: Vec<Visit>,
 }
@@ -171,6 +173,7 @@ impl Flight {
             ended: OnceLock::new(),
             shared,
             lanes: OnceLock::new(),
+            is_by_gpu: AtomicBool::new(false),
             _visits: visits,
         })
     }
@@ -186,6 +189,11 @@ impl Flight {
         let _ = self.lanes.set(lanes);
     }
 
+    /// GPUs make its copies.
+    pub(crate) fn comes_by_gpu(&self) {
+        self.is_by_gpu.store(true, Ordering::Relaxed);
+    }
+
     fn lanes(&self) -> &[Arc<Lane>] {
         self.lanes.get().map_or(&[], Vec::as_slice)
     }
@@ -194,7 +202,8 @@ impl Flight {
     /// to the shards.
     pub(crate) fn watch(&self, spin: Duration) {
         let lanes = self.lanes();
-        if lanes.is_empty() || self.is_done() {
+        let is_near = !lanes.is_empty() || self.is_by_gpu.load(Ordering::Relaxed);
+        if !is_near || self.is_done() {
             return;
         }
         if spin.is_zero() {

@@ -123,6 +123,11 @@ impl Carried {
         self.bytes += bytes as u64;
     }
 
+    pub(crate) fn add_all(&mut self, slices: usize, bytes: usize) {
+        self.slices += slices as u64;
+        self.bytes += bytes as u64;
+    }
+
     pub(crate) fn record(self, path: PathKind, failures: &[(usize, Error)]) {
         let path = path.label();
         counter!(SLICES, "path" => path, "outcome" => "ok").increment(self.slices);

@@ -60,13 +60,22 @@ impl Peer {
         self.inner.link.phase() == Phase::Open
     }
 
-    /// The NUMA node, at the peer, of the range that holds this address; none where its descriptor
-    /// doesn't bind it to one.
-    pub(crate) fn node_of(&self, addr: u64) -> Option<u32> {
+    /// Whether the peer's range that holds this address is on a GPU.
+    pub(crate) fn is_on_gpu(&self, addr: u64) -> bool {
+        self.buffer(addr).is_some_and(|buffer| buffer.name.starts_with("cuda:"))
+    }
+
+    fn buffer(&self, addr: u64) -> Option<&RemoteBuffer> {
         let holds = |buffer: &&RemoteBuffer| {
             addr.checked_sub(buffer.addr).is_some_and(|offset| offset < buffer.len)
         };
-        self.buffers().iter().find(holds)?.name.strip_prefix("cpu:")?.parse().ok()
+        self.buffers().iter().find(holds)
+    }
+
+    /// The NUMA node, at the peer, of the range that holds this address; none where its descriptor
+    /// doesn't bind it to one.
+    pub(crate) fn node_of(&self, addr: u64) -> Option<u32> {
+        self.buffer(addr)?.name.strip_prefix("cpu:")?.parse().ok()
     }
 
     /// The ranges that it had published when it was opened.

@@ -1,6 +1,6 @@
 //! Posting: a plan's slices become parts for shards, and its event follows them.
 
-mod gpu;
+pub(crate) mod gpu;
 pub(crate) mod host;
 #[cfg(feature = "rdma")]
 mod rdma;
@@ -12,10 +12,12 @@ use std::sync::Arc;
 use kvrail_reactors::copy::CopyWork;
 use kvrail_reactors::region::Slice;
 
+use self::gpu::Kept;
 use crate::engine::{Inner, not_taken};
 use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{COPY_GROUP_BYTES, COPY_INLINE_MAX_BYTES, TCP_GROUP_BYTES};
 use crate::memory::{Operation, Visit};
+use crate::path::gpu::GpuCopies;
 use crate::path::host::Proof;
 use crate::path::local::{Copies, Job};
 use crate::path::tcp::{Action, Event, Message, Request, Status};
@@ -169,9 +171,15 @@ impl Inner {
         plan: &Arc<Plan>,
         started: quanta::Instant,
     ) -> Result<Arc<Flight>> {
+        if let Some((copies, visits)) = plan.kept().and_then(|kept| kept.visiting()) {
+            return Ok(self.post_kept(plan, copies, visits, started));
+        }
         let Local { mut slices, mut jobs, visits, denied } =
             self.local_jobs(plan).inspect_err(|_| plan.landed())?;
         let on_gpus = gpu::split_off(&mut slices, &mut jobs);
+        if slices.is_empty() && denied.is_empty() {
+            plan.keep(Kept::local(&on_gpus, visits.iter().map(Visit::region).collect()));
+        }
         let announce = plan.event.clone().map(|event| self.announce_local(event));
         let own = callers_share(&slices);
         let rest = &slices[own..];
@@ -190,6 +198,20 @@ impl Inner {
             Copies::new(flight.clone(), PathKind::Local, jobs).run();
         }
         Ok(flight)
+    }
+
+    /// Posts what a plan kept from its last posting.
+    fn post_kept(
+        self: &Arc<Self>,
+        plan: &Arc<Plan>,
+        copies: Vec<Arc<GpuCopies>>,
+        visits: Vec<Visit>,
+        started: quanta::Instant,
+    ) -> Arc<Flight> {
+        let announce = plan.event.clone().map(|event| self.announce_local(event));
+        let flight = self.flight(plan, copies.len(), announce, visits, started);
+        self.post_to_gpus(&flight, PathKind::Local, copies);
+        flight
     }
 
     /// Hands each group to the actor of a shard near its destination; one that does not take it

@@ -15,6 +15,7 @@ use crate::memory::{Lease, Operation, Reference};
 use crate::path::tcp::Event;
 use crate::peer::{Link, Peer, RouteKind};
 use crate::plan::{PlannedSlice, plan};
+use crate::post::gpu::Kept;
 use crate::request::{Asked, Batch, Shape};
 use crate::{Error, ErrorKind, Landed, Result};
 
@@ -24,6 +25,8 @@ pub(crate) struct Plan {
     requests: Vec<Planned>,
     leases: Mutex<Vec<Lease>>,
     pub(crate) slices: Vec<PlannedSlice>,
+    /// What GPUs copied at its last posting, where that was all of it.
+    kept: Mutex<Option<Arc<Kept>>>,
     bytes: usize,
     pub(crate) event: Option<Event>,
     pub(crate) deadline: Option<Duration>,
@@ -63,12 +66,23 @@ impl Plan {
             leases: Mutex::new(leases),
             bytes: slices.iter().map(|slice: &PlannedSlice| slice.len).sum(),
             slices,
+            kept: Mutex::default(),
             event,
             deadline,
             in_flight: AtomicBool::new(false),
             is_doubtful: AtomicBool::new(false),
             is_orphan: AtomicBool::new(false),
         })
+    }
+
+    /// What it kept from its last posting.
+    pub(crate) fn kept(&self) -> Option<Arc<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// For its next posting, if there is one.
+    pub(crate) fn keep(&self, kept: Option<Kept>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept.map(Arc::new);
     }
 
     /// How many requests the user made.

@@ -240,6 +240,10 @@ pub(crate) struct Visit {
 }
 
 impl Visit {
+    pub(crate) fn region(&self) -> Region {
+        Region { state: self.state.clone() }
+    }
+
     pub(crate) fn is_of(&self, region: &Region) -> bool {
         Arc::ptr_eq(&self.state, &region.state)
     }

@@ -12,8 +12,8 @@ use kvrail_reactors::ticket::{Table, Ticket};
 
 use crate::flight::{EVENT, Flight, Portion};
 use crate::limits::{COPIES_MAX, GPU_GROUPS_MAX};
-use crate::memory::gpu_error;
 use crate::metrics;
+use crate::path::gpu::GpuCopies;
 use crate::path::host::Proof;
 use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind};
@@ -50,6 +50,8 @@ pub(crate) struct Copies {
     portion: Portion,
     path: PathKind,
     jobs: Vec<Job>,
+    /// In place of jobs, where a GPU makes them.
+    gpu: Option<Arc<GpuCopies>>,
 }
 
 impl Copies {
@@ -57,7 +59,14 @@ impl Copies {
     pub(crate) fn new(flight: Arc<Flight>, path: PathKind, jobs: Vec<Job>) -> Self {
         let request = |job: Option<&Job>| job.map_or(EVENT, |job| job.request);
         let requests = request(jobs.first())..=request(jobs.last());
-        Self { portion: Portion::new(flight, requests), path, jobs }
+        Self { portion: Portion::new(flight, requests), path, jobs, gpu: None }
+    }
+
+    /// Copies of a flight that a GPU makes.
+    pub(crate) fn by_gpu(flight: Arc<Flight>, path: PathKind, copies: Arc<GpuCopies>) -> Self {
+        let (first, last) = copies.first_and_last();
+        let portion = Portion::new(flight, first..=last);
+        Self { portion, path, jobs: Vec::new(), gpu: Some(copies) }
     }
 
     /// Does them all here and now.
@@ -74,7 +83,9 @@ impl Copies {
 
     /// Fails them all: they could not be queued.
     pub(crate) fn fail(self, error: &Error) {
-        let failures = self.jobs.iter().map(|job| (job.request, error.clone())).collect();
+        let mut failures: Vec<_> =
+            self.jobs.iter().map(|job| (job.request, error.clone())).collect();
+        failures.extend(self.gpu.into_iter().flat_map(|copies| copies.fail(error)));
         drop(self.jobs);
         self.portion.back(failures);
     }
@@ -124,16 +135,6 @@ impl Tally {
         ));
     }
 
-    /// A GPU made this copy, or failed to.
-    fn add_from_gpu(&mut self, request: usize, bytes: usize, failure: Option<&Failure>) {
-        if !self.proofs.is_empty() {
-            self.requests.push(request);
-        }
-        let Some(failure) = failure else { return self.carried.add(bytes) };
-        let error = gpu_error(failure).with_path(self.path);
-        self.failures.push((request, error.with_landed(Landed::Maybe).with_fence(Fenced::Copier)));
-    }
-
     /// The shard has no room for a copy.
     fn full(&mut self, request: usize) {
         // These are the last of the part, so they are missed in `requests` by nobody.
@@ -164,6 +165,7 @@ pub(crate) struct LocalCopy {
     copy: Copy,
     cuda: Cuda,
     parts: Table<Part>,
+    gpu_parts: Table<GpuPart>,
     done: Vec<CopyDone>,
     groups_done: Vec<GroupDone>,
 }
@@ -172,22 +174,29 @@ struct Part {
     portion: Portion,
     /// Requests by number in the order of submission; copies end in that order.
     requests: VecDeque<(usize, usize)>,
-    /// The requests of the group that a GPU copies, in the order of its works.
-    group: Vec<usize>,
     tally: Tally,
 }
 
-impl Part {
-    fn is_over(&self) -> bool {
-        self.requests.is_empty() && self.group.is_empty()
+/// A part that a GPU copies.
+struct GpuPart {
+    portion: Portion,
+    path: PathKind,
+    copies: Arc<GpuCopies>,
+}
+
+impl GpuPart {
+    fn end(self, failure: Option<&Failure>) {
+        // Whatever it is, it is ended behind the GPU.
+        let failures = self.copies.end(self.path, failure);
+        self.portion.back(failures);
     }
 }
 
 impl LocalCopy {
     pub(crate) fn new(doorbell: Arc<Doorbell>, blocks: u32) -> Self {
         let cuda = Cuda::new(GPU_GROUPS_MAX, doorbell).with_blocks(blocks);
-        let (parts, done, groups_done) = Default::default();
-        Self { copy: Copy::new(COPIES_MAX), cuda, parts, done, groups_done }
+        let (parts, gpu_parts, done, groups_done) = Default::default();
+        Self { copy: Copy::new(COPIES_MAX), cuda, parts, gpu_parts, done, groups_done }
     }
 
     pub(crate) fn handle(&mut self, copies: Copies, now_ns: u64) {
@@ -196,20 +205,20 @@ impl LocalCopy {
             let path = copies.path;
             return copies.fail(&error.with_path(path));
         }
-        let Copies { portion, path, jobs } = copies;
+        let Copies { portion, path, jobs, gpu } = copies;
+        if let Some(copies) = gpu {
+            return self.launch(GpuPart { portion, path, copies });
+        }
         if jobs.iter().all(Job::is_struck) {
             let error =
                 Error::new(ErrorKind::Stale, "the memory was taken back before it was copied");
-            return Copies { portion, path, jobs }.fail(&error.with_path(path));
+            return Copies { portion, path, jobs, gpu }.fail(&error.with_path(path));
         }
         let tally = Tally::new(path, &jobs);
-        let part = Part { portion, requests: VecDeque::new(), group: Vec::new(), tally };
+        let part = Part { portion, requests: VecDeque::new(), tally };
         let ticket = self.parts.insert(part);
-        // The jobs of a part are all of one kind.
-        if jobs.first().is_some_and(Job::is_on_gpu) {
-            self.submit_group(ticket, jobs);
-        } else {
-            jobs.into_iter().for_each(|job| self.submit(ticket, job));
+        for job in jobs {
+            self.submit(ticket, job);
         }
         self.finish_if_done(ticket);
     }
@@ -228,7 +237,7 @@ impl LocalCopy {
         let mut done = std::mem::take(&mut self.groups_done);
         let polled = self.cuda.poll(usize::MAX, &mut done);
         for done in done.drain(..) {
-            self.group_copied(done);
+            self.group_copied(&done);
         }
         self.groups_done = done;
         polled
@@ -248,24 +257,31 @@ impl LocalCopy {
         self.copy.arm() && self.cuda.is_idle()
     }
 
-    fn submit_group(&mut self, ticket: Ticket<Part>, jobs: Vec<Job>) {
-        let Some(part) = self.parts.get_mut(ticket) else { return };
-        part.group = jobs.iter().map(|job| job.request).collect();
-        let works = jobs.into_iter().map(|job| job.work).collect();
-        if self.cuda.submit(Group { tag: ticket.to_raw(), works }).is_err() {
-            for request in std::mem::take(&mut part.group) {
-                part.tally.full(request);
-            }
+    fn launch(&mut self, part: GpuPart) {
+        let pages = match part.copies.pages.clone() {
+            Ok(pages) => pages,
+            Err(failure) => return part.end(Some(&failure)),
+        };
+        if !part.copies.is_fresh() {
+            let error =
+                Error::new(ErrorKind::Stale, "the memory was taken back before it was copied");
+            let failures = part.copies.fail(&error.with_path(part.path));
+            return part.portion.back(failures);
+        }
+        let ticket = self.gpu_parts.insert(part);
+        if self.cuda.submit(Group { tag: ticket.to_raw(), pages }).is_err()
+            && let Some(part) = self.gpu_parts.remove(ticket)
+        {
+            let error = Error::busy(format!("{GPU_GROUPS_MAX} batches wait for this shard's GPUs"));
+            let failures = part.copies.fail(&error.with_path(part.path));
+            part.portion.back(failures);
         }
     }
 
-    fn group_copied(&mut self, done: GroupDone) {
-        let ticket = Ticket::from_raw(done.tag);
-        let Some(part) = self.parts.get_mut(ticket) else { return };
-        for (request, work) in std::mem::take(&mut part.group).into_iter().zip(&done.works) {
-            part.tally.add_from_gpu(request, work.bytes(), done.error.as_ref());
+    fn group_copied(&mut self, done: &GroupDone) {
+        if let Some(part) = self.gpu_parts.remove(Ticket::from_raw(done.tag)) {
+            part.end(done.error.as_ref());
         }
-        self.finish_if_done(ticket);
     }
 
     fn submit(&mut self, ticket: Ticket<Part>, job: Job) {
@@ -286,7 +302,7 @@ impl LocalCopy {
     }
 
     fn finish_if_done(&mut self, ticket: Ticket<Part>) {
-        if self.parts.get(ticket).is_some_and(Part::is_over)
+        if self.parts.get(ticket).is_some_and(|part| part.requests.is_empty())
             && let Some(part) = self.parts.remove(ticket)
         {
             part.portion.back(part.tally.end());

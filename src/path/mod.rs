@@ -1,6 +1,7 @@
 //! The ways by which bytes travel, as actors on the shards.
 
 mod carriers;
+pub(crate) mod gpu;
 pub(crate) mod host;
 pub(crate) mod local;
 #[cfg(any(test, fuzzing, feature = "sim", feature = "rdma"))]

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use kvrail_reactors::copy::{CopyWork, Source};
 
-use super::{callers_share, gpu};
+use super::callers_share;
+use super::gpu::{self, Kept};
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX};
@@ -47,6 +48,11 @@ impl Inner {
         started: quanta::Instant,
     ) -> Arc<Flight> {
         let announce = plan.event.clone().map(|event| self.announce_host(event));
+        if let Some(copies) = plan.kept().and_then(|kept| kept.at(neighbour)) {
+            let flight = self.flight(plan, copies.len(), announce, Vec::new(), started);
+            self.post_to_gpus(&flight, PathKind::Host, copies);
+            return flight;
+        }
         let flight = self.flight(plan, 1, announce, Vec::new(), started);
         // Keeps the flight from ending before all of its parts are out.
         let requests = match plan.requests() {
@@ -88,7 +94,14 @@ impl Inner {
     /// Sends every slice its way; what nobody knows how to read goes by TCP.
     fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion, sorted: Sorted) {
         let flight = gate.flight().clone();
-        let Sorted { asks, sources, pulls, jobs, rest, denied, .. } = sorted;
+        let Sorted { asks, sources, pulls, mut jobs, rest, denied, .. } = sorted;
+        let mut pulls = Cow::Owned(pulls);
+        let on_gpus = gpu::split_off(&mut pulls, &mut jobs);
+        if [asks.len(), rest.len(), pulls.len(), denied.len()] == [0; 4] {
+            flight.plan.keep(Kept::host(&on_gpus, neighbour));
+        }
+        flight.more_parts(on_gpus.len());
+        self.post_to_gpus(&flight, PathKind::Host, on_gpus);
         self.post_asks(&flight, neighbour, &asks, &sources);
         self.carry_rest(&flight, &rest);
         self.post_pulls(&flight, &pulls, jobs);
@@ -106,7 +119,11 @@ impl Inner {
             return;
         }
         let plan = &flight.plan;
-        let groups = share_out(slices, neighbour.lanes.len(), COPY_GROUP_BYTES);
+        // What a GPU of the peer's copies is one lane's, whose launches keep to one budget.
+        let by_gpu = plan.memory(&slices[0]).region().device().is_some()
+            || plan.peer.is_on_gpu(slices[0].addr);
+        let lanes = if by_gpu { 1 } else { neighbour.lanes.len() };
+        let groups = share_out(slices, lanes, COPY_GROUP_BYTES);
         // The peer's shard copies near the destination, whose node its descriptor tells.
         let home = |group: &Range<usize>| plan.peer.node_of(slices[group.start].addr);
         let homes: Vec<_> = groups.iter().map(home).collect();
@@ -133,14 +150,10 @@ impl Inner {
 
     /// As for copies inside this process: the caller makes its share, shards the rest.
     fn post_pulls(&self, flight: &Arc<Flight>, slices: &[PlannedSlice], mut jobs: Vec<Job>) {
-        let mut slices = Cow::Borrowed(slices);
-        let on_gpus = gpu::split_off(&mut slices, &mut jobs);
-        flight.more_parts(on_gpus.len());
-        self.post_to_gpus(flight, PathKind::Host, on_gpus);
         if slices.is_empty() {
             return;
         }
-        let own = callers_share(&slices);
+        let own = callers_share(slices);
         let rest = &slices[own..];
         if !rest.is_empty() {
             let groups = share_out(rest, self.copies().len(), COPY_GROUP_BYTES);

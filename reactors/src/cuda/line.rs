@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::driver::{Driver, Failure, Stream};
-use super::plan::Launch;
 use super::reactor::{Group, GroupDone};
 use crate::doorbell::Doorbell;
 use crate::region::Region;
@@ -36,7 +35,8 @@ pub(super) struct Line {
 pub(super) struct Waiting {
     pub(super) name: u64,
     pub(super) group: Group,
-    pub(super) launches: VecDeque<Launch>,
+    /// Launches that were added, or given up.
+    pub(super) launched: usize,
     pub(super) error: Option<Failure>,
 }
 
@@ -44,6 +44,17 @@ pub(super) struct Waiting {
 struct Flying {
     mark: u64,
     done: GroupDone,
+}
+
+impl Waiting {
+    fn is_added(&self) -> bool {
+        self.launched >= self.group.pages.launches.len()
+    }
+
+    /// No more of it is added.
+    fn give_up(&mut self) {
+        self.launched = self.group.pages.launches.len();
+    }
 }
 
 impl Line {
@@ -76,26 +87,27 @@ impl Line {
         let room = self.room();
         while let Some(waiting) = self.waiting.front_mut() {
             while added < room
-                && let Some(launch) = waiting.launches.pop_front()
+                && let Some(launch) = waiting.group.pages.launches.get(waiting.launched)
             {
-                // SAFETY: the group owns its works, and with them every region that the launch
+                waiting.launched += 1;
+                // SAFETY: the group owns its pages, and with them every region that the launch
                 // names. It is let go of only behind a mark that has passed, or behind `drain`.
-                if let Err(failure) = unsafe { self.stream.enqueue(&launch, blocks) } {
+                if let Err(failure) = unsafe { self.stream.enqueue(launch, blocks) } {
                     waiting.error = Some(failure);
-                    waiting.launches.clear();
+                    waiting.give_up();
                 }
                 added += 1;
             }
-            if !waiting.launches.is_empty() {
+            if !waiting.is_added() {
                 break;
             }
-            let Some(Waiting { group: Group { tag, works }, error, .. }) = self.waiting.pop_front()
+            let Some(Waiting { group: Group { tag, pages }, error, .. }) = self.waiting.pop_front()
             else {
                 break;
             };
             // Behind what was added of it, whatever failed.
             let mark = self.mark();
-            self.flying.push_back(Flying { mark, done: GroupDone { tag, error, works } });
+            self.flying.push_back(Flying { mark, done: GroupDone { tag, error, pages } });
         }
         if added > 0 {
             let mark = match self.waiting.is_empty() {
@@ -110,7 +122,7 @@ impl Line {
     /// A device that is lost gets no more work.
     fn give_up(&mut self) {
         for waiting in &mut self.waiting {
-            waiting.launches.clear();
+            waiting.give_up();
             waiting.error = waiting.error.take().or_else(|| self.lost.clone());
         }
     }
@@ -183,14 +195,14 @@ impl Line {
     /// Drops what wasn't added of these groups; the rest comes out when it has ended.
     pub(super) fn fence(&mut self, mut is_meant: impl FnMut(&Waiting) -> bool) {
         for waiting in self.waiting.iter_mut().filter(|waiting| is_meant(waiting)) {
-            waiting.launches.clear();
+            waiting.give_up();
             waiting.error.get_or_insert_with(|| Failure::refused("copy", "it was fenced"));
         }
     }
 
     pub(super) fn settle(&mut self, region: &Arc<Region>) {
-        self.fence(|waiting| waiting.group.works.iter().any(|work| work.touches(region)));
-        let touches = |flying: &Flying| flying.done.works.iter().any(|work| work.touches(region));
+        self.fence(|waiting| waiting.group.pages.touches(region));
+        let touches = |flying: &Flying| flying.done.pages.touches(region);
         if self.flying.iter().any(touches) || !self.waiting.is_empty() {
             self.stream.drain();
         }

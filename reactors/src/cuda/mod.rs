@@ -7,7 +7,8 @@
 //! - [`driver`]: what a GPU's driver is asked for, in a dozen functions
 //! - `nvidia`: the real one (feature `cuda`); `fake`: one that keeps "VRAM" in memfds, with faults
 //! - `memory`: an allocation, freed when nobody holds it
-//! - `plan`: pure, ranges → launches; `reactor`, `line`: launches under way
+//! - `plan`: pure, ranges → launches; `pages`: launches and their memory; `reactor`, `line`:
+//!   launches under way
 //!
 //! A device's address is never read or written by this process: host copies of VRAM go through its
 //! driver, and a system call that is given one fails with `EFAULT`.
@@ -19,6 +20,7 @@ mod line;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nvidia;
+mod pages;
 pub mod plan;
 mod reactor;
 
@@ -28,6 +30,7 @@ use std::sync::{Arc, OnceLock};
 pub use self::driver::{DeviceFacts, Driver, Failure};
 pub use self::memory::DeviceMemory;
 pub(crate) use self::memory::Pin;
+pub use self::pages::{PageList, Pages};
 pub use self::reactor::{Cuda, Group, GroupDone, SM_BUDGET};
 
 /// Why this process has no VRAM.

@@ -11,7 +11,7 @@ use slab::Slab;
 use super::{Direction, Done, Kind, Work};
 use crate::Reactor;
 use crate::copy::CopyWork;
-use crate::cuda::{Cuda, Failure, Group, GroupDone};
+use crate::cuda::{Cuda, Failure, Group, GroupDone, Pages};
 use crate::doorbell::Doorbell;
 use crate::region::{Region, Slice};
 use crate::vector::{Staged, StagedPair};
@@ -108,7 +108,7 @@ impl Staging {
         let mut moved = self.poll_sockets(budget, done, kind) + self.poll_gpus(kind);
         for _ in 0..self.unsent.len() {
             let Some(index) = self.unsent.pop_front() else { break };
-            self.to_sockets(index, kind);
+            self.pass_to_sockets(index, kind);
             moved += usize::from(!self.unsent.contains(&index));
         }
         moved += self.ended.len();
@@ -178,7 +178,7 @@ impl Staging {
             op.staged = op.work.vector.staged(&block);
             op.block = Some(block);
             match op.work.direction {
-                Direction::Receive => self.to_sockets(index, kind),
+                Direction::Receive => self.pass_to_sockets(index, kind),
                 Direction::Send => {
                     op.state = State::Loading;
                     let works = op
@@ -186,9 +186,8 @@ impl Staging {
                         .pairs
                         .iter()
                         .map(|StagedPair { gpu, block, .. }| copy(gpu.clone(), block.clone()));
-                    let group = Group { tag: index as u64, works: works.collect() };
-                    // There is room for as many groups as operations.
-                    drop(self.cuda.submit(group));
+                    let works = works.collect();
+                    self.pass_to_gpus(index, works, kind);
                 }
             }
         }
@@ -212,7 +211,7 @@ impl Staging {
         Ok(Slice::new(region, 0, BLOCK_BYTES).ok())
     }
 
-    fn to_sockets(&mut self, index: usize, kind: &mut Kind) {
+    fn pass_to_sockets(&mut self, index: usize, kind: &mut Kind) {
         let op = &mut self.ops[index];
         let vector = std::mem::take(&mut op.staged.vector);
         let Work { socket, direction, .. } = &op.work;
@@ -240,8 +239,18 @@ impl Staging {
             return self.finish(index, Ok(count), kind);
         }
         op.state = State::Storing(count);
-        // There is room for as many groups as operations.
-        drop(self.cuda.submit(Group { tag: index as u64, works }));
+        self.pass_to_gpus(index, works, kind);
+    }
+
+    fn pass_to_gpus(&mut self, index: usize, works: Vec<CopyWork>, kind: &mut Kind) {
+        match Pages::of(works.iter()) {
+            Ok(pages) => {
+                let group = Group { tag: index as u64, pages: Arc::new(pages) };
+                // There is room for as many groups as operations.
+                drop(self.cuda.submit(group));
+            }
+            Err(failure) => self.finish(index, Err(io::Error::other(failure)), kind),
+        }
     }
 
     /// A GPU is done with it.
@@ -252,7 +261,7 @@ impl Staging {
             (Some(failure), _) => Err(io::Error::other(failure.clone())),
             (None, State::Storing(count)) => Ok(*count),
             (None, _) if op.is_fenced => Err(fenced()),
-            (None, _) => return self.to_sockets(index, kind),
+            (None, _) => return self.pass_to_sockets(index, kind),
         };
         self.finish(index, result, kind);
     }

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::entry::{CopyEntry, Entry, Reply};
 use super::message::{ToAsker, ToResponder};
-use super::pages::Pages;
+use super::pages::LanePages;
 use super::server::LaneServer;
 use super::sources::{Means, Offered, PeerRegion};
 use crate::auth::Visitor;
@@ -130,7 +130,7 @@ impl Rig {
         let (fd, mut asks) = lane::create(1).expect("a lane");
         let answers = lane::open(fd, 1).expect("our own").pop().expect("one");
         let doorbell = Arc::new(Doorbell::new().expect("an eventfd"));
-        let pages = Pages::new(doorbell.clone(), 1);
+        let pages = LanePages::new(doorbell.clone(), 1);
         let bell = doorbell.as_fd().try_clone_to_owned().and_then(Bell::new).expect("our own");
         let offered = Arc::new(Offered::default());
         for (id, byte) in (1..).zip(SOURCES) {

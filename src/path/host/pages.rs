@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::CopyWork;
-use kvrail_reactors::cuda::{Cuda, Group, GroupDone};
+use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone, Pages};
 use kvrail_reactors::doorbell::Doorbell;
 use kvrail_reactors::region::Region;
 
@@ -15,12 +15,14 @@ use super::server::Flying;
 use crate::limits::GPU_GROUPS_MAX;
 
 /// The copies of a lane that are on GPUs.
-pub(super) struct Pages {
+pub(super) struct LanePages {
     cuda: Cuda,
     /// Taken in this turn, all for one GPU.
     gathered: Gathered,
     /// Under way, by their tags.
     groups: VecDeque<(u64, Vec<Flying>)>,
+    /// Those that no GPU could be asked for.
+    refused: Vec<(Failure, Vec<Flying>)>,
     next_tag: u64,
     /// Copies gathered and under way.
     count: usize,
@@ -34,11 +36,11 @@ struct Gathered {
     flying: Vec<Flying>,
 }
 
-impl Pages {
+impl LanePages {
     pub(super) fn new(doorbell: Arc<Doorbell>, blocks: u32) -> Self {
         let cuda = Cuda::new(GPU_GROUPS_MAX, doorbell).with_blocks(blocks);
-        let (gathered, groups, done) = Default::default();
-        Self { cuda, gathered, groups, next_tag: 0, count: 0, done }
+        let (gathered, groups, refused, done) = Default::default();
+        Self { cuda, gathered, groups, refused, next_tag: 0, count: 0, done }
     }
 
     /// Copies that are not over.
@@ -62,12 +64,16 @@ impl Pages {
         if self.gathered.works.is_empty() {
             return;
         }
-        let Gathered { works, flying, .. } = std::mem::take(&mut self.gathered);
+        let Gathered { works, flying, device } = std::mem::take(&mut self.gathered);
+        self.gathered.device = device;
         let tag = self.next_tag;
-        // No more groups than copies, and of those the lane takes fewer than there is room for.
-        if self.cuda.submit(Group { tag, works }).is_ok() {
-            self.next_tag += 1;
-            self.groups.push_back((tag, flying));
+        self.next_tag += 1;
+        // A lane has room for fewer copies than the reactor for groups, so it takes each.
+        let started = Pages::of(works.iter())
+            .map(|pages| self.cuda.submit(Group { tag, pages: Arc::new(pages) }).is_ok());
+        match started {
+            Ok(_) => self.groups.push_back((tag, flying)),
+            Err(failure) => self.refused.push((failure, flying)),
         }
     }
 
@@ -86,30 +92,41 @@ impl Pages {
             };
             let flying = self.groups.remove(at).map(|(_, flying)| flying).unwrap_or_default();
             self.count -= flying.len();
-            for flying in &flying {
-                let verdict = match &group.error {
-                    _ if flying.is_struck() => Verdict::Stale,
-                    None => Verdict::Ok,
-                    Some(_) => Verdict::Unreadable,
-                };
-                ended(flying, verdict);
-            }
-            if let Some(error) = &group.error {
-                tracing::warn!(%error, copies = flying.len(), "a GPU did not copy for a peer");
-            }
+            tell(&flying, group.error.as_ref(), &mut ended);
         }
         self.done = done;
-        moved
+        let mut refused = 0;
+        for (failure, flying) in self.refused.drain(..) {
+            refused += 1;
+            self.count -= flying.len();
+            tell(&flying, Some(&failure), &mut ended);
+        }
+        moved + refused
     }
 
     /// Before the shard parks: `false` where something is to be done.
     pub(super) fn arm(&mut self) -> bool {
-        self.count == 0 || self.cuda.arm()
+        self.count == 0 || (self.refused.is_empty() && self.cuda.arm())
     }
 
     /// Nothing is stored into `region` any more when this returns.
     pub(super) fn settle(&mut self, region: &Arc<Region>) {
         self.start();
         self.cuda.settle(region);
+    }
+}
+
+/// Says how copies of one group have ended.
+fn tell(flying: &[Flying], failure: Option<&Failure>, ended: &mut impl FnMut(&Flying, Verdict)) {
+    for flying in flying {
+        let verdict = match failure {
+            _ if flying.is_struck() => Verdict::Stale,
+            None => Verdict::Ok,
+            Some(_) => Verdict::Unreadable,
+        };
+        ended(flying, verdict);
+    }
+    if let Some(error) = failure {
+        tracing::warn!(%error, copies = flying.len(), "a GPU did not copy for a peer");
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 use super::hub::{Change, Hub, tell};
 use super::message::{ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
-use super::pages::Pages;
+use super::pages::LanePages;
 use super::readable::{Handle, Told, Visible, means, open_process};
 use super::server::LaneServer;
 use super::shard::Message;
@@ -123,7 +123,7 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Greeted> {
     for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(shards) {
         let bell = Bell::new(bell)
             .map_err(|error| Error::refused("the peer's bell is no eventfd").with_source(error))?;
-        let pages = Pages::new(shard.doorbell().clone(), hub.blocks);
+        let pages = LanePages::new(shard.doorbell().clone(), hub.blocks);
         let (bell, offered) = (Arc::new(bell), offered.clone());
         let server = LaneServer::new(ring, bell, offered, visitor.clone(), pages);
         let server = Box::new(server);

@@ -12,7 +12,7 @@ use kvrail_reactors::host::lane::{Corrupt, Responder};
 use kvrail_reactors::region::{Region, Slice};
 
 use super::entry::{CopyEntry, Entry, Reply, Verdict};
-use super::pages::Pages;
+use super::pages::LanePages;
 use super::sources::Offered;
 use crate::auth::Visitor;
 use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_PAGES_MAX, HOST_REPLIES_MAX};
@@ -28,7 +28,7 @@ pub(crate) struct LaneServer {
     offered: Arc<Offered>,
     visitor: Visitor,
     copy: Copy,
-    pages: Pages,
+    pages: LanePages,
     done: Vec<CopyDone>,
     /// Parts that are not over, oldest first; copies may still be added to the last one.
     parts: VecDeque<Part>,
@@ -82,7 +82,7 @@ impl LaneServer {
         bell: Arc<Bell>,
         offered: Arc<Offered>,
         visitor: Visitor,
-        pages: Pages,
+        pages: LanePages,
     ) -> Self {
         Self {
             ring,

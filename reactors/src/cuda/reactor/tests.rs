@@ -2,7 +2,9 @@
 
 use super::super::driver::FailureKind;
 use super::super::fake::Fake;
+use super::super::memory::DeviceMemory;
 use super::*;
+use crate::copy::{CopyWork, Source};
 use crate::region::Slice;
 
 const LEN: usize = 1 << 20;
@@ -53,7 +55,8 @@ fn group(tag: u64, pairs: &[(&Slice, &Slice)]) -> Group {
         source: (*source).clone().into(),
         target: (*target).clone(),
     };
-    Group { tag, works: pairs.iter().map(work).collect() }
+    let works: Vec<_> = pairs.iter().map(work).collect();
+    Group { tag, pages: Arc::new(Pages::of(works.iter()).unwrap()) }
 }
 
 fn bytes(slice: &Slice) -> Vec<u8> {
@@ -143,11 +146,10 @@ fn a_region_that_is_settled_is_quiet() {
 #[test]
 fn another_process_s_memory_is_no_gpu_s_work() {
     use crate::host::process::{Process, ProcessSlice, Token};
-    let mut rig = rig();
+    let rig = rig();
     let ourselves = Process::new(std::process::id() as i32, Token::new().place()).unwrap();
     let source = Source::Process(ProcessSlice::new(Arc::new(ourselves), 8, 8));
     let work = CopyWork { tag: 0, source, target: rig.vram(0) };
     assert!(work.is_on_gpu());
-    rig.cuda.submit(Group { tag: 3, works: vec![work] }).unwrap();
-    assert!(rig.finish()[0].error.is_some());
+    assert_eq!(Pages::of([&work].into_iter()).unwrap_err().kind, FailureKind::Refused);
 }

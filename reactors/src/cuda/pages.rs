@@ -1,0 +1,214 @@
+//! Copies that a GPU makes, ready to be launched, once or again and again: the addresses, and what
+//! keeps the memory behind them.
+
+use std::sync::Arc;
+
+use super::driver::{Driver, Failure};
+use super::memory::DeviceMemory;
+use super::plan::{Launch, Range, launches};
+use crate::copy::{CopyWork, Source};
+use crate::host::view::View;
+use crate::region::Region;
+
+/// How far back a region is looked for among those that are held already: batches touch few, and
+/// one that is held twice costs a count.
+const HELD_LOOKED_AT: usize = 8;
+
+/// Copies of one GPU. Keeps the memory of both ends.
+#[derive(Debug)]
+pub struct Pages {
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) device: u32,
+    pub(super) launches: Vec<Launch>,
+    regions: Vec<Arc<Region>>,
+    #[expect(dead_code, reason = "held for its drop")]
+    views: Vec<Arc<View>>,
+    bytes: usize,
+}
+
+/// Copies as they are found, one after the other.
+#[derive(Debug, Default)]
+pub struct PageList {
+    gpu: Option<(Arc<dyn Driver>, u32)>,
+    /// The ranges that pages are pushed between.
+    ends: Option<Range>,
+    to_len: usize,
+    ranges: Vec<Range>,
+    is_out_of_reach: bool,
+    regions: Vec<Arc<Region>>,
+    views: Vec<Arc<View>>,
+    bytes: usize,
+}
+
+impl PageList {
+    /// Room for so many.
+    pub fn with_room(pages: usize) -> Self {
+        Self { ranges: Vec::with_capacity(pages), ..Self::default() }
+    }
+
+    /// What is pushed from here on lies between the ends of `work`, whose memory is held.
+    ///
+    /// # Errors
+    /// Refused: no end is on a GPU, it is on another than before, or one is where it doesn't reach.
+    pub fn between(&mut self, work: &CopyWork) -> Result<(), Failure> {
+        let from = work.from().ok_or_else(|| {
+            Failure::refused("copy", "a GPU does not reach another process's foreign memory")
+        })?;
+        self.to_len = work.target.len();
+        self.ends = Some(Range { from, to: work.target.addr(), len: work.source.len() });
+        if !self.hold(work) {
+            return Ok(());
+        }
+        let none = || Failure::refused("copy", "no end of it is on a GPU");
+        let (driver, device) = work.driver().ok_or_else(none)?;
+        let gpu = self.gpu.get_or_insert_with(|| (driver.clone(), device));
+        if gpu.1 != device || !Arc::ptr_eq(&gpu.0, driver) {
+            return Err(Failure::refused("copy", "it is on another GPU than those before it"));
+        }
+        work.check_reach(driver, device)?;
+        self.is_out_of_reach |= !work.may_page(driver);
+        Ok(())
+    }
+
+    /// Adds a page by its offsets between the ends; `false` where it isn't inside of them.
+    pub fn push(&mut self, from: usize, to: usize, len: usize) -> bool {
+        let Some(ends) = self.ends else { return false };
+        let is_inside =
+            |start: usize, room: usize| start.checked_add(len).is_some_and(|end| end <= room);
+        if !is_inside(from, ends.len) || !is_inside(to, self.to_len) {
+            return false;
+        }
+        if len > 0 {
+            let (from, to) = (ends.from + from as u64, ends.to + to as u64);
+            self.ranges.push(Range { from, to, len });
+            self.bytes += len;
+        }
+        true
+    }
+
+    /// The list, to be launched.
+    ///
+    /// # Errors
+    /// Refused: nothing is in it.
+    pub fn finish(self) -> Result<Pages, Failure> {
+        let none = || Failure::refused("copy", "there is nothing to copy");
+        let (driver, device) = self.gpu.ok_or_else(none)?;
+        let launches = launches(self.ranges.into_iter(), !self.is_out_of_reach);
+        let Self { regions, views, bytes, .. } = self;
+        Ok(Pages { driver, device, launches, regions, views, bytes })
+    }
+
+    /// Keeps the work's memory; `true` where some of it was not held yet.
+    fn hold(&mut self, work: &CopyWork) -> bool {
+        let source = match &work.source {
+            Source::Region(slice) => keep(&mut self.regions, slice.region()),
+            Source::View(slice) => keep(&mut self.views, slice.view()),
+            Source::Process(_) => false,
+        };
+        keep(&mut self.regions, work.target.region()) | source
+    }
+}
+
+impl Pages {
+    /// The copies of `works`, of which one end at least is on the same GPU; as many bytes of each
+    /// as its shorter end has.
+    ///
+    /// # Errors
+    /// As [`PageList::between`].
+    pub fn of<'a>(works: impl Iterator<Item = &'a CopyWork>) -> Result<Self, Failure> {
+        let mut list = PageList::with_room(works.size_hint().0);
+        for work in works {
+            list.between(work)?;
+            list.push(0, 0, work.bytes());
+        }
+        list.finish()
+    }
+
+    /// Bytes that are copied.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn touches(&self, region: &Arc<Region>) -> bool {
+        self.regions.iter().any(|held| Arc::ptr_eq(held, region))
+    }
+}
+
+fn keep<T>(held: &mut Vec<Arc<T>>, one: &Arc<T>) -> bool {
+    let is_held = held.iter().rev().take(HELD_LOOKED_AT).any(|held| Arc::ptr_eq(held, one));
+    if !is_held {
+        held.push(one.clone());
+    }
+    !is_held
+}
+
+impl CopyWork {
+    /// Whether a GPU has to make it: one end is on one.
+    pub fn is_on_gpu(&self) -> bool {
+        self.driver().is_some()
+    }
+
+    /// Lets the GPU that has to make it reach both ends ([`Region::reach`]), and says which that
+    /// is; none where the CPU makes it. An end that can't be reached is copied all the same, more
+    /// slowly.
+    pub fn reach_gpu(&self) -> Option<u32> {
+        let (driver, device) = self.driver()?;
+        let source = match &self.source {
+            Source::Region(slice) => slice.region().reach(driver),
+            Source::View(slice) => slice.view().reach(driver),
+            Source::Process(_) => Ok(()),
+        };
+        // What can't be reached is copied by another launch.
+        let _ = (source, self.target.region().reach(driver));
+        Some(device)
+    }
+
+    fn source_device(&self) -> Option<&DeviceMemory> {
+        match &self.source {
+            Source::Region(slice) => slice.region().device(),
+            Source::View(_) | Source::Process(_) => None,
+        }
+    }
+
+    /// The driver and the device that make it: the target's, since it is the one that answers for
+    /// the memory, else the source's.
+    fn driver(&self) -> Option<(&Arc<dyn Driver>, u32)> {
+        let device = self.target.region().device().or_else(|| self.source_device())?;
+        Some((device.driver(), device.device()))
+    }
+
+    /// Where the source is, for a device; nowhere where it is another process's own.
+    fn from(&self) -> Option<u64> {
+        match &self.source {
+            Source::Region(slice) => Some(slice.addr()),
+            Source::View(slice) => Some(slice.addr()),
+            Source::Process(_) => None,
+        }
+    }
+
+    /// # Errors
+    /// Refused: one end is held by a GPU that `device` doesn't reach.
+    fn check_reach(&self, driver: &Arc<dyn Driver>, device: u32) -> Result<(), Failure> {
+        let facts = driver.devices().get(device as usize);
+        let reaches = |far: u32| facts.is_some_and(|facts| facts.reaches.contains(&far));
+        let ends = [self.source_device(), self.target.region().device()];
+        let mut fars = ends.into_iter().flatten().map(DeviceMemory::device);
+        match fars.find(|far| *far != device && !reaches(*far)) {
+            None => Ok(()),
+            Some(far) => {
+                let why = format!("GPU {device} does not reach the memory of GPU {far}");
+                Err(Failure::refused("copy", why))
+            }
+        }
+    }
+
+    /// Whether the kernel reaches both ends.
+    fn may_page(&self, driver: &Arc<dyn Driver>) -> bool {
+        let source = match &self.source {
+            Source::Region(slice) => slice.region().is_reachable(driver),
+            Source::View(slice) => slice.is_reachable(driver),
+            Source::Process(_) => false,
+        };
+        source && self.target.region().is_reachable(driver)
+    }
+}
