@@ -229,7 +229,11 @@ impl Inner {
             Some(why) => Err(why),
             None => Ok(self.rdma_gb_per_s()),
         };
-        let candidates = |finding| candidates(is_self, finding, &rails, &link.observed);
+        let socket = match self.encrypts_tcp() {
+            true => "always there; encrypted by the kernel, which the estimate leaves out",
+            false => "always there",
+        };
+        let candidates = |finding| candidates(is_self, finding, &rails, socket, &link.observed);
         let (write, read) = (candidates(write), candidates(read));
         Explanation { peer: peer.name().to_owned(), write, read }
     }
@@ -288,11 +292,13 @@ async fn readable(neighbour: &Neighbour, buffers: &[RemoteBuffer]) -> Finding {
     Finding { mapped: row(mapped), process: row(process) }
 }
 
-/// `rails` is what the NICs reach together, in GB/s, or why they don't reach the peer.
+/// `rails` is what the NICs reach together, in GB/s, or why they don't reach the peer; `socket` what
+/// is to be said of TCP.
 fn candidates(
     is_self: bool,
     finding: Finding,
     rails: &Result<f64, Arc<str>>,
+    socket: &str,
     observed: &Observed,
 ) -> Vec<Candidate> {
     let copy = match is_self {
@@ -311,7 +317,7 @@ fn candidates(
                 Err(why) => (false, why.to_string()),
             },
         ),
-        (PathKind::Tcp, Means::Socket, (!is_self, "always there".to_owned())),
+        (PathKind::Tcp, Means::Socket, (!is_self, socket.to_owned())),
     ];
     let mut is_first = true;
     let candidate = |(path, means, (is_usable, why)): (PathKind, Means, (bool, String))| {
@@ -338,7 +344,8 @@ mod tests {
     #[test]
     fn the_first_usable_path_is_chosen() {
         let finding = Finding { mapped: (false, "a".into()), process: (true, "b".into()) };
-        let verdicts: Vec<_> = candidates(false, finding, &Err("c".into()), &Observed::default())
+        let observed = Observed::default();
+        let verdicts: Vec<_> = candidates(false, finding, &Err("c".into()), "d", &observed)
             .into_iter()
             .map(|candidate| candidate.verdict)
             .collect();

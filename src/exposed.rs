@@ -10,7 +10,7 @@ use kvrail_reactors::host::process::permit_any_reader;
 use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
-use crate::auth::{Gate, Pass, PeerId};
+use crate::auth::{Admission, Entrance, Gate, PeerId};
 use crate::config::SameHost;
 use crate::control::{
     Answering, Buffer, Descriptor, Ending, Extras, Guest, Handshake, Host, Identity, Letter,
@@ -189,11 +189,12 @@ impl Host for Exposed {
         self.describe(|region| visitor.access(region))
     }
 
-    fn pass(&self, peer: &PeerId, incarnation: u64, lane: LaneName) -> Result<Pass> {
-        match incarnation == self.incarnation {
-            true => self.gate.pass(peer, lane),
-            false => Err(Error::refused("another process is meant")),
-        }
+    fn pass(&self, peer: &PeerId, lane: LaneName, entrance: Entrance) -> Result<Admission> {
+        self.gate.pass(peer, lane, entrance)
+    }
+
+    fn encrypts_tcp(&self) -> bool {
+        self.gate.encrypts_tcp()
     }
 
     fn serves(&self, peer: &PeerId) -> bool {
@@ -240,7 +241,7 @@ impl Host for Exposed {
         let Some(shards) = self.tcp.get() else { return Ok(()) };
         let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
         match shards[shard].send(tcp::Message::Accepted(stream.into())) {
-            Err(SendError::Full(tcp::Message::Accepted(Socket::Tcp(stream)))) => Err(stream),
+            Err(SendError::Full(tcp::Message::Accepted(Socket::Tcp(tcp)))) => Err(tcp.into()),
             _ => Ok(()),
         }
     }

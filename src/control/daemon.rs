@@ -22,7 +22,7 @@ use super::wire::{
     self, AnyObject, AskPass, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify,
     PassGiven, ProbeReply,
 };
-use crate::auth::PeerId;
+use crate::auth::{Admission, PeerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS, FENCE_MS};
 use crate::metrics;
@@ -295,7 +295,7 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
             let left = request.parse::<Leave>()?.answer(daemon, peer).await?;
             wire::encode_message(kind, legacy, &left)?
         }
-        Kind::Pass => wire::encode_message(kind, legacy, &pass(request.parse()?, daemon, peer))?,
+        Kind::Pass => wire::encode_message(kind, legacy, &pass(&request.parse()?, daemon, peer))?,
         Kind::Probe => {
             request.parse::<AnyObject>()?;
             wire::encode_message(kind, legacy, &ProbeReply::success())?
@@ -332,13 +332,24 @@ async fn end_lane(EndLane { incarnation, lane, request }: EndLane, daemon: &Daem
     }
 }
 
-fn pass(AskPass { incarnation, lane }: AskPass, daemon: &Daemon, peer: &PeerId) -> PassGiven {
-    let lane = lane.parse().map_err(|_| Error::refused("a lane's name is malformed"));
-    match lane.and_then(|lane| daemon.host.pass(peer, incarnation, lane)) {
-        Ok(pass) => PassGiven { pass: pass.to_string(), is_busy: false },
+fn pass(asked: &AskPass, daemon: &Daemon, peer: &PeerId) -> PassGiven {
+    let lane = asked.lane.parse().map_err(|_| Error::refused("a lane's name is malformed"));
+    let given = lane.and_then(|lane| match daemon.is_process(asked.incarnation) {
+        true => daemon.host.pass(peer, lane, asked.entrance),
+        false => Err(Error::refused("another process is meant")),
+    });
+    let encrypts_tcp = daemon.host.encrypts_tcp();
+    match given {
+        Ok(Admission { pass, seal }) => PassGiven {
+            pass: pass.to_string(),
+            is_busy: false,
+            seal: seal.map(|seal| seal.to_text()).unwrap_or_default(),
+            encrypts_tcp,
+        },
         Err(error) => {
             tracing::debug!(%peer, %error, "no pass");
-            PassGiven { pass: String::new(), is_busy: error.kind() == ErrorKind::Busy }
+            let is_busy = error.kind() == ErrorKind::Busy;
+            PassGiven { is_busy, encrypts_tcp, ..PassGiven::default() }
         }
     }
 }

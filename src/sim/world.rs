@@ -15,7 +15,7 @@ use super::tenancy::Tenancy;
 use super::transfer::Under;
 use crate::Error;
 use crate::limits::FENCE_MS;
-use crate::path::tcp::Message;
+use crate::path::tcp::{Dialed, Message};
 use crate::receipt::Fenced;
 
 /// Steps of one seed: ten times what the longest take. More means that something spins.
@@ -260,11 +260,11 @@ impl World {
                     far.end()
                 );
                 self.processes[to].node.accept(Socket::Sim(far));
-                Ok(Socket::Sim(near))
+                Ok(Dialed::open(Socket::Sim(near)))
             }
             None => Err(Error::lost("nobody listens")),
         };
-        self.tell(node, incarnation, shard, Message::Dialed { peer: key, result, pass: None });
+        self.tell(node, incarnation, shard, Message::Dialed { peer: key, result });
     }
 
     /// A peer's control plane has every shard end a lane, as the daemon does.

@@ -4,11 +4,13 @@
 mod socket;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::io;
 use std::sync::Arc;
 
-pub use self::socket::Socket;
+pub use self::socket::{Socket, Tcp};
+pub use self::tls::SECRET_BYTES;
 use crate::Reactor;
 use crate::sockets::Sockets;
 use crate::uring::Uring;
@@ -17,7 +19,8 @@ use crate::vector::Vector;
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From the vector to the socket; the whole vector, unless the connection ends.
+    /// From the vector to the socket; the whole vector, unless the connection ends or is
+    /// encrypted: then it may be a part.
     Send,
     /// From the socket into the vector; whatever has arrived, at least one byte.
     Receive,

@@ -15,6 +15,7 @@ use super::client::{Broken, ClientStream, Request};
 use super::server::ServerStream;
 use super::shard::Guard;
 use super::wire::LaneName;
+use crate::auth::Seal;
 use crate::canary::{self, Canary};
 use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS};
 use crate::path::served::Served;
@@ -107,6 +108,7 @@ impl Connection {
         queue: &mut VecDeque<Request>,
         unwanted: impl FnMut(&Request) -> bool,
     ) -> Vec<Request> {
+        self.encrypt_if_due(ring);
         if self.end.is_some() {
             return Vec::new();
         }
@@ -138,6 +140,16 @@ impl Connection {
         }
         self.finish_if_closing(now_ns, ring);
         dropped
+    }
+
+    /// Behind a pass that says so, before anything else is sent or received.
+    fn encrypt_if_due(&mut self, ring: &mut Streams) {
+        let Role::Server(stream) = &mut self.role else { return };
+        let Some(seal) = stream.take_seal() else { return };
+        if let Err(error) = encrypt(&self.socket, &seal) {
+            tracing::warn!(%error, "a data connection can't be encrypted, and is closed");
+            self.close(ring, End::Io(Arc::new(error)));
+        }
     }
 
     fn send(&mut self, tag: u64, ring: &mut Streams, vector: Vector) {
@@ -371,4 +383,10 @@ impl Connection {
                 Role::Client { stream, .. } => stream.has_unanswered(),
             }
     }
+}
+
+/// Both directions, from the side that lets the other in.
+fn encrypt(socket: &Socket, seal: &Seal) -> io::Result<()> {
+    socket.encrypt(Direction::Receive, seal.of_guest())?;
+    socket.encrypt(Direction::Send, seal.of_host())
 }

@@ -21,7 +21,7 @@ use crate::limits::PASS_NS;
 use crate::memory::{Operation, Region, Regions, RegionsView, tests::region};
 use crate::path::served::Service;
 use crate::path::tcp::wire::{Header, Verb, Version};
-use crate::path::tcp::{Action, Errands, Message, Request, Status, TcpShard};
+use crate::path::tcp::{Action, Dialed, Errands, Message, Request, Status, TcpShard};
 use crate::peer::{Link, Peer, Route, RouteKind, TcpRoute};
 use crate::prepared::Plan;
 use crate::receipt::Fenced;
@@ -68,7 +68,7 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
 }
 
 /// Runs `test` on each reactor that the kernel gives us.
-fn both(test: impl Fn(Streams)) {
+pub(super) fn both(test: impl Fn(Streams)) {
     let doorbell = Doorbell::with_sources().unwrap();
     test(Streams::Sockets(Sockets::new(64, &doorbell).unwrap()));
     match probe_uring() {
@@ -89,13 +89,13 @@ fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
     shard_behind(streams, limits, Arc::default())
 }
 
-fn shard_behind(streams: Streams, limits: TcpLimits, gate: Arc<Gate>) -> TcpShard {
+pub(super) fn shard_behind(streams: Streams, limits: TcpLimits, gate: Arc<Gate>) -> TcpShard {
     let view = RegionsView::new(Arc::new(Regions::default()));
     TcpShard::new(streams, service(view, Arc::default()).behind(gate), errands(), limits)
 }
 
 /// Ours and the peer's.
-fn sockets() -> (TcpStream, TcpStream) {
+pub(super) fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
@@ -108,7 +108,7 @@ fn is_flying(flight: &Flight) -> bool {
 }
 
 /// Polls at `now_ns` until this is so.
-fn poll_until(shard: &mut TcpShard, now_ns: u64, is_so: impl Fn() -> bool) {
+pub(super) fn poll_until(shard: &mut TcpShard, now_ns: u64, is_so: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_so() {
         shard.poll(now_ns);
@@ -128,7 +128,8 @@ fn stalled(streams: Streams) {
     let (small, large) = (region(4_096), region(LEN));
     let (first, message) = flight(&small);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()), pass: None }, 0);
+    let result = Ok(Dialed::open(socket.into()));
+    shard.handle(Message::Dialed { peer: 1, result }, 0);
     shard.poll(0);
     peer.read_exact(&mut [0; 24 + 4_096]).unwrap();
     peer.write_all(&Status::Ok.encode()).unwrap();
@@ -215,7 +216,8 @@ fn dropped(streams: Streams) {
     let (memory, waiting) = (region(LEN), region(4_096));
     let (flying, message) = flight(&memory);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()), pass: None }, 0);
+    let result = Ok(Dialed::open(socket.into()));
+    shard.handle(Message::Dialed { peer: 1, result }, 0);
     shard.poll(1);
     peer.read_exact(&mut [0; 1]).unwrap();
     let (never_sent, message) = flight(&waiting);
