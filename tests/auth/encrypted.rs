@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvrail::runtime::Driver;
 use kvrail::{
@@ -308,41 +308,6 @@ fn on_one_host_memory_is_shared_as_without() {
         let memory = region(&pair.owner, Access::READ_WRITE, 5);
         write(&pair.other, &pair.peer, memory.addr(), 6).await.unwrap();
         assert_eq!(content(&memory), 6);
-    });
-}
-
-/// Rounds of the two in turn, so that the ratio outlives the drift of the machine; prints what it
-/// finds, which a test can't judge.
-#[test]
-#[ignore = "measures: cargo xtask test --only vm prints it"]
-fn what_it_costs() {
-    const ROUNDS: usize = 9;
-    run(async {
-        let plain = |_, keys| Way::Tcp.builder().authentication(keys);
-        let pairs = [Pair::new(plain).await, Pair::encrypted((Driver::Auto, Driver::Auto)).await];
-        let regions = [pairs[0].regions(8 * MIB), pairs[1].regions(8 * MIB)];
-        for (len, times) in [(4096, 200), (64 << 10, 64), (MIB, 8), (8 * MIB, 2)] {
-            let mut ratios = Vec::new();
-            for round in 0..=ROUNDS {
-                let mut took = [0.0; 2];
-                for (took, (pair, (near, far))) in took.iter_mut().zip(pairs.iter().zip(&regions)) {
-                    let since = Instant::now();
-                    for _ in 0..times {
-                        let mut batch = Batch::new(&pair.peer);
-                        batch.write(&near.share(0..len).unwrap(), far.addr());
-                        status(pair.other.transfer(batch).await).unwrap();
-                    }
-                    *took = since.elapsed().as_secs_f64();
-                }
-                // The first one makes the connections.
-                ratios.extend((round > 0).then_some(took[1] / took[0]));
-            }
-            ratios.sort_by(f64::total_cmp);
-            let [least, median, most] = [0, ROUNDS / 2, ROUNDS - 1].map(|at| ratios[at]);
-            println!(
-                "write {len}: encrypted takes {median:.2} ({least:.2}-{most:.2}) times as long"
-            );
-        }
     });
 }
 
