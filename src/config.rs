@@ -132,7 +132,9 @@ fn can_encrypt(is_authenticated: bool) -> Result<()> {
     }
     kernel_tls().map_err(|error| {
         let what = match error.kind() {
-            ErrorKind::NotFound => format!("encrypt_tcp: {NO_KERNEL_TLS}"),
+            ErrorKind::NotFound | ErrorKind::InvalidInput => {
+                format!("encrypt_tcp: {NO_KERNEL_TLS}")
+            }
             _ => "encrypt_tcp: the kernel's TLS does not work for this process".to_owned(),
         };
         Error::refused(what).with_source(error)

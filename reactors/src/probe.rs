@@ -113,7 +113,8 @@ pub fn process_vm_readv() -> io::Result<()> {
 /// Sends a byte over a loopback connection that the kernel encrypts.
 ///
 /// # Errors
-/// ENOENT where the kernel has no TLS or lacks its cipher, or their modules are not loaded.
+/// ENOENT where the kernel has no TLS or lacks its cipher, or their modules are not loaded; EINVAL
+/// where it is older than the cipher (Linux 5.11).
 pub fn kernel_tls() -> io::Result<()> {
     let any = [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
     let listener = TcpListener::bind::<&[SocketAddr]>(&any)?;

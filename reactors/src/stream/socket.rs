@@ -38,7 +38,8 @@ impl Socket {
     /// received yet counts as encrypted.
     ///
     /// # Errors
-    /// ENOENT: the kernel has no TLS, or not this cipher, or their modules are not loaded.
+    /// ENOENT: the kernel has no TLS, or not this cipher, or their modules are not loaded. EINVAL:
+    /// it is older than the cipher.
     /// Unsupported: the socket is simulated.
     pub fn encrypt(&self, direction: Direction, secret: &[u8; SECRET_BYTES]) -> io::Result<()> {
         tls::begin(self.tcp()?, direction, secret)?;

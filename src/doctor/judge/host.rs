@@ -1,6 +1,6 @@
 //! What processes of one host and the network need: memfds, sockets, foreign memory.
 
-use kvrail_reactors::probe::{EADDRNOTAVAIL, ENETUNREACH, ENOENT};
+use kvrail_reactors::probe::{EADDRNOTAVAIL, EINVAL, ENETUNREACH, ENOENT};
 
 use super::{errno, fail, ok, warn};
 use crate::doctor::{Answer, Facts, Finding, Verdict};
@@ -101,7 +101,7 @@ pub(super) fn kernel_tls(answer: Answer) -> Finding {
     let name = "kernel_tls";
     match answer {
         Ok(()) => ok(name, "the kernel can encrypt TCP (encrypt_tcp)"),
-        Err(ENOENT) => ok(name, "TCP can't be encrypted (encrypt_tcp)")
+        Err(ENOENT | EINVAL) => ok(name, "TCP can't be encrypted (encrypt_tcp)")
             .or(Verdict::Ok, format!("to have it: {NO_KERNEL_TLS}")),
         Err(number) => ok(name, format!("TCP can't be encrypted: {}", errno(number)))
             .or(Verdict::Ok, "to have it: allow setsockopt(TCP_ULP) on a loopback connection"),

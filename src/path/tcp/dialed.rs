@@ -66,16 +66,20 @@ fn enter(socket: &Socket, frame: &[u8], seal: &Seal) -> io::Result<()> {
 fn unencrypted(error: io::Error) -> Error {
     let what = "the new connection can't be encrypted";
     match error.kind() {
-        io::ErrorKind::NotFound => Error::refused(format!("{what}: {NO_KERNEL_TLS}")),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => {
+            Error::refused(format!("{what}: {NO_KERNEL_TLS}"))
+        }
         _ => Error::lost(what),
     }
     .with_source(error)
 }
 
-/// What to do where the kernel has no TLS, or not with the cipher that is asked for.
+/// What to do where the kernel has no TLS (ENOENT), or not with the cipher that is asked for (the
+/// same, and EINVAL before Linux 5.11).
 pub(crate) const NO_KERNEL_TLS: &str = "this kernel has no TLS with ChaCha20-Poly1305: load its \
-                                        modules (`modprobe -a tls chacha20poly1305`), or run a \
-                                        kernel with CONFIG_TLS and CONFIG_CRYPTO_CHACHA20POLY1305";
+                                        modules (`modprobe -a tls chacha20poly1305`), or run \
+                                        Linux 5.11 or later with CONFIG_TLS and \
+                                        CONFIG_CRYPTO_CHACHA20POLY1305";
 
 pub(super) fn in_blocking_mode(socket: Socket) -> Result<Socket> {
     match socket.make_blocking() {
