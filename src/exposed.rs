@@ -246,13 +246,13 @@ impl Host for Exposed {
         }
     }
 
-    fn end_lane(&self, lane: LaneName) -> Ending {
-        let shards = self.shards().to_vec();
+    fn end_lane(&self, peer: &PeerId, lane: LaneName) -> Ending {
+        let (shards, peer) = (self.shards().to_vec(), peer.clone());
         Box::pin(async move {
             let (guard, quiet) = flume::bounded(0);
             for shard in &shards {
-                let guard = guard.clone();
-                tell(shard, tcp::Message::EndLane { lane, guard }).await;
+                let (peer, guard) = (peer.clone(), guard.clone());
+                tell(shard, tcp::Message::EndLane { peer, lane, guard }).await;
             }
             drop(guard);
             // Nobody sends: the channel closes when the last shard has let go of its guard.

@@ -163,6 +163,11 @@ impl Visitor {
         true
     }
 
+    /// Whether it is this one.
+    pub(crate) fn is(&self, other: &PeerId) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.is(other))
+    }
+
     /// Whether it is let in.
     pub(crate) fn is_in(&self) -> bool {
         self.peer.is_some()

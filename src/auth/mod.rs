@@ -97,6 +97,11 @@ impl PeerId {
         Self::Named(names.into_iter().collect())
     }
 
+    /// Whether this is the same one: under one of its names, since certificates are renewed.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self == other || self.names().iter().any(|name| other.names().contains(name))
+    }
+
     /// What it proved to be.
     pub(crate) fn names(&self) -> &[String] {
         match self {

@@ -284,7 +284,7 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
         Kind::Letter => return Err(Ended::Closed),
         Kind::EndLane => {
             check_proven(peer)?;
-            let quiet = end_lane(request.parse()?, daemon).await;
+            let quiet = end_lane(request.parse()?, daemon, peer).await;
             wire::encode_message(kind, legacy, &LaneEnded { quiet })?
         }
         Kind::Arrive => {
@@ -322,11 +322,12 @@ async fn handshake(request: Handshake, daemon: &Daemon, peer: &PeerId) -> Handsh
 
 /// Whether nothing is stored from the connection any more. Those of another process are nothing
 /// that we could vouch for.
-async fn end_lane(EndLane { incarnation, lane, request }: EndLane, daemon: &Daemon) -> bool {
-    tracing::debug!(%request, "a peer asks us to end a connection");
+async fn end_lane(asked: EndLane, daemon: &Daemon, peer: &PeerId) -> bool {
+    let EndLane { incarnation, lane, request } = asked;
+    tracing::debug!(%request, %peer, "a peer asks us to end a connection");
     match lane.parse::<LaneName>() {
         Ok(lane) if daemon.is_process(incarnation) => {
-            timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(lane)).await.is_ok()
+            timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(peer, lane)).await.is_ok()
         }
         _ => false,
     }

@@ -86,8 +86,8 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
     /// A letter arrived from this peer.
     fn letter(&self, peer: &PeerId, letter: Letter);
-    /// Ends the data connection that its peer calls so; over when nothing is stored from it.
-    fn end_lane(&self, lane: LaneName) -> Ending;
+    /// Ends the data connection that this peer calls so; over when nothing is stored from it.
+    fn end_lane(&self, peer: &PeerId, lane: LaneName) -> Ending;
     /// A pass for the data connection that this peer calls so.
     fn pass(&self, _peer: &PeerId, _lane: LaneName, _entrance: Entrance) -> Result<Admission> {
         Err(Error::refused("data connections need no pass here"))

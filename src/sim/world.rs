@@ -14,6 +14,7 @@ use super::schedule::Schedule;
 use super::tenancy::Tenancy;
 use super::transfer::Under;
 use crate::Error;
+use crate::auth::PeerId;
 use crate::limits::FENCE_MS;
 use crate::path::tcp::{Dialed, Message};
 use crate::receipt::Fenced;
@@ -276,8 +277,8 @@ impl World {
         note!(self, "node {to}    is to end a lane of node {}", asked.node);
         let (guard, quiet) = flume::bounded(0);
         for shard in 0..self.processes[to].node.shards.len() {
-            let (lane, guard) = (asked.lane, guard.clone());
-            self.tell(to, asked.to, shard, Message::EndLane { lane, guard });
+            let (peer, lane, guard) = (PeerId::Anyone, asked.lane, guard.clone());
+            self.tell(to, asked.to, shard, Message::EndLane { peer, lane, guard });
         }
         self.ending.push((asked, quiet));
     }

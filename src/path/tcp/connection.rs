@@ -15,7 +15,7 @@ use super::client::{Broken, ClientStream, Request};
 use super::server::ServerStream;
 use super::shard::Guard;
 use super::wire::LaneName;
-use crate::auth::Seal;
+use crate::auth::{PeerId, Seal};
 use crate::canary::{self, Canary};
 use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS};
 use crate::path::served::Served;
@@ -306,10 +306,15 @@ impl Connection {
         matches!(&self.role, Role::Server(stream) if stream.name() == Some(lane))
     }
 
-    /// Ends it for somebody who waits until it is quiet.
-    pub(super) fn end_for(&mut self, ring: &mut Streams, guard: Guard) {
+    /// Ends it for a peer that waits until it is quiet. For another than whose it is, it goes on,
+    /// and that one waits for an end that comes by itself.
+    pub(super) fn end_for(&mut self, peer: &PeerId, ring: &mut Streams, guard: Guard) {
+        // Who has waited in vain is gone: however often somebody asks, few are kept.
+        self.guards.retain(|waiting| !waiting.is_disconnected());
         self.guards.push(guard);
-        self.close(ring, End::Ours);
+        if matches!(&self.role, Role::Server(stream) if stream.is_of(peer)) {
+            self.close(ring, End::Ours);
+        }
     }
 
     /// Has the kernel let go of memory whose grant was taken back. A receive is taken back at once.

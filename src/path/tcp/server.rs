@@ -13,7 +13,7 @@ use super::wire::{
     Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
     PASS_FRAME_BYTES, Status, Verb, Version,
 };
-use crate::auth::{Seal, Visitor};
+use crate::auth::{PeerId, Seal, Visitor};
 use crate::limits::{
     EVENT_MAX_BYTES, GRANTED_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES,
     SEND_MAX_PARTS, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
@@ -262,6 +262,11 @@ impl ServerStream {
     /// What the peer calls this connection.
     pub(crate) fn name(&self) -> Option<LaneName> {
         self.name
+    }
+
+    /// Whether it is this peer's.
+    pub(crate) fn is_of(&self, peer: &PeerId) -> bool {
+        self.visitor.is(peer)
     }
 
     /// Whether it needs no pass, or has shown a good one.

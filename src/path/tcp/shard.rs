@@ -16,6 +16,7 @@ use super::peers::Lanes;
 use super::server::ServerStream;
 use super::sweep::ended_early;
 use super::wire::LaneName;
+use crate::auth::PeerId;
 use crate::config::TcpLimits;
 use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
@@ -40,7 +41,7 @@ pub(crate) enum Message {
     Fence { region: Arc<Region>, guard: Guard },
     /// A peer asks to end the connection that it calls so: drop the guard once nothing is stored
     /// from it any more.
-    EndLane { lane: LaneName, guard: Guard },
+    EndLane { peer: PeerId, lane: LaneName, guard: Guard },
     /// What the peer says of a lane that it was asked to end.
     Fenced { peer: u64, lane: LaneName, fenced: Fenced },
     /// Nobody holds the peer with this key any more.
@@ -151,7 +152,7 @@ impl TcpShard {
                 self.fences.push(Fence { region, patience_ns, _guard: guard });
                 self.check_fences(now_ns);
             }
-            Message::EndLane { lane, guard } => self.end_lane(lane, &guard, now_ns),
+            Message::EndLane { peer, lane, guard } => self.end_lane(&peer, lane, &guard, now_ns),
             Message::Fenced { peer, lane, fenced } => self.fenced(peer, lane, fenced, now_ns),
             Message::Forget { peer } => self.forget(peer),
             Message::Leave { guard } => self.leave(guard, now_ns),
@@ -450,10 +451,10 @@ impl TcpShard {
     }
 
     /// Ends the connection that a peer calls so; the guard goes with it, when it is quiet.
-    fn end_lane(&mut self, lane: LaneName, guard: &Guard, now_ns: u64) {
+    fn end_lane(&mut self, peer: &PeerId, lane: LaneName, guard: &Guard, now_ns: u64) {
         for (_, connection) in self.connections.iter_mut() {
             if connection.is_called(lane) {
-                connection.end_for(&mut self.ring, guard.clone());
+                connection.end_for(peer, &mut self.ring, guard.clone());
             }
         }
         self.reap_quiet(now_ns);

@@ -14,14 +14,14 @@ use kvrail_reactors::stream::Streams;
 use kvrail_reactors::uring::Uring;
 
 use crate::arrivals::Arrivals;
-use crate::auth::{Gate, Policy};
+use crate::auth::{Entrance, Gate, PeerId, Policy};
 use crate::config::TcpLimits;
 use crate::flight::{Flight, Landing, Portion};
 use crate::limits::PASS_NS;
 use crate::memory::{Operation, Region, Regions, RegionsView, tests::region};
 use crate::path::served::Service;
-use crate::path::tcp::wire::{Header, Verb, Version};
-use crate::path::tcp::{Action, Dialed, Errands, Message, Request, Status, TcpShard};
+use crate::path::tcp::wire::{Header, STATUS_BYTES, Verb, Version, pass_frame};
+use crate::path::tcp::{Action, Dialed, Errands, LaneName, Message, Request, Status, TcpShard};
 use crate::peer::{Link, Peer, Route, RouteKind, TcpRoute};
 use crate::prepared::Plan;
 use crate::receipt::Fenced;
@@ -304,4 +304,43 @@ fn dripped(streams: Streams) {
     // Its last byte has just come.
     peer.write_all(&[0]).unwrap();
     poll_until(&mut shard, PASS_NS + 1_000_000_000, || !is_open(&peer));
+}
+
+#[test]
+fn a_connection_is_ended_by_the_peer_whose_it_is() {
+    both(ended_by_its_peer);
+}
+
+fn ended_by_its_peer(streams: Streams) {
+    const LANE: LaneName = LaneName(7);
+    let named = |names: &[&str]| PeerId::named(names.iter().map(|name| (*name).to_owned()));
+    let gate = Arc::new(Gate::new(true, false, Policy::Open));
+    let given = gate.pass(&named(&["a"]), LANE, Entrance::Tcp).unwrap();
+    let mut shard = shard_behind(streams, TcpLimits::default(), gate);
+    let (socket, mut peer) = sockets();
+    shard.handle(Message::Accepted(socket.into()), 0);
+    peer.write_all(&pass_frame(LANE, 1, &given.pass)).unwrap();
+    peer.set_nonblocking(true).unwrap();
+    poll_until(&mut shard, 0, || {
+        peer.peek(&mut [0; STATUS_BYTES]).is_ok_and(|len| len == STATUS_BYTES)
+    });
+    peer.read_exact(&mut [0; STATUS_BYTES]).unwrap();
+    let is_open = || {
+        let nothing = peer.peek(&mut [0]);
+        nothing.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let ask = |shard: &mut TcpShard, peer: PeerId| {
+        let (guard, waits) = flume::bounded(0);
+        shard.handle(Message::EndLane { peer, lane: LANE, guard }, 0);
+        waits
+    };
+    let stranger = ask(&mut shard, named(&["b"]));
+    for _ in 0..100 {
+        shard.poll(0);
+    }
+    assert!(is_open() && !stranger.is_disconnected(), "nothing says that it is over");
+    // Its certificate has been renewed, with another name beside the one that it had.
+    let owner = ask(&mut shard, named(&["c", "a"]));
+    poll_until(&mut shard, 0, || owner.is_disconnected() && stranger.is_disconnected());
+    assert!(!is_open());
 }
