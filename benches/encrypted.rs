@@ -15,7 +15,7 @@ const ROUNDS: usize = 9;
 
 /// Bytes of a request, requests of a batch, and batches of a round.
 const CELLS: [(usize, usize, usize); 4] =
-    [(4 << 10, 1, 400), (64 << 10, 16, 16), (1 << 20, 1, 16), (1 << 20, 16, 1)];
+    [(4 << 10, 1, 400), (64 << 10, 16, 64), (1 << 20, 1, 64), (1 << 20, 16, 4)];
 
 /// Two engines, memory of theirs, and one as the other sees it.
 struct Pair {
