@@ -182,6 +182,39 @@ fn grants_regions_and_transfers_end_as_they_should() {
     });
 }
 
+#[test]
+#[ignore = "needs a kernel with TLS: cargo xtask test --only vm"]
+fn what_is_taken_back_in_mid_transfer_lands_nowhere_afterwards() {
+    const LEN: usize = 16 * MIB;
+    run(async {
+        let mut stale = 0;
+        for drivers in DRIVERS {
+            let pair = Pair::encrypted(drivers).await;
+            let (near, far) = pair.regions(LEN);
+            for round in 0..8 {
+                fill(&near, &[1; LEN]);
+                let options = GrantOptions::default();
+                let grant = pair.owner.grant(&far, 0..LEN, Access::WRITE, options).unwrap();
+                let mut batch = Batch::new(&pair.peer);
+                batch.write_to(&near.share(0..LEN).unwrap(), &grant.reference(), 0);
+                let writing = pair.other.transfer(batch);
+                let revoking = async {
+                    tokio::time::sleep(Duration::from_millis(round * 10)).await;
+                    grant.revoke().await;
+                    fill(&far, &[2; LEN]);
+                };
+                let (written, ()) = futures_lite::future::zip(writing, revoking).await;
+                if let Err(error) = status(written) {
+                    assert_eq!(error.kind(), ErrorKind::Stale, "{drivers:?}: {error}");
+                    stale += 1;
+                }
+                assert!(bytes(&far, LEN) == [2; LEN], "{drivers:?}: nothing shows afterwards");
+            }
+        }
+        assert!(stale > DRIVERS.len(), "only {stale} were taken back in time");
+    });
+}
+
 /// What nobody else on the loopback interface says.
 const SECRET: &[u8; 32] = b"the key and the value of a token";
 
