@@ -376,8 +376,8 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// Refused: a setting is wrong, or with [`Driver::Uring`] there is no io_uring or too little
-    /// locked memory, or the kernel can't encrypt what it should. Lost: the metadata server does not
-    /// answer.
+    /// locked memory, or the kernel can't encrypt what it should. Lost: the metadata server does
+    /// not answer.
     pub fn start(self) -> Result<Engine> {
         Engine::start(self)
     }

@@ -292,8 +292,8 @@ async fn readable(neighbour: &Neighbour, buffers: &[RemoteBuffer]) -> Finding {
     Finding { mapped: row(mapped), process: row(process) }
 }
 
-/// `rails` is what the NICs reach together, in GB/s, or why they don't reach the peer; `socket` what
-/// is to be said of TCP.
+/// `rails` is what the NICs reach together, in GB/s, or why they don't reach the peer; `socket` is
+/// what is to be said of TCP.
 fn candidates(
     is_self: bool,
     finding: Finding,
