@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvrail_reactors::cuda::{Gpus, SM_BUDGET};
 use kvrail_reactors::probe::kernel_tls;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,7 @@ pub struct EngineBuilder {
     pub(crate) same_host: SameHost,
     pub(crate) rdma: RdmaSettings,
     pub(crate) auth: AuthSettings,
+    pub(crate) vram: Vram,
     caller_spin: Option<Duration>,
 }
 
@@ -141,6 +143,20 @@ fn can_encrypt(is_authenticated: bool) -> Result<()> {
     })
 }
 
+/// Whose GPUs an engine uses, and how much of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Vram {
+    pub(crate) gpus: Gpus,
+    /// Multiprocessors that a launch takes at most.
+    pub(crate) blocks: u32,
+}
+
+impl Default for Vram {
+    fn default() -> Self {
+        Self { gpus: Gpus::default(), blocks: SM_BUDGET }
+    }
+}
+
 /// How engines of one host meet.
 #[derive(Debug, Clone)]
 pub(crate) struct SameHost {
@@ -183,6 +199,7 @@ impl Default for EngineBuilder {
             same_host: SameHost::default(),
             rdma: RdmaSettings::default(),
             auth: AuthSettings::default(),
+            vram: Vram::default(),
             caller_spin: None,
         }
     }
@@ -286,6 +303,30 @@ impl EngineBuilder {
     /// thread, several at a time.
     pub fn on_registering(mut self, tell: impl Fn(usize, usize) + Send + Sync + 'static) -> Self {
         self.rdma.on_registering = Some(OnRegistering(Arc::new(tell)));
+        self
+    }
+
+    /// How many multiprocessors of a GPU one launch of copies takes at most, by default 16: what is
+    /// left is the model's. Large ranges take none, they go by the copy engines.
+    pub fn sm_budget(mut self, multiprocessors: u32) -> Self {
+        self.vram.blocks = multiprocessors.max(1);
+        self
+    }
+
+    /// Whether memory of GPUs may be used; by default it is where there are some. Nothing of them
+    /// is touched before VRAM is first asked for.
+    pub fn vram(mut self, yes: bool) -> Self {
+        self.vram.gpus = match yes {
+            true => Gpus::default(),
+            false => Gpus::off("vram(false): this engine keeps to host memory"),
+        };
+        self
+    }
+
+    /// Takes GPUs from this driver, for tests.
+    #[doc(hidden)]
+    pub fn gpus(mut self, gpus: Gpus) -> Self {
+        self.vram.gpus = gpus;
         self
     }
 

@@ -3,6 +3,7 @@
 mod drain;
 mod grants;
 mod nics;
+mod regions;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kvrail_reactors::region;
+use kvrail_reactors::cuda::Gpus;
 
 use crate::arrivals::Arrivals;
 use crate::config::EngineBuilder;
@@ -22,7 +23,7 @@ use crate::explain::Explanation;
 use crate::exposed::{Exposed, expose};
 use crate::links::Links;
 use crate::memory::grant::Grants;
-use crate::memory::{self, Access, Location, Region, Regions, RegionsView};
+use crate::memory::{Region, Regions, RegionsView};
 use crate::notification::Notification;
 use crate::path::local::Copies;
 use crate::path::served::Service;
@@ -33,7 +34,7 @@ use crate::prepared::Prepared;
 use crate::request::Batch;
 use crate::runtime::{Driver, PumpAddress, Runtime, SendError};
 use crate::transfer::Transfer;
-use crate::{Error, ErrorKind, Foreign, NumaPolicy, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// A transfer engine. Clones are the same engine; the last one's drop stops it.
 #[derive(Clone)]
@@ -53,6 +54,7 @@ pub(crate) struct Inner {
     /// How long callers look for a transfer's end themselves.
     caller_spin: Duration,
     nodes: Vec<Option<u32>>,
+    gpus: Gpus,
 }
 
 impl Engine {
@@ -72,7 +74,7 @@ impl Engine {
         }
         control_config.authentication = config.auth.authentication.clone();
         control_config.admits_plain = config.auth.allow_mooncake;
-        let (exposure, hub) = expose(&config.same_host, config.auth.gate()?)?;
+        let (exposure, hub) = expose(&config.same_host, &config.vram, config.auth.gate()?)?;
         let rdma = Rdma::open(&config.rdma, &exposure);
         if config.rdma.is_demanded() {
             // It was asked for: that it is not to be had would be found out late.
@@ -131,6 +133,7 @@ impl Engine {
             own,
             caller_spin: config.caller_spin(),
             nodes,
+            gpus: config.vram.gpus.clone(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -148,100 +151,6 @@ impl Engine {
     /// What the shards wait on: [`Driver::Uring`] or [`Driver::Epoll`].
     pub fn driver(&self) -> Driver {
         self.inner.runtime.driver()
-    }
-
-    /// Allocates and registers `len` bytes at `location`: page-aligned, faulted in, on huge pages
-    /// where enough are free. Peers learn of it (with a metadata server, once
-    /// [`Engine::publish`] has returned).
-    ///
-    /// # Errors
-    /// As [`Engine::allocate_with`].
-    pub fn allocate(&self, len: usize, location: Location, access: Access) -> Result<Region> {
-        self.allocate_with(len, &location.into(), access)
-    }
-
-    /// Like [`Engine::allocate`], under a NUMA policy. Peers see the node of a policy that names
-    /// one, else none.
-    ///
-    /// # Errors
-    /// Refused: no bytes, a node that has no memory for this process, no room (with the numbers
-    /// and the policies that would fit), or no right to set a policy. Busy: too many regions, or
-    /// the memory went to another process while it was taken.
-    pub fn allocate_with(&self, len: usize, policy: &NumaPolicy, access: Access) -> Result<Region> {
-        let memory = memory::allocate(len, policy)?;
-        self.insert(Region::new(memory, access, policy.into()))
-    }
-
-    /// Registers memory that the caller owns; it must stay until [`Engine::unregister`] returns.
-    ///
-    /// # Errors
-    /// Refused: no bytes, or an overlap with another region, with the numbers. Busy: too many
-    /// regions.
-    pub fn register(&self, foreign: Foreign, access: Access) -> Result<Region> {
-        let memory = region::Region::foreign(foreign);
-        if memory.is_empty() {
-            return Err(Error::refused("a region of 0 bytes"));
-        }
-        self.insert(Region::new(memory, access, Location::Cpu(None)))
-    }
-
-    pub(crate) fn insert(&self, region: Region) -> Result<Region> {
-        self.inner.host.regions.insert(region.clone())?;
-        if let Err(error) = self.register_with_nics(&region) {
-            self.inner.host.regions.remove(&region);
-            return Err(error);
-        }
-        // A descriptor that default peers can't read would take all other regions down with it.
-        if let Err(error) = self.inner.host.descriptor().to_json() {
-            self.inner.host.regions.remove(&region);
-            return Err(error);
-        }
-        if let Some(hub) = &self.inner.host.hub {
-            hub.added(&region);
-        }
-        self.publish_soon();
-        Ok(region)
-    }
-
-    /// Takes a region back. New requests are refused from now on; those that peers have under way
-    /// get 100 ms, then their connection is closed. Returns when nothing touches the memory any
-    /// more, for which every lease must come back too.
-    ///
-    /// # Errors
-    /// Refused: it isn't registered here.
-    pub async fn unregister(&self, region: Region) -> Result<()> {
-        if !self.inner.host.regions.remove(&region) {
-            return Err(Error::refused("the region is not registered with this engine"));
-        }
-        region.close();
-        let grants = self.inner.host.grants.strike_region(&region);
-        let hub = self.inner.host.hub.as_ref();
-        if let Some(hub) = hub {
-            // What peers of this host are reading is no answer from here on.
-            hub.struck(&region);
-        }
-        self.publish_soon();
-        let (guard, quiet) = flume::bounded(0);
-        for shard in self.inner.shards() {
-            let (region, guard) = (region.memory().clone(), guard.clone());
-            tell(shard, tcp::Message::Fence { region, guard }).await;
-        }
-        for shard in hub.into_iter().flat_map(|hub| hub.shards()) {
-            let (region, guard) = (region.memory().clone(), guard.clone());
-            tell(shard, path::host::Message::Fence { region, guard }).await;
-        }
-        drop(guard);
-        // Nobody sends: the channel closes when the last shard has let go of its guard.
-        let _ = quiet.recv_async().await;
-        for quiet in grants {
-            quiet.wait().await;
-        }
-        // Behind the grants: a device does not let go of memory that a window is open to.
-        if let Some(rdma) = self.inner.rdma() {
-            rdma.deregister(&region).await;
-        }
-        region.quiet().await;
-        Ok(())
     }
 
     /// Waits until what this engine has now is at the metadata server; in P2P mode nothing is to

@@ -39,7 +39,7 @@ pub struct Candidate {
     /// Why it is or isn't usable, in words.
     pub why: String,
     /// What it should reach for large copies, in GB/s: this machine's memory speed, measured once,
-    /// times what the means have been measured to lose against it.
+    /// times what the means have been measured to lose against it. 0 where it is not known.
     pub estimated_gb_per_s: f64,
     /// What transfers to this peer have reached on this path lately, in GB/s.
     pub observed_gb_per_s: Option<f64>,
@@ -52,6 +52,8 @@ pub enum Means {
     Copy,
     /// A copy out of the other process's memory, mapped read-only.
     Mapped,
+    /// A copy by a GPU, one end of which is in its memory or another GPU's.
+    Gpu,
     /// `process_vm_readv` of the other process's memory.
     ProcessVm,
     /// A TCP connection.
@@ -71,11 +73,21 @@ pub enum Verdict {
     Unusable,
 }
 
+impl Candidate {
+    /// One end is a GPU's: where memory is copied, it makes the copy, and how fast was not measured.
+    fn made_by_gpu(&mut self) {
+        if matches!(self.means, Means::Copy | Means::Mapped) {
+            (self.means, self.estimated_gb_per_s) = (Means::Gpu, 0.0);
+        }
+    }
+}
+
 impl fmt::Display for Means {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Copy => "copy",
             Self::Mapped => "mapped memory",
+            Self::Gpu => "GPU copy",
             Self::ProcessVm => "process_vm_readv",
             Self::Socket => "socket",
             Self::Verbs => "verbs",
@@ -91,8 +103,8 @@ impl Means {
             Self::Copy | Self::Mapped => 1.0,
             Self::ProcessVm => 0.5,
             Self::Socket => 0.3,
-            // What the NICs reach is no share of it.
-            Self::Verbs => 0.0,
+            // What NICs and GPUs reach is no share of it.
+            Self::Verbs | Self::Gpu => 0.0,
         }
     }
 }
@@ -128,10 +140,14 @@ impl fmt::Display for Explanation {
                     None => "-".to_owned(),
                 };
                 let Candidate { path, means, estimated_gb_per_s: estimated, why, .. } = row;
+                let estimated = match *estimated {
+                    0.0 => "?".to_owned(),
+                    rate => format!("{rate:.1}"),
+                };
                 let path = path.label();
                 writeln!(
                     f,
-                    "{mark} {path:<6} {means:<17} {estimated:>5.1} GB/s estimated {observed:>5} \
+                    "{mark} {path:<6} {means:<17} {estimated:>5} GB/s estimated {observed:>5} \
                      observed  {why}"
                 )?;
             }
@@ -233,7 +249,17 @@ impl Inner {
             true => "always there; encrypted by the kernel, which the estimate leaves out",
             false => "always there",
         };
-        let candidates = |finding| candidates(is_self, finding, &rails, socket, &link.observed);
+        let rails = match region.is_on_gpu() {
+            true => Err("no NIC reaches a GPU's memory here: it goes by way of the host's".into()),
+            false => rails,
+        };
+        let candidates = |finding| {
+            let mut rows = candidates(is_self, finding, &rails, socket, &link.observed);
+            if region.is_on_gpu() {
+                rows.iter_mut().for_each(Candidate::made_by_gpu);
+            }
+            rows
+        };
         let (write, read) = (candidates(write), candidates(read));
         Explanation { peer: peer.name().to_owned(), write, read }
     }
@@ -245,7 +271,10 @@ async fn offered(neighbour: &Neighbour, region: &Region) -> Finding {
     if neighbour.offer(memory.id()).is_none() {
         neighbour.ask(Asked::Offer(memory.clone())).await;
     }
-    let no_need = "the region is a memfd, which is mapped".to_owned();
+    let no_need = match memory.device() {
+        Some(_) => "the region is a GPU's, which is mapped".to_owned(),
+        None => "the region is a memfd, which is mapped".to_owned(),
+    };
     let foreign = "the region is foreign memory: allocate it instead".to_owned();
     let reads = "the peer copies it from here".to_owned();
     match neighbour.offer(memory.id()) {
@@ -255,7 +284,7 @@ async fn offered(neighbour: &Neighbour, region: &Region) -> Finding {
         Some(Offer::Taken { is_mapped: false }) => {
             Finding { mapped: (false, foreign), process: (true, reads) }
         }
-        Some(Offer::Refused(why)) if memory.memfd().is_some() => {
+        Some(Offer::Refused(why)) if !memory.is_foreign() => {
             Finding { mapped: (false, why.to_string()), process: (false, no_need) }
         }
         Some(Offer::Refused(why)) => {

@@ -11,7 +11,7 @@ use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
 use crate::auth::{Admission, Entrance, Gate, PeerId};
-use crate::config::SameHost;
+use crate::config::{SameHost, Vram};
 use crate::control::{
     Answering, Buffer, Descriptor, Ending, Extras, Guest, Handshake, Host, Identity, Letter,
 };
@@ -29,7 +29,11 @@ use crate::runtime::{PumpAddress, SendError};
 use crate::{Error, Result};
 
 /// What peers are to reach, and by what those of this host are met, or why they aren't.
-pub(crate) fn expose(same_host: &SameHost, gate: Gate) -> Result<(Exposure, Result<Arc<Hub>>)> {
+pub(crate) fn expose(
+    same_host: &SameHost,
+    vram: &Vram,
+    gate: Gate,
+) -> Result<(Exposure, Result<Arc<Hub>>)> {
     let gate = Arc::new(gate);
     // Differs between processes that had the same name: the clock at the start.
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -47,7 +51,9 @@ pub(crate) fn expose(same_host: &SameHost, gate: Gate) -> Result<(Exposure, Resu
         false => Err(Error::refused("same_host(false): this engine keeps to the network")),
         true => {
             let (regions, grants, gate) = (regions.clone(), grants.clone(), gate.clone());
-            Hub::new(incarnation, regions, grants, gate, same_host.folder.clone()).map(Arc::new)
+            let folder = same_host.folder.clone();
+            let hub = Hub::new(incarnation, regions, grants, gate, folder);
+            hub.map(|hub| Arc::new(hub.with_vram(vram)))
         }
     };
     if same_host.is_on && same_host.folder.is_some() {
@@ -149,7 +155,8 @@ impl Exposed {
         let Some(rdma) = &self.rdma else { return descriptor };
         // A NIC's keys are good for all that a region permits: he who may do less gets none, and
         // goes by TCP or by a grant's window.
-        let is_all_his = |region: &Region| access(region) == region.access();
+        // No NIC has a GPU's memory.
+        let is_all_his = |region: &Region| access(region) == region.access() && !region.is_on_gpu();
         let (full, rest): (Vec<_>, Vec<_>) = his.into_iter().partition(is_all_his);
         let mut descriptor = rdma.describe(descriptor, &full);
         descriptor.buffers.extend(rest.iter().map(buffer));

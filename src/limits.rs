@@ -252,6 +252,9 @@ pub const TCP_GROUP_BYTES: usize = 4 << 20;
 /// 4 MiB: 0.8 of memcpy with a share of 2 MiB, 1.0 with 4).
 pub const COPY_INLINE_MAX_BYTES: usize = 4 << 20;
 
+/// Groups of copies by GPUs that one shard's actor holds: a batch is one for each GPU.
+pub const GPU_GROUPS_MAX: usize = 1024;
+
 /// A local copy goes to one more shard for each of these.
 pub const COPY_GROUP_BYTES: usize = 1 << 20;
 
@@ -277,6 +280,10 @@ pub const HOST_PART_COPIES: usize = 256;
 /// Copies that a lane's server has taken from the ring: enough to keep it copying for a turn
 /// (256 KiB) at 4 KiB each. The rest waits in the ring, where it costs nothing.
 pub const HOST_COPIES_MAX: usize = 64;
+
+/// Copies on GPUs that a lane's server has taken from the ring: all that it holds and as many
+/// more, so that a batch's pages share a launch.
+pub const HOST_PAGES_MAX: usize = 2048;
 
 /// Replies that wait for room in a lane before its server takes no more requests.
 pub const HOST_REPLIES_MAX: usize = 64;

@@ -1,5 +1,6 @@
 //! Posting: a plan's slices become parts for shards, and its event follows them.
 
+mod gpu;
 pub(crate) mod host;
 #[cfg(feature = "rdma")]
 mod rdma;
@@ -168,8 +169,9 @@ impl Inner {
         plan: &Arc<Plan>,
         started: quanta::Instant,
     ) -> Result<Arc<Flight>> {
-        let Local { slices, mut jobs, visits, denied } =
+        let Local { mut slices, mut jobs, visits, denied } =
             self.local_jobs(plan).inspect_err(|_| plan.landed())?;
+        let on_gpus = gpu::split_off(&mut slices, &mut jobs);
         let announce = plan.event.clone().map(|event| self.announce_local(event));
         let own = callers_share(&slices);
         let rest = &slices[own..];
@@ -179,8 +181,10 @@ impl Inner {
             share_out(rest, self.copies().len(), COPY_GROUP_BYTES)
         };
         let parts = groups.len() + usize::from(own > 0) + usize::from(!denied.is_empty());
+        let parts = parts + on_gpus.len();
         let flight = self.flight(plan, parts, announce, visits, started);
         back_at_once(&flight, denied);
+        self.post_to_gpus(&flight, PathKind::Local, on_gpus);
         self.spread_copies(&flight, PathKind::Local, jobs.split_off(own), &groups);
         if own > 0 {
             Copies::new(flight.clone(), PathKind::Local, jobs).run();

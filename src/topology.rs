@@ -6,6 +6,7 @@
 mod addresses;
 mod devices;
 mod gid;
+mod gpus;
 mod group;
 mod memory;
 mod set;
@@ -18,6 +19,7 @@ use kvrail_reactors::affinity;
 
 pub use self::devices::{Devices, Gid, Nic, RdmaDevice, RdmaPort, device_node};
 pub use self::gid::GidRank;
+pub use self::gpus::{Gpu, Gpus};
 pub use self::memory::{Binding, Memory, NodeMemory};
 pub use self::set::{CpuSet, NodeSet};
 pub use self::size::Size;

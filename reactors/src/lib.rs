@@ -12,6 +12,7 @@
 
 pub mod affinity;
 pub mod copy;
+pub mod cuda;
 pub mod doorbell;
 mod epoll;
 mod foreign;

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use self::slice::check;
-pub use self::slice::{OutOfRange, Slice};
+pub use self::slice::{AccessError, OutOfRange, Slice};
+use crate::cuda::{DeviceMemory, Driver, Failure, Pin};
 pub use crate::foreign::{Eternal, Foreign};
 use crate::numa::{self, NumaPolicy};
 
@@ -70,6 +71,8 @@ pub struct Region {
     id: u64,
     /// Found out when it is first asked.
     node: OnceLock<Option<u32>>,
+    /// What lets GPUs reach it, where it is host memory that they were asked to.
+    pin: OnceLock<Result<Pin, Failure>>,
 }
 
 /// A number that no other region of this process has or had, from 1.
@@ -84,12 +87,15 @@ enum Backing {
     Memfd { file: File, mapped_bytes: usize },
     /// The caller's.
     Foreign,
+    /// A GPU's; its address means nothing to the CPU.
+    Device(DeviceMemory),
     /// A larger region's, which it keeps mapped.
-    Within(#[expect(dead_code, reason = "held for its drop")] Arc<Region>),
+    Within(Arc<Region>),
 }
 
 // SAFETY: all access goes through raw copies below, whose bounds are checked; concurrent copies
-// may mix bytes, as a NIC's would, but no reference to the memory ever exists.
+// may mix bytes, as a NIC's would, but no reference to the memory ever exists. Device memory is
+// only named to its driver, which any thread may call.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
@@ -171,7 +177,15 @@ impl Region {
     }
 
     fn new(base: NonNull<u8>, len: usize, backing: Backing) -> Self {
-        Self { base, len, backing, id: next_id(), node: OnceLock::new() }
+        let (node, pin) = (OnceLock::new(), OnceLock::new());
+        Self { base, len, backing, id: next_id(), node, pin }
+    }
+
+    /// The first `len` bytes of device memory, all of it at most.
+    pub fn on_device(memory: DeviceMemory, len: usize) -> Option<Self> {
+        let base = NonNull::new(memory.addr() as *mut u8)?;
+        let is_inside = (1..=memory.bytes()).contains(&len);
+        is_inside.then(|| Self::new(base, len, Backing::Device(memory)))
     }
 
     /// Memory that the caller vouched for. It is not unmapped on drop.
@@ -212,6 +226,38 @@ impl Region {
         self.len == 0
     }
 
+    /// The device memory beneath, where it is on a GPU.
+    pub fn device(&self) -> Option<&DeviceMemory> {
+        match &self.backing {
+            Backing::Device(memory) => Some(memory),
+            Backing::Memfd { .. } | Backing::Foreign => None,
+            Backing::Within(parent) => parent.device(),
+        }
+    }
+
+    /// Lets this driver's GPUs reach the memory at its own address. Host memory is pinned at the
+    /// first call, which takes some 100 ms a GiB.
+    ///
+    /// # Errors
+    /// The driver's own; its copies still work, by way of a buffer of its own and slowly.
+    pub fn reach(&self, driver: &Arc<dyn Driver>) -> Result<(), Failure> {
+        if self.device().is_some() {
+            return Ok(());
+        }
+        // SAFETY: the region's bytes are mapped for as long as it lives, and `drop` lets go of the
+        // pin before it unmaps them.
+        let pin = || unsafe { Pin::new(driver, self.addr(), self.len, false) };
+        self.pin.get_or_init(pin).as_ref().map(|_| ()).map_err(Failure::clone)
+    }
+
+    /// Whether this driver's GPUs reach it at its own address.
+    pub(crate) fn is_reachable(&self, driver: &Arc<dyn Driver>) -> bool {
+        match self.device() {
+            Some(device) => Arc::ptr_eq(device.driver(), driver),
+            None => matches!(self.pin.get(), Some(Ok(pin)) if pin.is_of(driver)),
+        }
+    }
+
     /// Whether the memory belongs to the caller rather than to us.
     pub fn is_foreign(&self) -> bool {
         matches!(self.backing, Backing::Foreign)
@@ -220,13 +266,14 @@ impl Region {
     /// The one NUMA node that holds the pages, as a sample of them told when it was first asked;
     /// `None` where they are on several or not there, or the kernel doesn't say.
     pub fn node(&self) -> Option<u32> {
-        *self.node.get_or_init(|| numa::node_of(self))
+        // Of a GPU's memory the kernel knows nothing.
+        *self.node.get_or_init(|| self.device().is_none().then(|| numa::node_of(self)).flatten())
     }
 
     fn mapped_bytes(&self) -> usize {
         match self.backing {
             Backing::Memfd { mapped_bytes, .. } => mapped_bytes,
-            Backing::Foreign | Backing::Within(_) => 0,
+            Backing::Foreign | Backing::Device(_) | Backing::Within(_) => 0,
         }
     }
 
@@ -256,17 +303,19 @@ impl Region {
         }
     }
 
-    /// The memfd beneath, for a process on this host to map; none for foreign memory.
+    /// The memfd beneath, for a process on this host to map; none for foreign memory and a GPU's.
     pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
         match &self.backing {
             Backing::Memfd { file, .. } => Some(file.as_fd()),
-            Backing::Foreign | Backing::Within(_) => None,
+            Backing::Foreign | Backing::Device(_) | Backing::Within(_) => None,
         }
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
+        // Before the bytes go.
+        self.pin.take();
         if let Backing::Memfd { mapped_bytes, .. } = self.backing {
             // SAFETY: this is the mapping made in `map`; whoever could touch it held the region
             // by `Arc`, so nobody is left.

@@ -21,6 +21,25 @@ enum Part {
     Memory(Slice),
 }
 
+/// What the kernel's wide loads and stores want of an address.
+const STAGED_ALIGN_BYTES: usize = 16;
+
+/// A vector without a GPU's memory, and what stands for it.
+#[derive(Debug, Default)]
+pub(crate) struct Staged {
+    pub(crate) vector: Vector,
+    pub(crate) pairs: Vec<StagedPair>,
+}
+
+/// A GPU's bytes, and the host's in their place.
+#[derive(Debug)]
+pub(crate) struct StagedPair {
+    /// Where they begin in the vector.
+    pub(crate) at: usize,
+    pub(crate) gpu: Slice,
+    pub(crate) block: Slice,
+}
+
 /// A piece of a vector that has been received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filled<'a> {
@@ -148,6 +167,53 @@ impl Vector {
             Part::Memory(slice) => Some(slice),
             Part::Scratch(_) => None,
         })
+    }
+
+    /// Whether some of what remains is a GPU's, which no system call reaches.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        self.memory().any(|slice| slice.driver().is_some())
+    }
+
+    /// What remains, with parts of `block` in place of a GPU's memory, up to where the block is
+    /// full; scratch is copied, as it is now.
+    pub(crate) fn staged(&self, block: &Slice) -> Staged {
+        let mut staged = Staged::default();
+        let mut room = block.clone();
+        for part in &self.parts[self.first..] {
+            match part {
+                Part::Scratch(range) => staged.vector.push_bytes(&self.scratch[range.clone()]),
+                Part::Memory(slice) if slice.driver().is_none() => {
+                    staged.vector.push_memory(slice.clone());
+                }
+                Part::Memory(slice) => {
+                    let (mut gpu, mut block) = (slice.clone(), room.clone());
+                    gpu.truncate(room.len());
+                    block.truncate(gpu.len());
+                    // The next one begins where the kernel likes it.
+                    room.advance(gpu.len().next_multiple_of(STAGED_ALIGN_BYTES));
+                    let is_whole = gpu.len() == slice.len();
+                    if !gpu.is_empty() {
+                        let at = staged.vector.len();
+                        staged.vector.push_memory(block.clone());
+                        staged.pairs.push(StagedPair { at, gpu, block });
+                    }
+                    if !is_whole {
+                        return staged;
+                    }
+                }
+            }
+        }
+        staged
+    }
+
+    /// Takes over scratch that `staged`, which was made from this, has received.
+    pub(crate) fn take_scratch(&mut self, staged: &Self) {
+        let pairs = self.parts[self.first..].iter().zip(&staged.parts);
+        for (own, theirs) in pairs {
+            if let (Part::Scratch(own), Part::Scratch(theirs)) = (own, theirs) {
+                self.scratch[own.clone()].copy_from_slice(&staged.scratch[theirs.clone()]);
+            }
+        }
     }
 
     /// Receives `bytes` without a kernel, for tests: as many as there is room for, and returns

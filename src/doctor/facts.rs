@@ -11,7 +11,7 @@ use std::time::Duration;
 use kvrail_reactors::affinity;
 use kvrail_reactors::probe::{self, Limit};
 
-use crate::topology::{Devices, Memory, Topology};
+use crate::topology::{Devices, Gpus, Memory, Topology};
 use crate::{Error, Result};
 
 /// How a thing went that was tried; the error is the system's number for it.
@@ -57,6 +57,8 @@ pub struct Facts {
     /// Loading libibverbs: how many devices it knows, or what is wrong; `None` in a build without
     /// RDMA.
     pub verbs: Option<std::result::Result<usize, String>>,
+    /// GPUs.
+    pub gpus: Gpus,
     /// The process's seccomp mode: 0 none, 1 strict, 2 a filter; `None` where the kernel has none.
     pub seccomp: Option<u32>,
 }
@@ -93,6 +95,7 @@ impl Facts {
             kernel_tls: answer(probe::kernel_tls()),
             devices: Devices::here(),
             verbs: verbs(),
+            gpus: Gpus::here(),
             seccomp: status.seccomp,
         }
     }

@@ -1,5 +1,6 @@
 //! Pure: facts in, findings out.
 
+mod gpus;
 mod host;
 mod rdma;
 
@@ -27,6 +28,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
         rdma::ports(&facts.devices),
         rdma::gids(&facts.devices),
         rdma::memlock(facts),
+        gpus::gpus(&facts.gpus),
         host::seccomp(facts),
     ]
 }

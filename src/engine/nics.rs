@@ -23,7 +23,10 @@ impl Engine {
 
     /// Makes a region reachable for the NICs, where there are any.
     pub(super) fn register_with_nics(&self, region: &Region) -> Result<()> {
-        self.inner.rdma().map_or(Ok(()), |rdma| rdma.register(region))
+        match self.inner.rdma() {
+            Some(rdma) if !region.is_on_gpu() => rdma.register(region),
+            _ => Ok(()),
+        }
     }
 }
 

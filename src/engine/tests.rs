@@ -16,7 +16,7 @@ use crate::path::host::Neighbour;
 use crate::path::tcp::{
     Event, HEADER_BYTES, Header, LaneName, STATUS_BYTES, Status, Verb, Version,
 };
-use crate::{Authentication, ErrorKind, Protocol};
+use crate::{Access, Authentication, ErrorKind, Location, Protocol};
 
 const SECRET: &[u8; 16] = b"what is in there";
 

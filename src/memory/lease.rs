@@ -6,9 +6,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kvrail_reactors::region::Slice;
+use kvrail_reactors::region::{AccessError, OutOfRange, Slice};
 
-use super::Registered;
+use super::{Registered, gpu_error};
 use crate::{Error, Result};
 
 /// How a range is held.
@@ -199,9 +199,9 @@ impl SharedLease {
     /// Copies bytes out, from `offset` on.
     ///
     /// # Errors
-    /// Refused where they aren't all inside the lease.
+    /// Refused where they aren't all inside the lease. Of a GPU's memory its driver's, too.
     pub fn copy_out(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.slice.read(offset, out).map_err(out_of_range)
+        self.slice.read(offset, out).map_err(no_access)
     }
 
     /// A part of this lease that shares its hold.
@@ -276,17 +276,17 @@ impl ExclusiveLease {
     /// Copies bytes in, from `offset` on.
     ///
     /// # Errors
-    /// Refused where they aren't all inside the lease.
+    /// Refused where they aren't all inside the lease. Of a GPU's memory its driver's, too.
     pub fn copy_in(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.slice.write(offset, bytes).map_err(out_of_range)
+        self.slice.write(offset, bytes).map_err(no_access)
     }
 
     /// Copies bytes out, from `offset` on.
     ///
     /// # Errors
-    /// Refused where they aren't all inside the lease.
+    /// Refused where they aren't all inside the lease. Of a GPU's memory its driver's, too.
     pub fn copy_out(&self, offset: usize, out: &mut [u8]) -> Result<()> {
-        self.slice.read(offset, out).map_err(out_of_range)
+        self.slice.read(offset, out).map_err(no_access)
     }
 
     /// Cuts the lease in two: the first `at` bytes and the rest.
@@ -317,8 +317,15 @@ impl ExclusiveLease {
     }
 }
 
-fn out_of_range(error: kvrail_reactors::region::OutOfRange) -> Error {
+fn out_of_range(error: OutOfRange) -> Error {
     Error::refused(error.to_string())
+}
+
+fn no_access(error: AccessError) -> Error {
+    match error {
+        AccessError::OutOfRange(error) => out_of_range(error),
+        AccessError::Device(failure) => gpu_error(&failure),
+    }
 }
 
 /// What a read that failed has left: old bytes, new ones or others, in any mixture. They are not to

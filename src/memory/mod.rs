@@ -4,26 +4,28 @@
 pub(crate) mod fit;
 pub(crate) mod grant;
 mod lease;
+mod location;
 mod pool;
 mod room;
 mod table;
+mod vram;
 
-use std::fmt;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 
-use kvrail_reactors::numa::NumaPolicy;
 use kvrail_reactors::region::{self, Slice};
 
 pub use self::fit::Misfit;
 pub use self::grant::{Grant, GrantOptions, REFERENCE_BYTES, Reference};
 pub use self::lease::{ExclusiveLease, Lease, SharedLease, UndefinedLease};
 use self::lease::{Hold, LeaseTable, Mode};
+pub use self::location::Location;
 pub use self::pool::{Block, BlockPool};
 pub(crate) use self::room::allocate;
 pub(crate) use self::table::{Operation, RegionMap, Regions, RegionsView};
+pub(crate) use self::vram::{allocate_on, gpu_error};
 use crate::{Error, Result};
 
 /// What peers may do with a region. The owner's own transfers are not limited by it.
@@ -42,43 +44,6 @@ impl Access {
     pub const WRITE: Self = Self { read: false, write: true };
     /// Peers may read and write.
     pub const READ_WRITE: Self = Self { read: true, write: true };
-}
-
-/// Where memory lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Location {
-    /// Host memory, bound to a NUMA node where one is given.
-    Cpu(Option<u32>),
-}
-
-impl fmt::Display for Location {
-    /// Mooncake's location names: `cpu:0`; `*` where no node is named.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu(Some(node)) => write!(f, "cpu:{node}"),
-            Self::Cpu(None) => write!(f, "*"),
-        }
-    }
-}
-
-impl From<Location> for NumaPolicy {
-    fn from(location: Location) -> Self {
-        match location {
-            Location::Cpu(None) => Self::Any,
-            Location::Cpu(Some(node)) => Self::Bind(vec![node]),
-        }
-    }
-}
-
-impl From<&NumaPolicy> for Location {
-    /// The one node that the policy names; several can't be told in one name.
-    fn from(policy: &NumaPolicy) -> Self {
-        match *policy {
-            NumaPolicy::Prefer(node) => Self::Cpu(Some(node)),
-            NumaPolicy::Bind(ref nodes) if nodes.len() == 1 => Self::Cpu(Some(nodes[0])),
-            _ => Self::Cpu(None),
-        }
-    }
 }
 
 /// A registered region. Clones name the same region; the memory goes when the last clone, lease
@@ -194,6 +159,11 @@ impl Region {
     /// Whether any lease touches the range.
     pub fn is_leased(&self, range: Range<usize>) -> bool {
         self.state.lock().leases.is_held(&range)
+    }
+
+    /// Whether its bytes are on a GPU.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        self.state.memory.device().is_some()
     }
 
     pub(crate) fn memory(&self) -> &Arc<region::Region> {

@@ -50,9 +50,10 @@ impl Carriers {
     ) -> Result<Self> {
         let mut carriers = Self::default();
         for shard in 0..runtime.shards() {
-            let tcp = TcpActor::spawn(runtime, shard, service(), control.clone(), config.tcp)?;
+            let (control, blocks) = (control.clone(), config.vram.blocks);
+            let tcp = TcpActor::spawn(runtime, shard, service(), control, config.tcp, blocks)?;
             carriers.tcp.push(tcp);
-            carriers.copies.push(CopyActor::spawn(runtime, shard)?);
+            carriers.copies.push(CopyActor::spawn(runtime, shard, blocks)?);
             let host = HostShard::new(service(), config.tcp.progress_ns);
             carriers.hosts.push(HostActor::spawn(runtime, shard, host)?);
         }

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
+use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone};
+use kvrail_reactors::doorbell::Doorbell;
 use kvrail_reactors::ticket::{Table, Ticket};
 
 use crate::flight::{EVENT, Flight, Portion};
-use crate::limits::COPIES_MAX;
+use crate::limits::{COPIES_MAX, GPU_GROUPS_MAX};
+use crate::memory::gpu_error;
 use crate::metrics;
 use crate::path::host::Proof;
 use crate::receipt::Fenced;
@@ -28,6 +31,11 @@ impl Job {
     /// Its grant was taken back, so that it needn't be begun.
     fn is_struck(&self) -> bool {
         matches!(&self.proof, Some(proof @ Proof::Use(_)) if !proof.holds())
+    }
+
+    /// Whether a GPU has to make it.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        self.work.is_on_gpu()
     }
 
     /// The node of the destination, where it has one, and the bytes that go there.
@@ -116,6 +124,16 @@ impl Tally {
         ));
     }
 
+    /// A GPU made this copy, or failed to.
+    fn add_from_gpu(&mut self, request: usize, bytes: usize, failure: Option<&Failure>) {
+        if !self.proofs.is_empty() {
+            self.requests.push(request);
+        }
+        let Some(failure) = failure else { return self.carried.add(bytes) };
+        let error = gpu_error(failure).with_path(self.path);
+        self.failures.push((request, error.with_landed(Landed::Maybe).with_fence(Fenced::Copier)));
+    }
+
     /// The shard has no room for a copy.
     fn full(&mut self, request: usize) {
         // These are the last of the part, so they are missed in `requests` by nobody.
@@ -144,20 +162,32 @@ impl Tally {
 /// The local-copy actor of one shard.
 pub(crate) struct LocalCopy {
     copy: Copy,
+    cuda: Cuda,
     parts: Table<Part>,
     done: Vec<CopyDone>,
+    groups_done: Vec<GroupDone>,
 }
 
 struct Part {
     portion: Portion,
     /// Requests by number in the order of submission; copies end in that order.
     requests: VecDeque<(usize, usize)>,
+    /// The requests of the group that a GPU copies, in the order of its works.
+    group: Vec<usize>,
     tally: Tally,
 }
 
+impl Part {
+    fn is_over(&self) -> bool {
+        self.requests.is_empty() && self.group.is_empty()
+    }
+}
+
 impl LocalCopy {
-    pub(crate) fn new() -> Self {
-        Self { copy: Copy::new(COPIES_MAX), parts: Table::default(), done: Vec::new() }
+    pub(crate) fn new(doorbell: Arc<Doorbell>, blocks: u32) -> Self {
+        let cuda = Cuda::new(GPU_GROUPS_MAX, doorbell).with_blocks(blocks);
+        let (parts, done, groups_done) = Default::default();
+        Self { copy: Copy::new(COPIES_MAX), cuda, parts, done, groups_done }
     }
 
     pub(crate) fn handle(&mut self, copies: Copies, now_ns: u64) {
@@ -173,10 +203,13 @@ impl LocalCopy {
             return Copies { portion, path, jobs }.fail(&error.with_path(path));
         }
         let tally = Tally::new(path, &jobs);
-        let part = Part { portion, requests: VecDeque::new(), tally };
+        let part = Part { portion, requests: VecDeque::new(), group: Vec::new(), tally };
         let ticket = self.parts.insert(part);
-        for job in jobs {
-            self.submit(ticket, job);
+        // The jobs of a part are all of one kind.
+        if jobs.first().is_some_and(Job::is_on_gpu) {
+            self.submit_group(ticket, jobs);
+        } else {
+            jobs.into_iter().for_each(|job| self.submit(ticket, job));
         }
         self.finish_if_done(ticket);
     }
@@ -188,11 +221,51 @@ impl LocalCopy {
             self.copied(&done);
         }
         self.done = done;
+        polled + self.poll_gpus()
+    }
+
+    fn poll_gpus(&mut self) -> usize {
+        let mut done = std::mem::take(&mut self.groups_done);
+        let polled = self.cuda.poll(usize::MAX, &mut done);
+        for done in done.drain(..) {
+            self.group_copied(done);
+        }
+        self.groups_done = done;
         polled
     }
 
     pub(crate) fn arm(&mut self) -> bool {
-        self.copy.arm()
+        self.copy.arm() && self.cuda.arm()
+    }
+
+    /// Whether a GPU has something to do, which must be looked at now and then: one that is lost
+    /// rings nobody.
+    pub(crate) fn awaits_gpus(&self) -> bool {
+        !self.cuda.is_idle()
+    }
+
+    pub(crate) fn is_idle(&mut self) -> bool {
+        self.copy.arm() && self.cuda.is_idle()
+    }
+
+    fn submit_group(&mut self, ticket: Ticket<Part>, jobs: Vec<Job>) {
+        let Some(part) = self.parts.get_mut(ticket) else { return };
+        part.group = jobs.iter().map(|job| job.request).collect();
+        let works = jobs.into_iter().map(|job| job.work).collect();
+        if self.cuda.submit(Group { tag: ticket.to_raw(), works }).is_err() {
+            for request in std::mem::take(&mut part.group) {
+                part.tally.full(request);
+            }
+        }
+    }
+
+    fn group_copied(&mut self, done: GroupDone) {
+        let ticket = Ticket::from_raw(done.tag);
+        let Some(part) = self.parts.get_mut(ticket) else { return };
+        for (request, work) in std::mem::take(&mut part.group).into_iter().zip(&done.works) {
+            part.tally.add_from_gpu(request, work.bytes(), done.error.as_ref());
+        }
+        self.finish_if_done(ticket);
     }
 
     fn submit(&mut self, ticket: Ticket<Part>, job: Job) {
@@ -213,7 +286,7 @@ impl LocalCopy {
     }
 
     fn finish_if_done(&mut self, ticket: Ticket<Part>) {
-        if self.parts.get(ticket).is_some_and(|part| part.requests.is_empty())
+        if self.parts.get(ticket).is_some_and(Part::is_over)
             && let Some(part) = self.parts.remove(ticket)
         {
             part.portion.back(part.tally.end());

@@ -28,7 +28,7 @@ use self::tcp::{Dialed, Errands, LaneName, Message, TcpShard};
 use crate::auth::Entrance;
 use crate::config::TcpLimits;
 use crate::control::Control;
-use crate::limits::RING_OPERATIONS_MAX;
+use crate::limits::{RING_OPERATIONS_MAX, TICK_NS};
 use crate::peer::{Route, RouteKind};
 use crate::runtime::{Doorbell, Driver, Pump, PumpAddress, PumpContext, Runtime};
 use crate::{Error, Result};
@@ -47,11 +47,13 @@ impl TcpActor {
         service: Service,
         control: Arc<Control>,
         limits: TcpLimits,
+        blocks: u32,
     ) -> Result<PumpAddress<Message>> {
         let (report, ready) = std::sync::mpsc::sync_channel(1);
         let driver = runtime.driver();
         let address = runtime.try_spawn_pump(shard, move |context| {
             let started = streams(driver, &context.doorbell).map(|streams| {
+                let streams = streams.staging(context.doorbell.clone(), blocks);
                 let errands = errands(&control, &context.address, service.entrance());
                 Self { shard: TcpShard::new(streams, service, errands, limits), context }
             });
@@ -83,7 +85,7 @@ impl TcpActor {
         limits: TcpLimits,
     ) -> Result<PumpAddress<Message>> {
         runtime.spawn_pump(shard, move |context| {
-            let streams = Streams::Sim(streams);
+            let streams = Streams::from(streams);
             Self { shard: TcpShard::new(streams, service, errands, limits), context }
         })
     }
@@ -92,9 +94,9 @@ impl TcpActor {
 /// The reactor that fits the shard's doorbell.
 fn streams(driver: Driver, doorbell: &Doorbell) -> std::io::Result<Streams> {
     match driver {
-        Driver::Epoll => Sockets::new(RING_OPERATIONS_MAX, doorbell).map(Streams::Sockets),
+        Driver::Epoll => Sockets::new(RING_OPERATIONS_MAX, doorbell).map(Streams::from),
         Driver::Uring | Driver::Auto => {
-            Uring::new(RING_OPERATIONS_MAX, doorbell.raw_fd()).map(Streams::Uring)
+            Uring::new(RING_OPERATIONS_MAX, doorbell.raw_fd()).map(Streams::from)
         }
     }
 }
@@ -199,8 +201,15 @@ pub(crate) struct CopyActor {
 }
 
 impl CopyActor {
-    pub(crate) fn spawn(runtime: &Runtime, shard: usize) -> Result<PumpAddress<Copies>> {
-        runtime.spawn_pump(shard, |context| Self { copy: LocalCopy::new(), context })
+    pub(crate) fn spawn(
+        runtime: &Runtime,
+        shard: usize,
+        blocks: u32,
+    ) -> Result<PumpAddress<Copies>> {
+        runtime.spawn_pump(shard, move |context| Self {
+            copy: LocalCopy::new(context.doorbell.clone(), blocks),
+            context,
+        })
     }
 }
 
@@ -219,9 +228,13 @@ impl Pump for CopyActor {
         self.copy.arm()
     }
 
+    fn wake_at_ns(&self) -> Option<u64> {
+        self.copy.awaits_gpus().then(|| self.context.now_ns() + TICK_NS)
+    }
+
     /// Copies end by themselves within milliseconds.
     fn stopping(&mut self, _now_ns: u64) -> bool {
-        self.copy.arm()
+        self.copy.is_idle()
     }
 }
 

@@ -1,12 +1,13 @@
 //! Posting to a peer of this host: what it can read it is asked to copy, what we can read we copy,
 //! and the rest goes by TCP.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use kvrail_reactors::copy::{CopyWork, Source};
 
-use super::callers_share;
+use super::{callers_share, gpu};
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
 use crate::limits::{COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX};
@@ -132,10 +133,14 @@ impl Inner {
 
     /// As for copies inside this process: the caller makes its share, shards the rest.
     fn post_pulls(&self, flight: &Arc<Flight>, slices: &[PlannedSlice], mut jobs: Vec<Job>) {
+        let mut slices = Cow::Borrowed(slices);
+        let on_gpus = gpu::split_off(&mut slices, &mut jobs);
+        flight.more_parts(on_gpus.len());
+        self.post_to_gpus(flight, PathKind::Host, on_gpus);
         if slices.is_empty() {
             return;
         }
-        let own = callers_share(slices);
+        let own = callers_share(&slices);
         let rest = &slices[own..];
         if !rest.is_empty() {
             let groups = share_out(rest, self.copies().len(), COPY_GROUP_BYTES);

@@ -177,6 +177,11 @@ fn sort(plan: &Plan, reach: &Reach) -> Sorted {
     let mut sorted = Sorted { rails: Vec::with_capacity(plan.slices.len()), rest: Vec::new() };
     for slice in &plan.slices {
         let (local, is_write) = (plan.memory(slice), plan.operation(slice) == Operation::Write);
+        if local.region().device().is_some() {
+            // No NIC has a GPU's memory.
+            sorted.rest.push(*slice);
+            continue;
+        }
         if let Some(key) = plan.key(slice) {
             let keys = Keys::Grant(key.to_raw());
             sorted

@@ -182,7 +182,7 @@ impl Node {
                 TcpLimits { progress_ns: PROGRESS_NS, connections_max: ground.connections_max };
             let tcp = TcpActor::simulated(&runtime, index, service, streams, errands, limits);
             carriers.tcp.push(tcp.expect("a new shard takes commands"));
-            let copies = CopyActor::spawn(&runtime, index).expect("a new shard takes commands");
+            let copies = CopyActor::spawn(&runtime, index, 1).expect("a new shard takes commands");
             carriers.copies.push(copies);
             seats.push(Seat { shard, reactor, state: State::Awake });
         }

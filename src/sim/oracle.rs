@@ -4,6 +4,8 @@
 use std::ops::Range;
 
 use super::pattern::{Fill, Origin, WORD};
+use kvrail_reactors::region::AccessError;
+
 use crate::memory::Region;
 
 /// One region of a process, its bytes as they may be, and who may change them.
@@ -43,7 +45,7 @@ impl Memory {
             range.start,
             range.len(),
         );
-        let stored = memory.and_then(|memory| memory.write(0, bytes));
+        let stored = memory.map_err(AccessError::from).and_then(|memory| memory.write(0, bytes));
         assert_eq!(stored, Ok(()), "a block lies in its region");
         self.shadow[range].copy_from_slice(bytes);
     }
@@ -75,7 +77,8 @@ impl Memory {
     pub(super) fn check(&mut self) -> Result<(), String> {
         let slice =
             kvrail_reactors::region::Slice::new(self.region.memory().clone(), 0, self.shadow.len());
-        let read = slice.and_then(|memory| memory.read(0, &mut self.seen));
+        let read =
+            slice.map_err(AccessError::from).and_then(|memory| memory.read(0, &mut self.seen));
         assert_eq!(read, Ok(()), "a region has its bytes");
         if self.seen == self.shadow {
             return Ok(());

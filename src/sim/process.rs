@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::pin::Pin;
 
-use kvrail_reactors::region::Slice;
+use kvrail_reactors::region::{AccessError, Slice};
 
 use super::hearing::Hearing;
 use super::node::{Ground, Node};
@@ -186,7 +186,7 @@ impl Process {
         let start = space.range(block.block).start + at;
         let slice = Slice::new(space.memory.region.memory().clone(), start, bytes.len());
         let mut there = vec![0; bytes.len()];
-        let read = slice.and_then(|slice| slice.read(0, &mut there));
+        let read = slice.map_err(AccessError::from).and_then(|slice| slice.read(0, &mut there));
         read.is_ok() && there == bytes
     }
 }

@@ -6,6 +6,7 @@ mod meaning;
 mod reuse;
 mod stalled;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvrail::runtime::Driver;
@@ -13,6 +14,11 @@ use kvrail::{
     Access, Batch, Engine, Error, ExclusiveLease, Landed, Lease, Location, PathKind, Peer,
     Reference, Region,
 };
+use kvrail_reactors::cuda::Gpus;
+use kvrail_reactors::cuda::fake::Fake;
+
+/// Memory of a GPU that isn't there.
+const VRAM_BYTES: u64 = 256 << 20;
 
 /// How long a revocation may take on a busy machine. It takes milliseconds; this only tells it from
 /// waiting for a peer.
@@ -26,26 +32,43 @@ pub(crate) enum Way {
     /// On what the shards choose, and on epoll.
     Tcp,
     Epoll,
+    /// The same between GPUs (made of memfds, `Fake`).
+    LocalVram,
+    HostVram,
+    TcpVram,
 }
 
-pub(crate) const WAYS: [Way; 4] = [Way::Local, Way::Host, Way::Tcp, Way::Epoll];
+pub(crate) const WAYS: [Way; 7] =
+    [Way::Local, Way::Host, Way::Tcp, Way::Epoll, Way::LocalVram, Way::HostVram, Way::TcpVram];
 
 impl Way {
     fn engine(self) -> Engine {
-        let builder = Engine::builder().same_host(!self.is_tcp());
+        let gpus = match self.is_vram() {
+            true => Gpus::given(Arc::new(Fake::new(1, VRAM_BYTES))),
+            false => Gpus::off("this way is between host memory"),
+        };
+        let builder = Engine::builder().same_host(!self.is_tcp()).gpus(gpus);
         let driver = if self == Self::Epoll { Driver::Epoll } else { Driver::Auto };
         builder.driver(driver).start().expect("an engine")
     }
 
     pub(crate) fn is_tcp(self) -> bool {
-        matches!(self, Self::Tcp | Self::Epoll)
+        matches!(self, Self::Tcp | Self::Epoll | Self::TcpVram)
+    }
+
+    pub(crate) fn is_local(self) -> bool {
+        matches!(self, Self::Local | Self::LocalVram)
+    }
+
+    fn is_vram(self) -> bool {
+        matches!(self, Self::LocalVram | Self::HostVram | Self::TcpVram)
     }
 
     fn path(self) -> PathKind {
         match self {
-            Self::Local => PathKind::Local,
-            Self::Host => PathKind::Host,
-            Self::Tcp | Self::Epoll => PathKind::Tcp,
+            Self::Local | Self::LocalVram => PathKind::Local,
+            Self::Host | Self::HostVram => PathKind::Host,
+            Self::Tcp | Self::Epoll | Self::TcpVram => PathKind::Tcp,
         }
     }
 }
@@ -62,7 +85,7 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) async fn new(way: Way) -> Self {
         let owner = way.engine();
-        let holder = if way == Way::Local { owner.clone() } else { way.engine() };
+        let holder = if way.is_local() { owner.clone() } else { way.engine() };
         let peer = holder.open(owner.name()).await.expect("the owner");
         assert_eq!(peer.path(), way.path());
         Self { owner, holder, peer, way }
@@ -97,8 +120,10 @@ fn ended(result: Result<kvrail::Outcome, kvrail::Failed>) -> (Result<(), Error>,
     (outcome.statuses()[0].clone(), outcome.into_leases())
 }
 
+/// Memory of the engine's GPU, where the way gave it one.
 pub(crate) fn region(engine: &Engine, len: usize) -> Region {
-    engine.allocate(len, Location::Cpu(None), Access::LOCAL).expect("a region")
+    let allocate = |location| engine.allocate(len, location, Access::LOCAL);
+    allocate(Location::Cuda(0)).or_else(|_| allocate(Location::Cpu(None))).expect("a region")
 }
 
 /// Bytes that differ from place to place and from seed to seed.

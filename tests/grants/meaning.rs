@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvrail::{Access, Batch, ErrorKind, GrantOptions, Pages, REFERENCE_BYTES, Reference, Strided};
 
-use super::{Way, contents, fill, on_every_way, pattern, region};
+use super::{contents, fill, on_every_way, pattern, region};
 
 const LEN: usize = 64 << 10;
 
@@ -107,7 +107,7 @@ fn nothing_else_is_reached() {
         let mut batch = Batch::new(&pair.peer);
         batch.read(near.lease(0..100).unwrap(), good.addr());
         let is_permitted = pair.holder.transfer(batch).await.is_ok();
-        assert_eq!(is_permitted, pair.way == Way::Local, "the owner may, nobody else");
+        assert_eq!(is_permitted, pair.way.is_local(), "the owner may, nobody else");
     });
 }
 

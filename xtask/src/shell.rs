@@ -11,7 +11,7 @@ pub const LIBCLANG: &str = "/usr/lib/llvm-14/lib";
 
 /// Nearly every step builds the same: all members, and what users can switch on. One build serves
 /// all of them.
-pub const WHOLE: &str = "--locked --workspace --features rdma,etcd,tls";
+pub const WHOLE: &str = "--locked --workspace --features rdma,cuda,etcd,tls";
 
 /// Where commands run and where downloads are kept.
 pub struct Shell {

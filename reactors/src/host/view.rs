@@ -2,14 +2,17 @@
 //! becomes of the peer: its pages live until the last mapping goes.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::mapping::{Mapping, Mode, NotMappable, check_filled, sealed_bytes};
+use crate::cuda::{Driver, Failure, Pin};
 use crate::region::Slice;
 
 /// Memory of another process that this one can read.
 #[derive(Debug)]
 pub struct View {
+    /// What lets GPUs reach it, where they were asked to; goes before the mapping.
+    pin: OnceLock<Result<Pin, Failure>>,
     mapping: Mapping,
     len: usize,
 }
@@ -30,7 +33,19 @@ impl View {
         let bytes = usize::try_from(has_bytes).map_err(|_| NotMappable::NotSealed)?;
         let mapping = Mapping::new(fd, bytes, Mode::Read)?;
         mapping.populate()?;
-        Ok(Self { mapping, len })
+        Ok(Self { pin: OnceLock::new(), mapping, len })
+    }
+
+    /// As [`crate::region::Region::reach`], to read from.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn reach(&self, driver: &Arc<dyn Driver>) -> Result<(), Failure> {
+        let addr = self.mapping.base().as_ptr() as u64;
+        // SAFETY: the mapping lives as long as the view, whose fields go in their order: the pin
+        // first.
+        let pin = || unsafe { Pin::new(driver, addr, self.len, true) };
+        self.pin.get_or_init(pin).as_ref().map(|_| ()).map_err(Failure::clone)
     }
 
     /// Length in bytes.
@@ -68,6 +83,19 @@ impl ViewSlice {
         self.len == 0
     }
 
+    /// The view it is part of.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    pub(crate) fn addr(&self) -> u64 {
+        self.view.mapping.base().as_ptr() as u64 + self.offset as u64
+    }
+
+    pub(crate) fn is_reachable(&self, driver: &Arc<dyn Driver>) -> bool {
+        matches!(self.view.pin.get(), Some(Ok(pin)) if pin.is_of(driver))
+    }
+
     /// Drops the first `count` bytes (all of them where there are fewer).
     pub fn advance(&mut self, count: usize) {
         let count = count.min(self.len);
@@ -84,6 +112,10 @@ impl ViewSlice {
     /// change them meanwhile, which mixes bytes and breaks nothing here.
     pub fn copy_to(&self, target: &Slice) -> usize {
         let len = self.len.min(target.len());
+        if let Some(driver) = target.driver() {
+            // SAFETY: as below, by the driver of the GPU that holds the target.
+            return unsafe { driver.copy(self.addr(), target.addr(), len) }.map_or(0, |()| len);
+        }
         // SAFETY: the source lies inside the view (checked in `new`, kept by `advance`), which
         // `self` keeps mapped and whose file can't shrink; the target inside its region, which the
         // slice keeps. A peer's memory and ours are different mappings, and if they should be the

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Region;
+use crate::cuda::{Driver, Failure};
 
 /// A range of a region that somebody may be about to read or write: keeps the region alive.
 #[derive(Debug, Clone)]
@@ -22,6 +23,17 @@ pub struct OutOfRange {
     pub len: usize,
     /// Bytes there are.
     pub room: usize,
+}
+
+/// Why bytes were not copied into or out of a slice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AccessError {
+    /// They aren't inside of it.
+    #[error(transparent)]
+    OutOfRange(#[from] OutOfRange),
+    /// The GPU that holds them did not answer for them.
+    #[error(transparent)]
+    Device(#[from] Failure),
 }
 
 pub(super) fn check(offset: usize, len: usize, room: usize) -> Result<(), OutOfRange> {
@@ -85,9 +97,14 @@ impl Slice {
     /// Copies bytes out, from `offset` of this slice on.
     ///
     /// # Errors
-    /// [`OutOfRange`], and nothing is copied.
-    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), OutOfRange> {
+    /// Out of range, and nothing is copied. Of a GPU's memory its driver's, too.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), AccessError> {
         check(offset, out.len(), self.len)?;
+        if let Some(driver) = self.driver() {
+            let from = self.addr() + offset as u64;
+            // SAFETY: as below; the driver returns when the bytes are there.
+            return Ok(unsafe { driver.copy(from, out.as_mut_ptr() as u64, out.len()) }?);
+        }
         // SAFETY: the source lies inside the region (checked here and in `new`), which `self`
         // keeps mapped; `out` is the caller's own and can't be region memory, which is never
         // lent as a reference.
@@ -100,9 +117,14 @@ impl Slice {
     /// Copies bytes in, from `offset` of this slice on.
     ///
     /// # Errors
-    /// [`OutOfRange`], and nothing is copied.
-    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
+    /// As [`Slice::read`].
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), AccessError> {
         check(offset, bytes.len(), self.len)?;
+        if let Some(driver) = self.driver() {
+            let to = self.addr() + offset as u64;
+            // SAFETY: as in `read`, the other way round.
+            return Ok(unsafe { driver.copy(bytes.as_ptr() as u64, to, bytes.len()) }?);
+        }
         // SAFETY: as in `read`, the other way round.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr().add(offset), bytes.len());
@@ -111,16 +133,27 @@ impl Slice {
     }
 
     /// Copies the first `min(len)` bytes of `self` onto those of `target`; the two may overlap.
-    /// Returns how many.
+    /// Returns how many: none where a GPU that holds some does not answer for them.
     pub fn copy_to(&self, target: &Slice) -> usize {
         let len = self.len.min(target.len);
+        if let Some(driver) = self.driver().or(target.driver()) {
+            // SAFETY: as below.
+            return unsafe { driver.copy(self.addr(), target.addr(), len) }.map_or(0, |()| len);
+        }
         // SAFETY: both ranges lie inside regions that the slices keep mapped; `copy` allows
         // overlap, and libc's memmove is memcpy's equal in speed where there is none.
         unsafe { std::ptr::copy(self.ptr(), target.ptr(), len) };
         len
     }
 
-    /// The first byte, for system calls in this crate; valid while `self` (or a clone) lives.
+    /// Who copies the bytes, where the CPU can't.
+    pub(crate) fn driver(&self) -> Option<&Arc<dyn Driver>> {
+        self.region.device().map(|device| device.driver())
+    }
+
+    /// The first byte, for system calls in this crate; valid while `self` (or a clone) lives. Of a
+    /// GPU's memory it is no more than a name: a system call fails on it with `EFAULT`, and this
+    /// process must not touch it.
     pub(crate) fn ptr(&self) -> *mut u8 {
         // SAFETY: `offset` is within the region, checked in `new` and kept by `part`, `advance`.
         unsafe { self.region.base.as_ptr().add(self.offset) }

@@ -1,7 +1,9 @@
 //! What a reactor for sockets is asked and answers, and the two there are, behind one type: their
-//! owner names neither.
+//! owner names neither. Bytes of GPUs, which no system call reaches, go by way of the host
+//! (`staging`).
 
 mod socket;
+mod staging;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -10,8 +12,10 @@ use std::io;
 use std::sync::Arc;
 
 pub use self::socket::{Socket, Tcp};
+use self::staging::Staging;
 pub use self::tls::SECRET_BYTES;
 use crate::Reactor;
+use crate::doorbell::Doorbell;
 use crate::sockets::Sockets;
 use crate::uring::Uring;
 use crate::vector::Vector;
@@ -59,7 +63,13 @@ pub fn is_fenced(error: &io::Error) -> bool {
 }
 
 /// A reactor for sockets, of either kind.
-pub enum Streams {
+pub struct Streams {
+    kind: Kind,
+    /// None where no GPU's bytes are asked for.
+    staging: Option<Box<Staging>>,
+}
+
+enum Kind {
     /// On a ring of its own.
     Uring(Uring),
     /// By readiness, where there is no io_uring.
@@ -69,20 +79,82 @@ pub enum Streams {
     Sim(crate::sim::Streams),
 }
 
+impl From<Uring> for Streams {
+    fn from(ring: Uring) -> Self {
+        Self { kind: Kind::Uring(ring), staging: None }
+    }
+}
+
+impl From<Sockets> for Streams {
+    fn from(sockets: Sockets) -> Self {
+        Self { kind: Kind::Sockets(sockets), staging: None }
+    }
+}
+
+#[cfg(feature = "sim")]
+impl From<crate::sim::Streams> for Streams {
+    fn from(streams: crate::sim::Streams) -> Self {
+        Self { kind: Kind::Sim(streams), staging: None }
+    }
+}
+
 impl Streams {
+    /// Takes GPUs' bytes, too: copies of so many blocks a launch bring them to host memory and
+    /// back, and ring `doorbell` when they are done.
+    #[must_use]
+    pub fn staging(self, doorbell: Arc<Doorbell>, blocks: u32) -> Self {
+        Self { staging: Some(Box::new(Staging::new(doorbell, blocks))), ..self }
+    }
+
     /// Ends the wait of the doorbell's sleeper at `at_ns` at the latest, where both times are of
     /// the caller's clock.
     pub fn set_alarm(&mut self, at_ns: u64, now_ns: u64) {
-        match self {
-            Self::Uring(ring) => ring.set_alarm(at_ns, now_ns),
-            Self::Sockets(sockets) => sockets.set_alarm(at_ns, now_ns),
+        match &mut self.kind {
+            Kind::Uring(ring) => ring.set_alarm(at_ns, now_ns),
+            Kind::Sockets(sockets) => sockets.set_alarm(at_ns, now_ns),
             #[cfg(feature = "sim")]
-            Self::Sim(streams) => streams.set_alarm(at_ns, now_ns),
+            Kind::Sim(streams) => streams.set_alarm(at_ns, now_ns),
         }
+    }
+
+    /// Whether something waits for a GPU, which must be looked at now and then: one that is lost
+    /// rings nobody.
+    pub fn awaits_gpus(&self) -> bool {
+        self.staging.as_ref().is_some_and(|staging| !staging.is_idle())
     }
 }
 
 impl Reactor for Streams {
+    type Work = Work;
+    type Done = Done;
+
+    fn submit(&mut self, work: Work) -> Result<u64, Work> {
+        match &mut self.staging {
+            Some(staging) if work.vector.is_on_gpu() => staging.submit(work, &mut self.kind),
+            _ => self.kind.submit(work),
+        }
+    }
+
+    fn poll(&mut self, budget: usize, done: &mut Vec<Done>) -> usize {
+        match &mut self.staging {
+            Some(staging) if !staging.is_idle() => staging.poll(budget, done, &mut self.kind),
+            _ => self.kind.poll(budget, done),
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        self.kind.arm() && self.staging.as_mut().is_none_or(|staging| staging.arm())
+    }
+
+    fn fence(&mut self, name: u64) {
+        match &mut self.staging {
+            Some(staging) if staging.has(name) => staging.fence(name, &mut self.kind),
+            _ => self.kind.fence(name),
+        }
+    }
+}
+
+impl Reactor for Kind {
     type Work = Work;
     type Done = Done;
 

@@ -13,7 +13,7 @@ use super::tls::{self, SECRET_BYTES};
 pub enum Socket {
     /// The kernel's.
     Tcp(Tcp),
-    /// A simulated network's; its reactor is [`super::Streams::Sim`].
+    /// A simulated network's; its reactor is the simulator's.
     #[cfg(feature = "sim")]
     Sim(crate::sim::Stream),
 }

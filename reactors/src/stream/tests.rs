@@ -16,12 +16,12 @@ const LARGE: usize = 32 << 20;
 /// Runs `test` on each reactor that the kernel gives us.
 fn both(capacity: usize, test: impl Fn(Streams, &Doorbell)) {
     let bell = Doorbell::with_sources().unwrap();
-    test(Streams::Sockets(Sockets::new(capacity, &bell).unwrap()), &bell);
+    test(Sockets::new(capacity, &bell).unwrap().into(), &bell);
     match probe_uring() {
         Err(error) => eprintln!("not on io_uring, which the kernel refuses: {error}"),
         Ok(()) => {
             let bell = Doorbell::with_sources().unwrap();
-            test(Streams::Uring(Uring::new(capacity, bell.raw_fd()).unwrap()), &bell);
+            test(Uring::new(capacity, bell.raw_fd()).unwrap().into(), &bell);
         }
     }
 }

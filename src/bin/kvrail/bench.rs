@@ -1,6 +1,7 @@
 //! `kvrail bench`: one process serves memory, another reads or writes it, as fast as it goes.
 
 mod cells;
+mod pages;
 mod run;
 mod serve;
 
@@ -12,10 +13,11 @@ use kvrail::prometheus::{Exporter, Served};
 use kvrail::runtime::Driver;
 use kvrail::topology::{self, Binding};
 use kvrail::{
-    Access, Config, Devices, Engine, Error, Eternal, IdlePolicy, Metadata, NumaPolicy, Region,
-    RemoteBuffer, Result,
+    Access, Config, Devices, Engine, Error, Eternal, IdlePolicy, Location, Metadata, NumaPolicy,
+    Region, RemoteBuffer, Result,
 };
 
+use self::pages::Pages;
 use self::run::Run;
 use crate::security::Security;
 use crate::size;
@@ -64,6 +66,10 @@ pub struct Options {
     /// Requests of one batch.
     #[arg(long, alias = "batch_size", default_value_t = 128)]
     batch_size: usize,
+    /// Pages of one batch and their size, as in 960x12K, in place of the two above: at the segment
+    /// they lie in another order than here, as a cache's pages do.
+    #[arg(long, value_parser = pages::parse)]
+    pages: Option<Pages>,
     /// Batches that lie side by side and take turns; 1 uses the same memory again and again.
     #[arg(long, default_value_t = 1)]
     walk: usize,
@@ -83,6 +89,13 @@ pub struct Options {
     /// Whose memory: regions that the engine allocates, or foreign memory that it is told of.
     #[arg(long, value_enum, default_value = "region")]
     memory: Memory,
+    /// Where the memory lives: cpu (one buffer a NUMA node), cpu:0 (on that node) or cuda:0 (on that
+    /// GPU).
+    #[arg(long, default_value = "cpu")]
+    location: Location,
+    /// Multiprocessors of a GPU that one launch of copies takes at most, by default 16.
+    #[arg(long)]
+    sm_budget: Option<u32>,
     /// What idle shards do: spin, event, or hybrid (the default), which polls for 50 us before it
     /// sleeps.
     #[arg(long)]
@@ -165,11 +178,15 @@ enum Memory {
 
 pub fn run(options: &Options) -> Result<()> {
     let config = settings(options)?;
-    let options = &Options { idle: config.idle, ..options.clone() };
+    let options = &Options { idle: config.idle, ..options.clone().with_pages() };
     let exporter = options.metrics.as_ref().map(|_| Exporter::install()).transpose()?;
     let metadata = config.metadata_server.as_deref().map_or(Ok(Metadata::P2p), str::parse)?;
     let metadata = metadata.with_variables(|name| std::env::var(name).ok())?;
-    let engine = options.security.apply(config.builder()?.metadata(metadata)).start()?;
+    let mut builder = options.security.apply(config.builder()?.metadata(metadata));
+    if let Some(budget) = options.sm_budget {
+        builder = builder.sm_budget(budget);
+    }
+    let engine = builder.start()?;
     let _served = match (&options.metrics, exporter) {
         (Some(address), Some(exporter)) => Some(announced(exporter.serve(address, &engine)?)),
         _ => None,
@@ -218,8 +235,24 @@ fn overrule<T>(setting: &mut Option<T>, by: Option<T>) {
     }
 }
 
-/// One buffer a NUMA node, as transfer_engine_bench expects; one where nodes can't be chosen.
+impl Options {
+    /// Pages are blocks of a batch.
+    fn with_pages(self) -> Self {
+        match self.pages {
+            Some(Pages { count, bytes }) => Self { batch_size: count, block_size: bytes, ..self },
+            None => self,
+        }
+    }
+}
+
+/// One buffer a NUMA node, as transfer_engine_bench expects; one where nodes can't be chosen, or
+/// where it was said which.
 fn buffers(engine: &Engine, options: &Options) -> Result<Vec<Region>> {
+    let is_said = options.location != Location::Cpu(None);
+    if is_said && options.memory == Memory::Region {
+        let buffer = engine.allocate(options.buffer_size, options.location, Access::READ_WRITE);
+        return Ok(vec![buffer?]);
+    }
     let facts = topology::Memory::here();
     let bound = facts.usable().map(|node| NumaPolicy::Bind(vec![node.id]));
     let policies = match facts.binding {

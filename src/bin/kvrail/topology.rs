@@ -1,13 +1,14 @@
 //! `kvrail topology`: the machine as this process sees it, and what fits where.
 
 mod fit;
+mod gpus;
 mod rdma;
 
 use clap::Args;
 use comfy_table::Table;
 use kvrail::Result;
 use kvrail::runtime::{ShardPlacement, Shards};
-use kvrail::topology::{Devices, Memory, Nic, Node, NodeMemory, Size, Topology};
+use kvrail::topology::{Devices, Gpus, Memory, Nic, Node, NodeMemory, Size, Topology};
 use serde_json::{Value, json};
 
 use crate::{size, table};
@@ -34,8 +35,13 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     let shards = options.shards.map_or_else(Shards::default, Shards::Count);
     let topology = Topology::here()?;
-    let machine =
-        Machine { shards: shards.place(&topology)?, devices: Devices::here(), topology, memory };
+    let machine = Machine {
+        shards: shards.place(&topology)?,
+        devices: Devices::here(),
+        gpus: Gpus::here(),
+        topology,
+        memory,
+    };
     if options.json {
         println!("{}", machine.json())
     } else {
@@ -48,6 +54,7 @@ struct Machine {
     topology: Topology,
     memory: Memory,
     devices: Devices,
+    gpus: Gpus,
     shards: Vec<ShardPlacement>,
 }
 
@@ -70,6 +77,10 @@ impl Machine {
         match self.devices.rdma.is_empty() {
             true => println!("RDMA devices: none here"),
             false => println!("RDMA devices\n{}", rdma::table(&self.devices).trim_fmt()),
+        }
+        match &self.gpus.found {
+            Err(why) => println!("\nGPUs: {why}"),
+            Ok(gpus) => println!("\nGPUs\n{}", gpus::table(gpus).trim_fmt()),
         }
         if let Some(room) = self.memory.group_room_bytes {
             println!("\nThe memory cgroup leaves {}", Size(room));
@@ -144,6 +155,7 @@ impl Machine {
             "shards": shards.collect::<Vec<_>>(),
             "nics": self.devices.nics.iter().map(nic_json).collect::<Vec<_>>(),
             "rdma": rdma::json(&self.devices),
+            "gpus": self.gpus.found.as_deref().map(gpus::json).unwrap_or_default(),
             "host_room_bytes": self.memory.host_room_bytes,
             "cgroup_room_bytes": self.memory.group_room_bytes,
         })

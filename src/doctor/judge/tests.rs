@@ -5,7 +5,7 @@ mod rdma;
 use kvrail_reactors::probe::{EACCES, EINVAL, ENETUNREACH, EPERM};
 
 use super::*;
-use crate::topology::{Devices, NodeMemory};
+use crate::topology::{Devices, Gpus, NodeMemory};
 
 const GIB: u64 = 1 << 30;
 
@@ -50,6 +50,7 @@ fn healthy() -> Facts {
         kernel_tls: Ok(()),
         devices: Devices::default(),
         verbs: Some(Ok(0)),
+        gpus: Gpus { found: Err("none".into()), has_driver: false },
         seccomp: Some(0),
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
+use kvrail_reactors::cuda::Gpus;
 use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::NotMappable;
 use kvrail_reactors::host::lane;
@@ -19,7 +20,7 @@ use super::hub::{Change, Hub, tell};
 use super::lane::Lane;
 use super::message::{LEDGERS, ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
-use super::readable::{Visible, means, open_process};
+use super::readable::{Handle, Told, Visible, means, open_process};
 use super::shard::Message;
 use super::sources::{Known, PeerRegion, Readable};
 use crate::auth::Pass;
@@ -119,6 +120,7 @@ impl Neighbour {
         let session = Session {
             packets,
             process: open_process(credentials, token),
+            gpus: hub.gpus.clone(),
             neighbour: Arc::downgrade(&neighbour),
             asked,
             pending: BTreeMap::new(),
@@ -240,6 +242,7 @@ async fn bring_lanes(
 struct Session {
     packets: Packets,
     process: Visible,
+    gpus: Gpus,
     /// The session ends when nobody holds the peer.
     neighbour: Weak<Neighbour>,
     asked: mpsc::Receiver<Question>,
@@ -310,15 +313,22 @@ impl Session {
                 self.packets.send(&map, &[]).await?;
             }
             Asked::Offer(region) => {
-                let fd = region.memfd();
+                let handle = match Handle::of(region) {
+                    Ok(handle) => handle,
+                    Err(why) => {
+                        neighbour.note(region.id(), Offer::Refused(why));
+                        return known(question);
+                    }
+                };
                 let offer = ToResponder::Offer {
                     call,
                     id: region.id(),
                     addr: region.addr(),
                     len: region.len() as u64,
-                    is_foreign: fd.is_none(),
+                    is_foreign: handle.is_foreign(),
+                    gpu_bytes: handle.gpu_bytes(),
                 };
-                self.packets.send(&offer, fd.as_slice()).await?;
+                self.packets.send(&offer, handle.fd().as_slice()).await?;
             }
         }
         let Question { asked, answered } = question;
@@ -345,9 +355,10 @@ impl Session {
     async fn hear(&mut self, message: ToAsker, fds: Vec<OwnedFd>) -> Result<()> {
         let Some(neighbour) = self.neighbour.upgrade() else { return Ok(()) };
         match message {
-            ToAsker::Mapped { call, id, slot, addr, len, is_foreign } => {
+            ToAsker::Mapped { call, id, slot, addr, len, is_foreign, gpu_bytes } => {
                 let Some(question) = self.pending.remove(&call) else { return Err(unasked()) };
-                let known = match means(&self.process, is_foreign, addr, len, fds).await {
+                let told = Told { addr, len, is_foreign, gpu_bytes, fds };
+                let known = match means(&self.process, &self.gpus, told).await {
                     Ok(means) => {
                         Known::Readable { region: PeerRegion { id, addr, len, means }, slot }
                     }
@@ -360,7 +371,7 @@ impl Session {
             ToAsker::Taken { call } => {
                 let question = self.pending.remove(&call).ok_or_else(unasked)?;
                 if let Asked::Offer(region) = &question.asked {
-                    let is_mapped = region.memfd().is_some();
+                    let is_mapped = !region.is_foreign();
                     neighbour.note(region.id(), Offer::Taken { is_mapped });
                 }
                 answered(question);

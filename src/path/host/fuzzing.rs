@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::entry::{CopyEntry, Entry, Reply};
 use super::message::{ToAsker, ToResponder};
+use super::pages::Pages;
 use super::server::LaneServer;
 use super::sources::{Means, Offered, PeerRegion};
 use crate::auth::Visitor;
@@ -128,13 +129,15 @@ impl Rig {
     fn new() -> Self {
         let (fd, mut asks) = lane::create(1).expect("a lane");
         let answers = lane::open(fd, 1).expect("our own").pop().expect("one");
-        let doorbell = Doorbell::new().expect("an eventfd");
+        let doorbell = Arc::new(Doorbell::new().expect("an eventfd"));
+        let pages = Pages::new(doorbell.clone(), 1);
         let bell = doorbell.as_fd().try_clone_to_owned().and_then(Bell::new).expect("our own");
         let offered = Arc::new(Offered::default());
         for (id, byte) in (1..).zip(SOURCES) {
             offered.insert(source(id, byte)).expect("room");
         }
-        let server = LaneServer::new(answers, Arc::new(bell), offered, Visitor::anyone(PEER));
+        let (bell, visitor) = (Arc::new(bell), Visitor::anyone(PEER));
+        let server = LaneServer::new(answers, bell, offered, visitor, pages);
         Self { asks: asks.pop().expect("one"), server, begun: 0, done: 0 }
     }
 

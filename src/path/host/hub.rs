@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use kvrail_reactors::cuda::{Gpus, SM_BUDGET};
 use kvrail_reactors::host::ledger::Ledger;
 use kvrail_reactors::host::process::Token;
 use kvrail_reactors::host::socket::{Listener, own_uid, remove_if_dead};
@@ -13,6 +14,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 
 use super::shard::Message;
 use crate::auth::Gate;
+use crate::config::Vram;
 use crate::limits::{HOST_CHANGES_MAX, HOST_SESSIONS_MAX, REGIONS_MAX};
 use crate::memory::grant::Grants;
 use crate::memory::{Region, Regions};
@@ -42,6 +44,10 @@ pub(crate) struct Hub {
     /// Open sessions hold a receiver; true ends them.
     pub(super) closing: watch::Sender<bool>,
     pub(super) seats: Arc<Semaphore>,
+    /// By which peers' VRAM is mapped.
+    pub(super) gpus: Gpus,
+    /// Multiprocessors that a launch for a peer takes at most.
+    pub(super) blocks: u32,
     folder: Option<PathBuf>,
     listeners: Mutex<Vec<(String, Listener)>>,
     shards: OnceLock<Vec<PumpAddress<Message>>>,
@@ -74,12 +80,19 @@ impl Hub {
             changes: broadcast::channel(HOST_CHANGES_MAX).0,
             closing: watch::channel(false).0,
             seats: Arc::new(Semaphore::new(HOST_SESSIONS_MAX)),
+            gpus: Gpus::default(),
+            blocks: SM_BUDGET,
             folder,
             listeners: Mutex::new(listeners),
             shards: OnceLock::new(),
             nodes: OnceLock::new(),
             next_session: AtomicU64::new(1),
         })
+    }
+
+    /// Has it map peers' VRAM by these GPUs.
+    pub(crate) fn with_vram(self, vram: &Vram) -> Self {
+        Self { gpus: vram.gpus.clone(), blocks: vram.blocks, ..self }
     }
 
     /// The names that peers connect to.

@@ -49,8 +49,17 @@ pub(crate) enum ToResponder {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<Key>,
     },
-    /// Memory to copy from; its memfd comes along, unless it is foreign memory.
-    Offer { call: u64, id: u64, addr: u64, len: u64, is_foreign: bool },
+    /// Memory to copy from; its descriptor comes along, unless it is foreign memory.
+    Offer {
+        call: u64,
+        id: u64,
+        addr: u64,
+        len: u64,
+        is_foreign: bool,
+        /// It is a GPU's, in an allocation of so many bytes, whose descriptor comes along.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gpu_bytes: Option<u64>,
+    },
     /// The offered region is gone.
     Withdraw { id: u64 },
 }
@@ -68,7 +77,7 @@ pub(crate) enum ToAsker {
         token: (u64, u64),
     },
     Ready,
-    /// The region; its memfd comes along, unless it is foreign memory.
+    /// The region; its descriptor comes along, unless it is foreign memory.
     Mapped {
         call: u64,
         id: u64,
@@ -76,6 +85,9 @@ pub(crate) enum ToAsker {
         addr: u64,
         len: u64,
         is_foreign: bool,
+        /// As in `Offer`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gpu_bytes: Option<u64>,
     },
     /// The offer is taken.
     Taken {

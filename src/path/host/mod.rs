@@ -8,7 +8,7 @@
 //!
 //! - `hub` `responder` `asker` `message` `packets`: sessions, on the control thread
 //! - `sources` `readable`: memory of the peer's that is readable here, and how it becomes so
-//! - `entry` `lane` `server` `shard`: requests by lanes, on the shards
+//! - `entry` `lane` `server` `pages` `shard`: requests by lanes, on the shards
 
 mod asker;
 mod entry;
@@ -18,6 +18,7 @@ mod hub;
 mod lane;
 mod message;
 mod packets;
+mod pages;
 mod readable;
 mod responder;
 mod server;

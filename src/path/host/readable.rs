@@ -1,11 +1,14 @@
-//! How memory that a peer names becomes readable here: a memfd is mapped, foreign memory is tried.
+//! How memory that a peer names becomes readable here: a memfd and a GPU's allocation are mapped,
+//! foreign memory is tried.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use kvrail_reactors::cuda::{DeviceMemory, Gpus};
 use kvrail_reactors::host::process::Process;
 use kvrail_reactors::host::socket::Credentials;
 use kvrail_reactors::host::view::View;
+use kvrail_reactors::region;
 
 use super::sources::Means;
 
@@ -31,17 +34,61 @@ fn probe(process: &Visible, addr: u64) -> Result<Means, Arc<str>> {
     }
 }
 
-/// How `len` bytes at `addr` of a peer are read: by a memfd that came along, or out of its process.
-pub(super) async fn means(
-    process: &Visible,
-    is_foreign: bool,
-    addr: u64,
-    len: u64,
-    fds: Vec<OwnedFd>,
-) -> Result<Means, Arc<str>> {
-    match is_foreign {
-        true => probe(process, addr),
-        false => view(len, fds).await,
+/// What is said of a region to a peer that is to read it, and the descriptor that goes along.
+pub(super) enum Handle<'a> {
+    Memfd(BorrowedFd<'a>),
+    /// A GPU's allocation of so many bytes.
+    Gpu(OwnedFd, u64),
+    Foreign,
+}
+
+impl<'a> Handle<'a> {
+    /// # Errors
+    /// The GPU does not give it away: why.
+    pub(super) fn of(region: &'a region::Region) -> Result<Self, Arc<str>> {
+        if let Some(memory) = region.device() {
+            let fd = memory.export().map_err(|failure| failure.to_string())?;
+            return Ok(Self::Gpu(fd, memory.bytes() as u64));
+        }
+        Ok(region.memfd().map_or(Self::Foreign, Self::Memfd))
+    }
+
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Memfd(fd) => Some(*fd),
+            Self::Gpu(fd, _) => Some(fd.as_fd()),
+            Self::Foreign => None,
+        }
+    }
+
+    pub(super) fn is_foreign(&self) -> bool {
+        matches!(self, Self::Foreign)
+    }
+
+    pub(super) fn gpu_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Gpu(_, bytes) => Some(*bytes),
+            Self::Memfd(_) | Self::Foreign => None,
+        }
+    }
+}
+
+/// Memory of a peer, as it tells of it.
+pub(super) struct Told {
+    pub(super) addr: u64,
+    pub(super) len: u64,
+    pub(super) is_foreign: bool,
+    pub(super) gpu_bytes: Option<u64>,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+/// How memory of a peer is read: by a descriptor that came along, or out of its process.
+pub(super) async fn means(process: &Visible, gpus: &Gpus, told: Told) -> Result<Means, Arc<str>> {
+    let Told { addr, len, is_foreign, gpu_bytes, fds } = told;
+    match gpu_bytes {
+        Some(bytes) => vram(gpus.clone(), bytes, len, fds).await,
+        None if is_foreign => probe(process, addr),
+        None => view(len, fds).await,
     }
 }
 
@@ -49,10 +96,36 @@ pub(super) async fn means(
 async fn view(len: u64, fds: Vec<OwnedFd>) -> Result<Means, Arc<str>> {
     let fd = fds.into_iter().next().ok_or("no memfd came along")?;
     let len = usize::try_from(len).map_err(|_| "the region is longer than memory")?;
-    let mapped = tokio::task::spawn_blocking(move || View::map(fd, len)).await;
-    match mapped {
-        Ok(Ok(view)) => Ok(Means::Mapped(Arc::new(view))),
-        Ok(Err(error)) => Err(error.to_string().into()),
+    aside(move || match View::map(fd, len) {
+        Ok(view) => Ok(Means::Mapped(Arc::new(view))),
         Err(error) => Err(error.to_string().into()),
-    }
+    })
+    .await
+}
+
+/// Maps a region that came as a GPU's allocation. The first one may wake the driver, which takes a
+/// second or two.
+async fn vram(gpus: Gpus, bytes: u64, len: u64, fds: Vec<OwnedFd>) -> Result<Means, Arc<str>> {
+    let fd = fds.into_iter().next().ok_or("no descriptor of the GPU's memory came along")?;
+    let too_long = "the region is longer than memory";
+    let bytes = usize::try_from(bytes).map_err(|_| too_long)?;
+    let len = usize::try_from(len).map_err(|_| too_long)?;
+    aside(move || {
+        let why = |why: &dyn std::fmt::Display| Arc::from(format!("the peer's VRAM: {why}"));
+        let driver = gpus.driver().map_err(|no| why(&no))?;
+        let memory = DeviceMemory::import(driver, fd.as_fd(), bytes).map_err(|no| why(&no))?;
+        let region = region::Region::on_device(memory, len);
+        region
+            .map(|region| Means::Gpu(Arc::new(region)))
+            .ok_or_else(|| why(&"it has no such length"))
+    })
+    .await
+}
+
+/// On a thread that may wait.
+async fn aside(
+    work: impl FnOnce() -> Result<Means, Arc<str>> + Send + 'static,
+) -> Result<Means, Arc<str>> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(error.to_string().into()))
 }

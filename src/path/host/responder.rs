@@ -15,7 +15,8 @@ use tokio::sync::broadcast;
 use super::hub::{Change, Hub, tell};
 use super::message::{ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
-use super::readable::{Visible, means, open_process};
+use super::pages::Pages;
+use super::readable::{Handle, Told, Visible, means, open_process};
 use super::server::LaneServer;
 use super::shard::Message;
 use super::sources::{Offered, PeerRegion};
@@ -122,7 +123,9 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Greeted> {
     for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(shards) {
         let bell = Bell::new(bell)
             .map_err(|error| Error::refused("the peer's bell is no eventfd").with_source(error))?;
-        let server = LaneServer::new(ring, Arc::new(bell), offered.clone(), visitor.clone());
+        let pages = Pages::new(shard.doorbell().clone(), hub.blocks);
+        let (bell, offered) = (Arc::new(bell), offered.clone());
+        let server = LaneServer::new(ring, bell, offered, visitor.clone(), pages);
         let server = Box::new(server);
         tell(shard, Message::Serve { session: id, server }).await;
     }
@@ -184,8 +187,9 @@ impl Session<'_> {
     async fn answer(&self, message: ToResponder, fds: Vec<OwnedFd>) -> Result<()> {
         match message {
             ToResponder::Map { call, addr, len, key } => self.map(call, addr, len, key).await,
-            ToResponder::Offer { call, id, addr, len, is_foreign } => {
-                let region = means(&self.process, is_foreign, addr, len, fds).await;
+            ToResponder::Offer { call, id, addr, len, is_foreign, gpu_bytes } => {
+                let told = Told { addr, len, is_foreign, gpu_bytes, fds };
+                let region = means(&self.process, &self.hub.gpus, told).await;
                 let taken = region.and_then(|means| {
                     let region = PeerRegion { id, addr, len, means };
                     self.offered.insert(region).map_err(|error| error.to_string().into())
@@ -216,16 +220,23 @@ impl Session<'_> {
             }
         };
         let memory = region.memory();
-        let fd = memory.memfd();
+        let handle = match Handle::of(memory) {
+            Ok(handle) => handle,
+            Err(why) => {
+                let why = why.to_string();
+                return self.say(&ToAsker::Refused { call, why }, &[]).await;
+            }
+        };
         let mapped = ToAsker::Mapped {
             call,
             id: memory.id(),
             slot,
             addr: region.addr(),
             len: region.len() as u64,
-            is_foreign: fd.is_none(),
+            is_foreign: handle.is_foreign(),
+            gpu_bytes: handle.gpu_bytes(),
         };
-        self.say(&mapped, fd.as_slice()).await
+        self.say(&mapped, handle.fd().as_slice()).await
     }
 
     /// The region of these bytes, if peers may read it, or this one may by a grant.

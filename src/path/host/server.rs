@@ -12,9 +12,10 @@ use kvrail_reactors::host::lane::{Corrupt, Responder};
 use kvrail_reactors::region::{Region, Slice};
 
 use super::entry::{CopyEntry, Entry, Reply, Verdict};
+use super::pages::Pages;
 use super::sources::Offered;
 use crate::auth::Visitor;
-use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_REPLIES_MAX};
+use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_PAGES_MAX, HOST_REPLIES_MAX};
 use crate::memory::Operation;
 use crate::memory::grant::{Denied, Use};
 use crate::path::served::Served;
@@ -27,10 +28,11 @@ pub(crate) struct LaneServer {
     offered: Arc<Offered>,
     visitor: Visitor,
     copy: Copy,
+    pages: Pages,
     done: Vec<CopyDone>,
     /// Parts that are not over, oldest first; copies may still be added to the last one.
     parts: VecDeque<Part>,
-    /// Copies in the order of their submission, which is that of their completion.
+    /// Copies by the CPU in the order of their submission, which is that of their completion.
     flying: VecDeque<Flying>,
     replies: VecDeque<Reply>,
     event: Option<Assembly>,
@@ -50,7 +52,7 @@ struct Part {
     is_closed: bool,
 }
 
-struct Flying {
+pub(super) struct Flying {
     serial: u64,
     part: u64,
     name: u64,
@@ -62,7 +64,7 @@ struct Flying {
 }
 
 impl Flying {
-    fn is_struck(&self) -> bool {
+    pub(super) fn is_struck(&self) -> bool {
         self.used.as_ref().is_some_and(Use::is_struck)
     }
 }
@@ -75,11 +77,12 @@ struct Assembly {
 }
 
 impl LaneServer {
-    pub(crate) fn new(
+    pub(super) fn new(
         ring: Responder,
         bell: Arc<Bell>,
         offered: Arc<Offered>,
         visitor: Visitor,
+        pages: Pages,
     ) -> Self {
         Self {
             ring,
@@ -87,6 +90,7 @@ impl LaneServer {
             offered,
             visitor,
             copy: Copy::new(HOST_COPIES_MAX),
+            pages,
             done: Vec::new(),
             parts: VecDeque::new(),
             flying: VecDeque::new(),
@@ -114,12 +118,12 @@ impl LaneServer {
             self.take(Entry::decode(&words).ok_or(Corrupt)?, served)?;
             moved += 1;
         }
-        Ok(moved + self.make_copies() + self.reply()?)
+        Ok(moved + self.make_copies() + self.make_pages() + self.reply()?)
     }
 
     /// Before the shard parks: `false` where something is to be done.
     pub(crate) fn arm(&mut self) -> bool {
-        if !self.flying.is_empty() {
+        if !self.flying.is_empty() || !self.pages.arm() {
             return false;
         }
         self.is_armed = true;
@@ -127,9 +131,10 @@ impl LaneServer {
         self.ring.sleep() || !self.has_room()
     }
 
-    /// Whether replies wait for the peer to take some, which only a look now and then can see.
+    /// Whether only a look now and then can see what it waits for: a peer that takes replies, or a
+    /// GPU that is lost.
     pub(crate) fn is_stuck(&self) -> bool {
-        !self.replies.is_empty()
+        !self.replies.is_empty() || self.pages.len() > 0
     }
 
     /// Nothing is stored into `region` any more when this returns.
@@ -137,6 +142,7 @@ impl LaneServer {
         for flying in self.flying.iter().filter(|flying| Arc::ptr_eq(&flying.target, region)) {
             self.copy.fence(flying.name);
         }
+        self.pages.settle(region);
     }
 
     /// Parts, copies and replies that wait, for tests of their bounds.
@@ -154,6 +160,7 @@ impl LaneServer {
     fn has_room(&self) -> bool {
         // Parts that are refused wait behind the copies of those before them.
         self.flying.len() < HOST_COPIES_MAX
+            && self.pages.len() < HOST_PAGES_MAX
             && self.parts.len() < HOST_COPIES_MAX
             && self.replies.len() < HOST_REPLIES_MAX
     }
@@ -197,10 +204,15 @@ impl LaneServer {
             return self.failed(id, index, Verdict::Unreadable);
         };
         let (bytes, region) = (target.len(), target.region().clone());
-        // There is room, or `poll` would not have taken the request.
-        let name = self.copy.submit(CopyWork { tag: 0, source, target }).map_err(|_| Corrupt)?;
-        let target = region;
-        self.flying.push_back(Flying { serial, part: id, name, index, bytes, target, used });
+        let work = CopyWork { tag: 0, source, target };
+        let mut flying = Flying { serial, part: id, name: 0, index, bytes, target: region, used };
+        if let Some(device) = work.reach_gpu() {
+            self.pages.add(device, work, flying);
+        } else {
+            // There is room, or `poll` would not have taken the request.
+            flying.name = self.copy.submit(work).map_err(|_| Corrupt)?;
+            self.flying.push_back(flying);
+        }
         if let Some(part) = self.parts.back_mut() {
             part.flying += 1;
         }
@@ -260,20 +272,24 @@ impl LaneServer {
 
     fn copied(&mut self, done: &CopyDone) {
         let Some(flying) = self.flying.pop_front() else { return };
-        if let Some(part) = self.parts.iter_mut().find(|part| part.serial == flying.serial) {
-            part.flying -= 1;
-        }
         let verdict = match &done.error {
             _ if flying.is_struck() => Verdict::Stale,
             _ if done.copied_bytes == flying.bytes => Verdict::Ok,
             None => Verdict::Ended,
             Some(_) => Verdict::Unreadable,
         };
-        if verdict != Verdict::Ok {
-            let (part, index) = (flying.part, flying.index);
-            self.replies.push_back(Reply::Failed { part, index, verdict });
-        }
+        landed(&mut self.parts, &mut self.replies, &flying, verdict);
         self.end_parts();
+    }
+
+    /// Starts the turn's pages on their GPUs, and takes back what has ended there.
+    fn make_pages(&mut self) -> usize {
+        let Self { pages, parts, replies, .. } = self;
+        let moved = pages.poll(|flying, verdict| landed(parts, replies, flying, verdict));
+        if moved > 0 {
+            self.end_parts();
+        }
+        moved
     }
 
     /// Replies for parts that are over, in their order.
@@ -310,5 +326,21 @@ impl LaneServer {
             self.bell.ring();
         }
         Ok(count)
+    }
+}
+
+/// A copy is over.
+fn landed(
+    parts: &mut VecDeque<Part>,
+    replies: &mut VecDeque<Reply>,
+    flying: &Flying,
+    verdict: Verdict,
+) {
+    if let Some(part) = parts.iter_mut().find(|part| part.serial == flying.serial) {
+        part.flying -= 1;
+    }
+    if verdict != Verdict::Ok {
+        let (part, index) = (flying.part, flying.index);
+        replies.push_back(Reply::Failed { part, index, verdict });
     }
 }

@@ -8,6 +8,7 @@ use kvrail_reactors::copy::Source;
 use kvrail_reactors::host::ledger::LedgerView;
 use kvrail_reactors::host::process::{Process, ProcessSlice};
 use kvrail_reactors::host::view::{View, ViewSlice};
+use kvrail_reactors::region::{self, Slice};
 
 use crate::limits::REGIONS_MAX;
 use crate::memory::Operation;
@@ -19,6 +20,8 @@ use crate::{Error, Result};
 pub(crate) enum Means {
     /// It is mapped here, read-only.
     Mapped(Arc<View>),
+    /// It is on a GPU, and mapped here.
+    Gpu(Arc<region::Region>),
     /// It is foreign memory, read by `process_vm_readv`.
     Process(Arc<Process>),
 }
@@ -36,7 +39,7 @@ pub(crate) struct PeerRegion {
 
 impl PeerRegion {
     pub(crate) fn is_mapped(&self) -> bool {
-        matches!(self.means, Means::Mapped(_))
+        matches!(self.means, Means::Mapped(_) | Means::Gpu(_))
     }
 
     /// `len` bytes from `offset` on, where it has them.
@@ -48,6 +51,10 @@ impl PeerRegion {
         match &self.means {
             Means::Mapped(view) => {
                 ViewSlice::new(view.clone(), offset as usize, len as usize).map(Source::View)
+            }
+            Means::Gpu(region) => {
+                let slice = Slice::new(region.clone(), offset as usize, len as usize);
+                slice.ok().map(Source::Region)
             }
             Means::Process(process) => {
                 let addr = self.addr.checked_add(offset)?;

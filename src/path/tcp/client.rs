@@ -112,6 +112,8 @@ pub(crate) enum Broken {
     NotAStatus,
     #[error("the peer sent bytes that nobody asked for")]
     Unasked,
+    #[error("the GPU that the answer is for does not take it")]
+    Memory,
 }
 
 /// A client's side of one connection.
@@ -441,7 +443,7 @@ impl ClientStream {
         if let (Some(bytes), Some(Request { action: Action::Read(slice), .. })) =
             (bytes, &entry.request)
         {
-            slice.write(entry.received, bytes).map_err(|_| Broken::Unasked)?;
+            slice.write(entry.received, bytes).map_err(|_| Broken::Memory)?;
         }
         entry.received += len;
         if entry.received == entry.expected() && !entry.ends_with_status() {

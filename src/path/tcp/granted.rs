@@ -112,7 +112,10 @@ impl Answering {
                 None
             }
             // A copy costs less than the system call for a status of its own.
-            Bytes::Memory(memory, used) if memory.len() as u64 <= SMALL_REQUEST_BYTES => {
+            Bytes::Memory(memory, used)
+                if memory.len() as u64 <= SMALL_REQUEST_BYTES
+                    && memory.region().device().is_none() =>
+            {
                 vector.push_copy(memory);
                 let status = if used.is_struck() { Status::Stale } else { Status::Ok };
                 vector.push_bytes(&status.encode());

@@ -354,12 +354,21 @@ impl ServerStream {
                 }
                 used
             }
-            Receiving::Body { target, .. } => {
+            Receiving::Body { target, version, .. } => {
                 let used = bytes.len().min(target.len());
-                let stored = target.write(0, &bytes[..used]);
-                debug_assert_eq!(stored, Ok(()));
-                self.stored(used);
-                used
+                match (target.write(0, &bytes[..used]), version) {
+                    (Ok(()), _) => {
+                        self.stored(used);
+                        return used;
+                    }
+                    // The GPU that holds it fails.
+                    (Err(_), Version::V2) => {
+                        let sink = Sink::new(target.len() as u64, Status::Refused);
+                        self.receiving = Receiving::Sink(sink);
+                    }
+                    (Err(_), Version::V1) => self.closing = true,
+                }
+                0
             }
             Receiving::Name { body, len, has_pass } => {
                 let ((used, whole), has_pass) = (complete(body, *len, bytes), *has_pass);

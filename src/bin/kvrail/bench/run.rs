@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kvrail::runtime::Idle;
 use kvrail::{Batch, Engine, Error, ErrorKind, Peer, Prepared, Region, RemoteBuffer, Result};
 
+use super::pages::scattered;
 use super::{Operation, Options, Path};
 use crate::report::Report;
 use crate::size;
@@ -79,8 +80,9 @@ impl Run<'_> {
         let near = &self.near[thread % self.near.len()];
         let far = &self.far[thread % self.far.len()];
         let mut batch = Batch::new(&self.peer);
-        for range in self.blocks(thread, step) {
-            let addr = far.addr + range.start as u64;
+        let places = self.far_blocks(thread, step);
+        for (range, place) in self.blocks(thread, step).zip(places) {
+            let addr = far.addr + place.start as u64;
             match operation {
                 Operation::Write => batch.write(&near.share(range)?, addr),
                 Operation::Read => batch.read(near.lease(range)?, addr),
@@ -189,12 +191,24 @@ impl Run<'_> {
 
     /// Where the blocks of one batch of a caller lie.
     fn blocks(&self, thread: usize, step: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.options.batch_size).map(move |block| self.block(thread, step, block))
+    }
+
+    /// Where they lie at the segment: pages in an order of their own.
+    fn far_blocks(&self, thread: usize, step: usize) -> impl Iterator<Item = Range<usize>> + '_ {
+        let Options { batch_size, pages, .. } = self.options;
+        let place = move |block| match pages {
+            Some(_) => scattered(block, batch_size),
+            None => block,
+        };
+        (0..batch_size).map(move |block| self.block(thread, step, place(block)))
+    }
+
+    fn block(&self, thread: usize, step: usize, block: usize) -> Range<usize> {
         let options = &self.options;
-        (0..options.batch_size).map(move |block| {
-            let before = step * options.batch_size + block;
-            let start = (before * options.threads + thread) * options.block_size;
-            start..start + options.block_size
-        })
+        let before = step * options.batch_size + block;
+        let start = (before * options.threads + thread) * options.block_size;
+        start..start + options.block_size
     }
 
     fn all_blocks(&self, thread: usize) -> impl Iterator<Item = Range<usize>> + '_ {

@@ -70,10 +70,10 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
 /// Runs `test` on each reactor that the kernel gives us.
 pub(super) fn both(test: impl Fn(Streams)) {
     let doorbell = Doorbell::with_sources().unwrap();
-    test(Streams::Sockets(Sockets::new(64, &doorbell).unwrap()));
+    test(Sockets::new(64, &doorbell).unwrap().into());
     match probe_uring() {
         Err(error) => eprintln!("not on io_uring, which the kernel refuses: {error}"),
-        Ok(()) => test(Streams::Uring(Uring::new(64, doorbell.raw_fd()).unwrap())),
+        Ok(()) => test(Uring::new(64, doorbell.raw_fd()).unwrap().into()),
     }
 }
 

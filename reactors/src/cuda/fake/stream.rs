@@ -1,0 +1,124 @@
+//! A fake device's line of work: done up to one mark further each time somebody looks, or behind
+//! everybody's back once somebody wants to be rung.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::super::driver::{Failure, Stream};
+use super::super::plan::{Launch, Range};
+use super::{Shared, lock, lost};
+use crate::doorbell::Doorbell;
+
+/// How long a device takes for what nobody looks at.
+const PAUSE: Duration = Duration::from_micros(200);
+
+#[derive(Debug)]
+pub(super) struct FakeStream {
+    shared: Arc<Shared>,
+    queue: Arc<Mutex<Queue>>,
+    marks: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    passed: u64,
+}
+
+#[derive(Debug)]
+enum Item {
+    Copy(Vec<Range>),
+    Mark(u64),
+}
+
+impl FakeStream {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, queue: Arc::default(), marks: 0 }
+    }
+}
+
+impl Stream for FakeStream {
+    unsafe fn enqueue(&mut self, launch: &Launch, _blocks: u32) -> Result<(), Failure> {
+        if self.shared.faults().no_launch {
+            return Err(Failure::refused("cuLaunchKernel", "it was asked to fail"));
+        }
+        let ranges = match launch {
+            Launch::Copy(range) => vec![*range],
+            Launch::Pages(pages) => pages.clone(),
+        };
+        lock(&self.queue).items.push_back(Item::Copy(ranges));
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Result<u64, Failure> {
+        self.marks += 1;
+        lock(&self.queue).items.push_back(Item::Mark(self.marks));
+        Ok(self.marks)
+    }
+
+    fn passed(&mut self) -> Result<u64, Failure> {
+        let faults = self.shared.faults();
+        let mut queue = lock(&self.queue);
+        if faults.is_lost {
+            queue.items.clear();
+            return Err(lost());
+        }
+        if !faults.is_stalled {
+            queue.advance(&self.shared);
+        }
+        Ok(queue.passed)
+    }
+
+    fn ring_behind(&mut self, doorbell: &Arc<Doorbell>) -> Result<(), Failure> {
+        let (shared, queue) = (self.shared.clone(), self.queue.clone());
+        let (doorbell, mark) = (doorbell.clone(), self.marks);
+        std::thread::spawn(move || {
+            // A device that is lost rings nobody.
+            while !shared.faults().is_lost {
+                std::thread::sleep(PAUSE);
+                // Nobody waits for a stream that was dropped.
+                if Arc::strong_count(&queue) == 1 {
+                    return;
+                }
+                if shared.faults().is_stalled {
+                    continue;
+                }
+                let mut queue = lock(&queue);
+                while queue.passed < mark && queue.advance(&shared) {}
+                return doorbell.ring();
+            }
+        });
+        Ok(())
+    }
+
+    fn drain(&mut self) {
+        let mut queue = lock(&self.queue);
+        if self.shared.faults().is_lost {
+            return queue.items.clear();
+        }
+        while queue.advance(&self.shared) {}
+    }
+}
+
+impl Queue {
+    /// Does what stands before the next mark; `false` where there is nothing.
+    fn advance(&mut self, shared: &Shared) -> bool {
+        while let Some(item) = self.items.pop_front() {
+            match item {
+                Item::Mark(mark) => {
+                    self.passed = mark;
+                    return true;
+                }
+                Item::Copy(ranges) => {
+                    for Range { from, to, len } in ranges {
+                        // SAFETY: who enqueued it promised that both ends live until a later mark
+                        // has passed, or until `drain`, which leaves nothing here.
+                        unsafe { shared.copy(from, to, len) };
+                    }
+                }
+            }
+        }
+        false
+    }
+}

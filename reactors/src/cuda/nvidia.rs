@@ -1,0 +1,179 @@
+//! The driver of NVIDIA's GPUs, looked up at run time: devices, memory that other processes can
+//! map, and copies that are waited for. Streams of launches are in `stream`.
+
+mod call;
+mod context;
+mod memory;
+mod stream;
+
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{self, CUdevice_attribute};
+
+use self::call::{call, text};
+use self::context::Context;
+use self::stream::NvidiaStream;
+use super::NoGpus;
+use super::driver::{Allocation, DeviceFacts, Driver, Failure, Stream};
+
+/// NVIDIA's driver, initialised.
+#[derive(Debug)]
+pub(super) struct Nvidia {
+    devices: Vec<DeviceFacts>,
+    /// Each made when its device is first used: it costs some 500 MB there.
+    contexts: Vec<OnceLock<Result<Context, Failure>>>,
+}
+
+impl Nvidia {
+    /// Finds the driver and its devices.
+    ///
+    /// # Errors
+    /// There is none, or it has no devices: why.
+    pub(super) fn open() -> Result<Self, NoGpus> {
+        // SAFETY: loading the driver's library runs its initialisers, as any program that is linked
+        // against it does.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(NoGpus::new(
+                "no libcuda.so.1 here: install NVIDIA's driver, or in a \
+                                    container use its runtime (`--gpus all`)",
+            ));
+        }
+        // SAFETY: the first call, as it asks for.
+        call!(cuInit(0)).map_err(|failure| no_gpus(&failure))?;
+        let count = count().map_err(|failure| no_gpus(&failure))?;
+        let facts = |ordinal| facts(ordinal, count).map_err(|failure| no_gpus(&failure));
+        let devices: Vec<_> = (0..count).map(facts).collect::<Result<_, _>>()?;
+        if devices.is_empty() {
+            return Err(NoGpus::new(
+                "the driver has no GPU for this process: look at \
+                                    CUDA_VISIBLE_DEVICES",
+            ));
+        }
+        let contexts = devices.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { devices, contexts })
+    }
+
+    fn context(&self, device: u32) -> Result<&Context, Failure> {
+        let missing = || {
+            let of = self.devices.len();
+            Failure::refused("cuDeviceGet", format!("there is no GPU {device}, only {of}"))
+        };
+        let (context, facts) = self
+            .contexts
+            .get(device as usize)
+            .zip(self.devices.get(device as usize))
+            .ok_or_else(missing)?;
+        context.get_or_init(|| Context::new(facts)).as_ref().map_err(Failure::clone)
+    }
+
+    /// A context that exists already, else the first device's.
+    fn any_context(&self) -> Result<&Context, Failure> {
+        let made = self.contexts.iter().find_map(|context| context.get()?.as_ref().ok());
+        made.map_or_else(|| self.context(0), Ok)
+    }
+}
+
+impl Driver for Nvidia {
+    fn devices(&self) -> &[DeviceFacts] {
+        &self.devices
+    }
+
+    fn free_bytes(&self, device: u32) -> Result<u64, Failure> {
+        let _current = self.context(device)?.enter()?;
+        let (mut free, mut all) = (0, 0);
+        call!(cuMemGetInfo_v2(&raw mut free, &raw mut all))?;
+        Ok(free as u64)
+    }
+
+    fn allocate(&self, device: u32, len: usize) -> Result<Allocation, Failure> {
+        let _current = self.context(device)?.enter()?;
+        memory::allocate(&self.devices[device as usize], len)
+    }
+
+    fn export(&self, allocation: &Allocation) -> Result<OwnedFd, Failure> {
+        let _current = self.any_context()?.enter()?;
+        memory::export(allocation)
+    }
+
+    fn import(&self, fd: BorrowedFd<'_>, bytes: usize) -> Result<Allocation, Failure> {
+        let _current = self.any_context()?.enter()?;
+        memory::import(&self.devices, fd, bytes)
+    }
+
+    unsafe fn free(&self, allocation: &Allocation) {
+        let current = self.any_context().and_then(Context::enter);
+        // SAFETY: the caller's promise.
+        let freed = current.and_then(|_current| unsafe { memory::free(allocation) });
+        // Whatever is left of a device that is lost goes with the process.
+        let _: Result<(), Failure> = freed;
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), Failure> {
+        let context = self.any_context()?;
+        // SAFETY: the caller's promise.
+        unsafe { context.copy(from, to, len) }
+    }
+
+    unsafe fn pin(&self, addr: u64, len: usize, is_read_only: bool) -> Result<(), Failure> {
+        let _current = self.any_context()?.enter()?;
+        // SAFETY: the caller's promise.
+        unsafe { memory::pin(addr, len, is_read_only) }
+    }
+
+    fn unpin(&self, addr: u64) {
+        if let Ok(_current) = self.any_context().and_then(Context::enter) {
+            memory::unpin(addr);
+        }
+    }
+
+    fn stream(&self, device: u32) -> Result<Box<dyn Stream>, Failure> {
+        Ok(Box::new(NvidiaStream::new(self.context(device)?.clone())?))
+    }
+}
+
+fn no_gpus(failure: &Failure) -> NoGpus {
+    NoGpus::new(format!("NVIDIA's driver does not work here ({failure}): does `nvidia-smi`?"))
+}
+
+fn count() -> Result<u32, Failure> {
+    let mut count = 0;
+    call!(cuDeviceGetCount(&raw mut count))?;
+    Ok(u32::try_from(count).unwrap_or(0))
+}
+
+fn facts(ordinal: u32, count: u32) -> Result<DeviceFacts, Failure> {
+    let mut device = 0;
+    call!(cuDeviceGet(&raw mut device, ordinal as i32))?;
+    // The driver's longest names are under 100 bytes; its own samples use 256.
+    let (mut name, mut pci) = ([0; 256], [0; 16]);
+    call!(cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device))?;
+    call!(cuDeviceGetPCIBusId(pci.as_mut_ptr(), pci.len() as i32, device))?;
+    let mut memory_bytes = 0;
+    call!(cuDeviceTotalMem_v2(&raw mut memory_bytes, device))?;
+    let mut uuid = MaybeUninit::<sys::CUuuid>::zeroed();
+    call!(cuDeviceGetUuid_v2(uuid.as_mut_ptr(), device))?;
+    // SAFETY: 16 bytes, for which any are good.
+    let uuid = unsafe { uuid.assume_init() }.bytes.map(|byte| byte as u8);
+    let mut multiprocessors = 0;
+    let asked = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    call!(cuDeviceGetAttribute(&raw mut multiprocessors, asked, device))?;
+    let others = (0..count).filter(|other| *other != ordinal);
+    let reaches = others.filter(|other| reaches(device, *other)).collect();
+    Ok(DeviceFacts {
+        ordinal,
+        name: text(&name),
+        uuid,
+        pci: text(&pci).to_lowercase(),
+        memory_bytes: memory_bytes as u64,
+        multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
+        reaches,
+    })
+}
+
+fn reaches(device: i32, other: u32) -> bool {
+    let mut can = 0;
+    let asked = call!(cuDeviceCanAccessPeer(&raw mut can, device, other as i32));
+    asked.is_ok() && can != 0
+}

@@ -1,0 +1,80 @@
+// Copies pages by one launch: each warp takes chunks of 4 KiB in turn, with 8 loads of 16 bytes a
+// lane in flight, which is what NVLink's latency asks of 16 blocks that read from a peer's memory.
+// The list travels in the kernel's arguments: read from host memory it would be the bottleneck.
+//
+// `pages.ptx` is made from this file by `cargo xtask ptx`.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// Loads in flight a lane, and the bytes that a warp moves at a time.
+constexpr u32 LOADS = 8;
+constexpr u32 CHUNK_BYTES = LOADS * 32 * sizeof(uint4);
+
+// As `nvidia/launch.rs` lays it out.
+template <u32 MAX> struct Pages {
+    u32 count;
+    // Chunks of the longest page.
+    u32 chunks;
+    u64 from[MAX];
+    u64 to[MAX];
+    u32 bytes[MAX];
+};
+
+__device__ __forceinline__ void copy_words(const char *from, char *to, u32 bytes, u32 lane) {
+    const uint4 *source = reinterpret_cast<const uint4 *>(from);
+    uint4 *target = reinterpret_cast<uint4 *>(to);
+    const u32 words = bytes / sizeof(uint4);
+    uint4 held[LOADS];
+#pragma unroll
+    for (u32 k = 0; k < LOADS; k++) {
+        if (lane + k * 32 < words) held[k] = __ldcs(source + lane + k * 32);
+    }
+#pragma unroll
+    for (u32 k = 0; k < LOADS; k++) {
+        if (lane + k * 32 < words) __stcs(target + lane + k * 32, held[k]);
+    }
+}
+
+template <typename Word>
+__device__ __forceinline__ void copy_plainly(const char *from, char *to, u32 bytes, u32 lane) {
+    for (u32 at = lane; at < bytes / sizeof(Word); at += 32) {
+        reinterpret_cast<Word *>(to)[at] = reinterpret_cast<const Word *>(from)[at];
+    }
+}
+
+template <u32 MAX> __device__ __forceinline__ void copy(const Pages<MAX> &pages) {
+    const u32 lane = threadIdx.x % 32;
+    const u32 warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    const u32 warps = gridDim.x * blockDim.x / 32;
+    const u32 chunks = pages.count * pages.chunks;
+    for (u32 chunk = warp; chunk < chunks; chunk += warps) {
+        const u32 page = chunk / pages.chunks;
+        const u32 start = chunk % pages.chunks * CHUNK_BYTES;
+        const u32 all = pages.bytes[page];
+        if (start >= all) continue;
+        const u32 bytes = all - start < CHUNK_BYTES ? all - start : CHUNK_BYTES;
+        const char *from = reinterpret_cast<const char *>(pages.from[page]) + start;
+        char *to = reinterpret_cast<char *>(pages.to[page]) + start;
+        const u64 odd = pages.from[page] | pages.to[page] | all;
+        if (odd % sizeof(uint4) == 0) {
+            copy_words(from, to, bytes, lane);
+        } else if (odd % sizeof(u32) == 0) {
+            copy_plainly<u32>(from, to, bytes, lane);
+        } else {
+            copy_plainly<char>(from, to, bytes, lane);
+        }
+    }
+}
+
+// By how many pages they take: a launch costs what its arguments weigh.
+#define KERNEL(MAX)                                                                            \
+    extern "C" __global__ void __launch_bounds__(512)                                          \
+        pages_##MAX(const __grid_constant__ Pages<MAX> pages) {                                \
+        copy(pages);                                                                           \
+    }
+
+KERNEL(64)
+KERNEL(256)
+KERNEL(1024)
+KERNEL(1600)

@@ -1,0 +1,93 @@
+//! Every path, both directions, host memory and VRAM on either side: the bytes are right.
+
+use kvrail::{Engine, Location, PathKind, Peer, Region};
+
+use super::{
+    buffer, contents, engine, fill, open, pages, pattern, read, region, run, scattered, write,
+};
+
+const HOST: Location = Location::Cpu(None);
+const GPU: Location = Location::Cuda(0);
+const OTHER: Location = Location::Cuda(1);
+
+/// Which memory meets which: near, then far.
+const PAIRS: [(Location, Location); 6] =
+    [(GPU, OTHER), (GPU, GPU), (GPU, HOST), (HOST, GPU), (OTHER, GPU), (HOST, OTHER)];
+
+/// Pages by number and length: what one launch takes and more, odd ones, and a single one.
+const SHAPES: [(usize, usize); 6] =
+    [(960, 12 << 10), (2000, 4096), (7, 1000), (33, 17), (1, 5 << 20), (1, 4096)];
+
+#[test]
+fn inside_one_engine() {
+    run(async {
+        let engine = engine(|builder| builder);
+        for (seed, (near, far)) in (1..).zip(PAIRS) {
+            for (count, len) in SHAPES {
+                let near = region(&engine, count * len, near);
+                let far = region(&engine, count * len, far);
+                round(&engine, &engine.local(), &near, &far, (count, seed)).await;
+            }
+        }
+        engine.stop().await;
+    });
+}
+
+/// Writes the near region's pages to the far one and reads them back.
+async fn round(
+    engine: &Engine,
+    peer: &Peer,
+    near: &Region,
+    far: &Region,
+    (count, seed): (usize, u64),
+) {
+    let len = near.len() / count;
+    let (bytes, pages) = (pattern(seed, near.len()), pages(count, len));
+    fill(near, &bytes);
+    engine.transfer(write(peer, near, &buffer(far), &pages)).await.expect("a write");
+    assert!(contents(far) == scattered(&bytes, &pages), "{count} x {len} written");
+    fill(near, &vec![0; near.len()]);
+    engine.transfer(read(peer, near, &buffer(far), &pages)).await.expect("a read");
+    assert!(contents(near) == bytes, "{count} x {len} read");
+}
+
+async fn between(a: &Engine, b: &Engine, path: PathKind) {
+    let peer = open(a, b, path).await;
+    for (seed, (near, far)) in (1..).zip(PAIRS) {
+        for (count, len) in SHAPES {
+            let (near, far) = (region(a, count * len, near), region(b, count * len, far));
+            round(a, &peer, &near, &far, (count, seed)).await;
+            a.unregister(near).await.expect("quiet");
+            b.unregister(far).await.expect("quiet");
+        }
+    }
+}
+
+#[test]
+fn between_processes_of_a_host() {
+    run(async {
+        let (a, b) = (engine(|builder| builder), engine(|builder| builder));
+        between(&a, &b, PathKind::Host).await;
+    });
+}
+
+#[test]
+fn by_tcp_through_host_memory() {
+    run(async {
+        let tcp = |builder: kvrail::EngineBuilder| builder.same_host(false);
+        let (a, b) = (engine(tcp), engine(tcp));
+        between(&a, &b, PathKind::Tcp).await;
+    });
+}
+
+#[test]
+fn by_tcp_on_epoll_and_to_peers_that_know_version_1_alone() {
+    run(async {
+        let tcp = |builder: kvrail::EngineBuilder| {
+            let driver = kvrail::runtime::Driver::Epoll;
+            builder.same_host(false).tcp_version_1(true).driver(driver)
+        };
+        let (a, b) = (engine(tcp), engine(tcp));
+        between(&a, &b, PathKind::Tcp).await;
+    });
+}
