@@ -3,20 +3,23 @@
 #[cfg(feature = "config-file")]
 pub(crate) mod file;
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kvrail_reactors::cuda::{Gpus, SM_BUDGET};
+use kvrail_reactors::probe::kernel_tls;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::auth::{Authentication, Gate, Policy};
 use crate::control::MetadataKind as Metadata;
 use crate::engine::Engine;
 use crate::limits::{IDLE_BUDGET, METADATA_LEASE_MS, PROGRESS_DEADLINE_NS, SERVER_CONNECTIONS_MAX};
+use crate::path::tcp::NO_KERNEL_TLS;
 use crate::runtime::{Driver, Idle, Runtime, Shards};
+use crate::{Error, Result};
 
 /// By what peers elsewhere are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -104,16 +107,40 @@ pub(crate) struct AuthSettings {
     pub(crate) authentication: Authentication,
     pub(crate) policy: Policy,
     pub(crate) allow_mooncake: bool,
+    pub(crate) encrypt_tcp: bool,
 }
 
 impl AuthSettings {
     /// # Errors
-    /// Refused: there is a policy where nobody proves who it is.
+    /// Refused: there is a policy, or TCP is to be encrypted, where nobody proves who it is; or the
+    /// kernel can't encrypt.
     pub(crate) fn gate(&self) -> Result<Gate> {
         let is_required = self.authentication != Authentication::Off;
         self.policy.check(is_required)?;
-        Ok(Gate::new(is_required, self.allow_mooncake, self.policy.clone()))
+        if self.encrypt_tcp {
+            can_encrypt(is_required)?;
+        }
+        let gate = Gate::new(is_required, self.allow_mooncake, self.policy.clone());
+        Ok(gate.encrypting_tcp(self.encrypt_tcp))
     }
+}
+
+fn can_encrypt(is_authenticated: bool) -> Result<()> {
+    if !is_authenticated {
+        return Err(Error::refused(
+            "encrypt_tcp without authentication: its keys go over authenticated control channels, \
+             so it takes pre-shared keys or certificates",
+        ));
+    }
+    kernel_tls().map_err(|error| {
+        let what = match error.kind() {
+            ErrorKind::NotFound | ErrorKind::InvalidInput => {
+                format!("encrypt_tcp: {NO_KERNEL_TLS}")
+            }
+            _ => "encrypt_tcp: the kernel's TLS does not work for this process".to_owned(),
+        };
+        Error::refused(what).with_source(error)
+    })
 }
 
 /// Whose GPUs an engine uses, and how much of them.
@@ -327,6 +354,18 @@ impl EngineBuilder {
         self
     }
 
+    /// Encrypts what goes by TCP between this engine and its peers, requests, answers, counters and
+    /// notifications, by TLS 1.3 records with ChaCha20-Poly1305, which the kernel makes (kernel
+    /// TLS). Each connection has keys of its own, from its owner, over the control channel. Off by
+    /// default; it takes [`EngineBuilder::authentication`]. Peers have to do the same: neither side
+    /// sends in clear text what the other would have encrypted. Mooncake's engines can't, and get
+    /// nothing over TCP, whatever [`EngineBuilder::allow_mooncake`] says. What goes by RDMA is not
+    /// encrypted; what goes to peers of the same host leaves no memory that they share.
+    pub fn encrypt_tcp(mut self, yes: bool) -> Self {
+        self.auth.encrypt_tcp = yes;
+        self
+    }
+
     /// How long a peer that owes us bytes may move none before its connection is closed and what
     /// it carried is Lost; 30 s by default, Mooncake's status time-out. Idle connections stay.
     pub fn progress_deadline(mut self, after: Duration) -> Self {
@@ -378,7 +417,8 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// Refused: a setting is wrong, or with [`Driver::Uring`] there is no io_uring or too little
-    /// locked memory. Lost: the metadata server does not answer.
+    /// locked memory, or the kernel can't encrypt what it should. Lost: the metadata server does
+    /// not answer.
     pub fn start(self) -> Result<Engine> {
         Engine::start(self)
     }

@@ -245,12 +245,16 @@ impl Inner {
             Some(why) => Err(why),
             None => Ok(self.rdma_gb_per_s()),
         };
+        let socket = match self.encrypts_tcp() {
+            true => "always there; encrypted by the kernel, which the estimate leaves out",
+            false => "always there",
+        };
         let rails = match region.is_on_gpu() {
             true => Err("no NIC reaches a GPU's memory here: it goes by way of the host's".into()),
             false => rails,
         };
         let candidates = |finding| {
-            let mut rows = candidates(is_self, finding, &rails, &link.observed);
+            let mut rows = candidates(is_self, finding, &rails, socket, &link.observed);
             if region.is_on_gpu() {
                 rows.iter_mut().for_each(Candidate::made_by_gpu);
             }
@@ -317,11 +321,13 @@ async fn readable(neighbour: &Neighbour, buffers: &[RemoteBuffer]) -> Finding {
     Finding { mapped: row(mapped), process: row(process) }
 }
 
-/// `rails` is what the NICs reach together, in GB/s, or why they don't reach the peer.
+/// `rails` is what the NICs reach together, in GB/s, or why they don't reach the peer; `socket` is
+/// what is to be said of TCP.
 fn candidates(
     is_self: bool,
     finding: Finding,
     rails: &Result<f64, Arc<str>>,
+    socket: &str,
     observed: &Observed,
 ) -> Vec<Candidate> {
     let copy = match is_self {
@@ -340,7 +346,7 @@ fn candidates(
                 Err(why) => (false, why.to_string()),
             },
         ),
-        (PathKind::Tcp, Means::Socket, (!is_self, "always there".to_owned())),
+        (PathKind::Tcp, Means::Socket, (!is_self, socket.to_owned())),
     ];
     let mut is_first = true;
     let candidate = |(path, means, (is_usable, why)): (PathKind, Means, (bool, String))| {
@@ -367,7 +373,8 @@ mod tests {
     #[test]
     fn the_first_usable_path_is_chosen() {
         let finding = Finding { mapped: (false, "a".into()), process: (true, "b".into()) };
-        let verdicts: Vec<_> = candidates(false, finding, &Err("c".into()), &Observed::default())
+        let observed = Observed::default();
+        let verdicts: Vec<_> = candidates(false, finding, &Err("c".into()), "d", &observed)
             .into_iter()
             .map(|candidate| candidate.verdict)
             .collect();

@@ -10,7 +10,7 @@ use kvrail_reactors::host::process::permit_any_reader;
 use kvrail_reactors::stream::Socket;
 
 use crate::arrivals::Arrivals;
-use crate::auth::{Gate, Pass, PeerId};
+use crate::auth::{Admission, Entrance, Gate, PeerId};
 use crate::config::{SameHost, Vram};
 use crate::control::{
     Answering, Buffer, Descriptor, Ending, Extras, Guest, Handshake, Host, Identity, Letter,
@@ -196,11 +196,12 @@ impl Host for Exposed {
         self.describe(|region| visitor.access(region))
     }
 
-    fn pass(&self, peer: &PeerId, incarnation: u64, lane: LaneName) -> Result<Pass> {
-        match incarnation == self.incarnation {
-            true => self.gate.pass(peer, lane),
-            false => Err(Error::refused("another process is meant")),
-        }
+    fn pass(&self, peer: &PeerId, lane: LaneName, entrance: Entrance) -> Result<Admission> {
+        self.gate.pass(peer, lane, entrance)
+    }
+
+    fn encrypts_tcp(&self) -> bool {
+        self.gate.encrypts_tcp()
     }
 
     fn serves(&self, peer: &PeerId) -> bool {
@@ -247,18 +248,18 @@ impl Host for Exposed {
         let Some(shards) = self.tcp.get() else { return Ok(()) };
         let shard = self.next_shard.fetch_add(1, Ordering::Relaxed) % shards.len();
         match shards[shard].send(tcp::Message::Accepted(stream.into())) {
-            Err(SendError::Full(tcp::Message::Accepted(Socket::Tcp(stream)))) => Err(stream),
+            Err(SendError::Full(tcp::Message::Accepted(Socket::Tcp(tcp)))) => Err(tcp.into()),
             _ => Ok(()),
         }
     }
 
-    fn end_lane(&self, lane: LaneName) -> Ending {
-        let shards = self.shards().to_vec();
+    fn end_lane(&self, peer: &PeerId, lane: LaneName) -> Ending {
+        let (shards, peer) = (self.shards().to_vec(), peer.clone());
         Box::pin(async move {
             let (guard, quiet) = flume::bounded(0);
             for shard in &shards {
-                let guard = guard.clone();
-                tell(shard, tcp::Message::EndLane { lane, guard }).await;
+                let (peer, guard) = (peer.clone(), guard.clone());
+                tell(shard, tcp::Message::EndLane { peer, lane, guard }).await;
             }
             drop(guard);
             // Nobody sends: the channel closes when the last shard has let go of its guard.

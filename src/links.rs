@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::auth::Entrance;
 use crate::control::{Control, Extras, Resolved};
 use crate::path::host::{Hub, Neighbour};
 use crate::path::tcp::{self, LaneName};
@@ -152,7 +153,8 @@ impl Links {
         let peer = link.route.name.clone();
         let own = control.name().to_owned();
         let lane = LaneName::new();
-        let pass = control.pass(&peer, Some(incarnation), lane).await?.map(|pass| (lane, pass));
+        let given = control.admission(&peer, Some(incarnation), lane, Entrance::Host).await?;
+        let pass = given.map(|given| (lane, given.pass));
         let connect =
             async move { Neighbour::connect(hub, &sockets, incarnation, peer, &own, pass).await };
         control.run(connect).await

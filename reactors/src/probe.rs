@@ -2,9 +2,11 @@
 //! takes it back. What the answers mean is for the caller to say.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::time::Duration;
 
 pub use libc::{
     EACCES, EADDRNOTAVAIL, EINVAL, EMFILE, ENETUNREACH, ENFILE, ENOENT, ENOMEM, ENOSYS, EPERM,
@@ -12,6 +14,7 @@ pub use libc::{
 
 use crate::numa::{self, NumaPolicy};
 use crate::region::{PAGE_BYTES, Region};
+use crate::stream::{Direction, SECRET_BYTES, Socket};
 
 /// `F_SEAL_FUTURE_WRITE` (Linux 5.1): whoever maps the file from now on can't write it.
 const F_SEAL_FUTURE_WRITE: libc::c_int = 0x0010;
@@ -107,6 +110,30 @@ pub fn process_vm_readv() -> io::Result<()> {
     if read == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Sends a byte over a loopback connection that the kernel encrypts.
+///
+/// # Errors
+/// ENOENT where the kernel has no TLS or lacks its cipher, or their modules are not loaded; EINVAL
+/// where it is older than the cipher (Linux 5.11).
+pub fn kernel_tls() -> io::Result<()> {
+    let any = [(Ipv4Addr::LOCALHOST, 0).into(), (Ipv6Addr::LOCALHOST, 0).into()];
+    let listener = TcpListener::bind::<&[SocketAddr]>(&any)?;
+    let ours = TcpStream::connect_timeout(&listener.local_addr()?, LOOPBACK_PATIENCE)?;
+    let (theirs, _) = listener.accept()?;
+    theirs.set_read_timeout(Some(LOOPBACK_PATIENCE))?;
+    let mut reading = theirs.try_clone()?;
+    let (ours, theirs) = (Socket::from(ours), Socket::from(theirs));
+    // Nothing that is secret goes over it.
+    let secret = [0; SECRET_BYTES];
+    theirs.encrypt(Direction::Receive, &secret)?;
+    ours.encrypt(Direction::Send, &secret)?;
+    ours.write_now(&[1])?;
+    reading.read_exact(&mut [0])
+}
+
+/// A connection inside the kernel takes microseconds; a second is for a host that stands still.
+const LOOPBACK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// An anonymous page that nobody touches.
 struct Page(NonNull<u8>);
 
@@ -141,7 +168,9 @@ mod tests {
         let limit = memlock().unwrap();
         assert!(limit.hard.is_none() || limit.soft <= limit.hard);
         // These depend on kernel and profile; they must answer and leave nothing behind.
-        for answer in [seal_future_write(), process_vm_readv(), mbind(0), mbind(u32::MAX)] {
+        for answer in
+            [seal_future_write(), process_vm_readv(), kernel_tls(), mbind(0), mbind(u32::MAX)]
+        {
             let errno = answer.map_or_else(|error| error.raw_os_error(), |()| Some(0));
             assert!(errno.is_some());
         }

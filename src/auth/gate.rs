@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{Pass, Passes, PeerId, Permit, Policy};
+use super::{Admission, Entrance, Pass, Passes, PeerId, Permit, Policy, Seal};
 use crate::memory::{Operation, Region};
 use crate::path::tcp::LaneName;
 use crate::{Access, Error, Result};
@@ -17,6 +17,8 @@ pub(crate) struct Gate {
     is_closed: bool,
     /// Whether those are let in, too, that have none.
     admits_plain: bool,
+    /// Whether TCP connections have to be encrypted.
+    encrypts_tcp: bool,
     policy: Policy,
     passes: Mutex<Passes>,
     start: Instant,
@@ -26,7 +28,17 @@ impl Gate {
     /// One that lets everyone in, or none without a pass but those who need none.
     pub(crate) fn new(is_closed: bool, admits_plain: bool, policy: Policy) -> Self {
         let (passes, start) = (Mutex::default(), Instant::now());
-        Self { is_closed, admits_plain, policy, passes, start }
+        Self { is_closed, admits_plain, encrypts_tcp: false, policy, passes, start }
+    }
+
+    /// The same, where TCP connections are encrypted or are not let in.
+    pub(crate) fn encrypting_tcp(self, yes: bool) -> Self {
+        Self { encrypts_tcp: yes, ..self }
+    }
+
+    /// Whether TCP connections are encrypted, those of this engine's own too.
+    pub(crate) fn encrypts_tcp(&self) -> bool {
+        self.encrypts_tcp
     }
 
     /// What is stored where others read it is for those alone who need no proof.
@@ -46,6 +58,11 @@ impl Gate {
         }
     }
 
+    /// Whoever connects by TCP: nobody is let in in clear text where it is to be encrypted.
+    pub(crate) fn tcp_newcomer(&self) -> Visitor {
+        if self.encrypts_tcp { Visitor::stranger() } else { self.newcomer() }
+    }
+
     /// This peer as a visitor.
     pub(crate) fn visitor(&self, peer: &PeerId) -> Visitor {
         let names = peer.names().iter().map(|name| name.as_str().into()).collect();
@@ -53,24 +70,46 @@ impl Gate {
         Visitor { peer: Some(peer.clone()), names, permit }
     }
 
-    /// A pass for the connection that this peer calls so.
+    /// A pass for the connection that this peer calls so, of this kind.
     ///
     /// # Errors
     /// Refused: it needs none, or gets none. Busy: it has too many.
-    pub(crate) fn pass(&self, peer: &PeerId, lane: LaneName) -> Result<Pass> {
-        match peer {
-            PeerId::Named(_) if self.is_closed => self.passes().give(peer, lane, self.now_ns()),
+    pub(crate) fn pass(
+        &self,
+        peer: &PeerId,
+        lane: LaneName,
+        entrance: Entrance,
+    ) -> Result<Admission> {
+        let is_sealed = entrance == Entrance::SealedTcp;
+        match (peer, entrance) {
+            (_, Entrance::Tcp | Entrance::SealedTcp) if is_sealed != self.encrypts_tcp => {
+                let how = if self.encrypts_tcp { "encrypted" } else { "plain" };
+                Err(Error::refused(format!("TCP connections to this engine are {how}")))
+            }
+            (PeerId::Named(_), _) if self.is_closed => {
+                self.passes().give(peer, lane, is_sealed, self.now_ns())
+            }
             _ => Err(Error::refused("only who has proven who it is gets a pass")),
         }
     }
 
     /// Who shows this pass for the connection that it calls so, if it is good.
     pub(crate) fn admit(&self, pass: &Pass, lane: LaneName) -> Option<Visitor> {
-        let peer = self.passes().take(pass, lane, self.now_ns());
-        if peer.is_none() {
+        self.take(pass, lane).map(|(visitor, _)| visitor)
+    }
+
+    /// The same for a TCP connection, and what encrypts it from here on.
+    pub(crate) fn admit_tcp(&self, pass: &Pass, lane: LaneName) -> Option<(Visitor, Option<Seal>)> {
+        // One that was given for a session of this host encrypts nothing.
+        self.take(pass, lane).filter(|(_, seal)| seal.is_some() == self.encrypts_tcp)
+    }
+
+    fn take(&self, pass: &Pass, lane: LaneName) -> Option<(Visitor, Option<Seal>)> {
+        let taken = self.passes().take(pass, lane, self.now_ns());
+        if taken.is_none() {
             tracing::debug!("a data connection shows a pass that is not good (any more)");
         }
-        Some(self.visitor(&peer?))
+        taken.map(|(peer, seal)| (self.visitor(&peer), seal))
     }
 
     fn now_ns(&self) -> u64 {
@@ -122,6 +161,11 @@ impl Visitor {
             Some(PeerId::Mooncake) => {}
         }
         true
+    }
+
+    /// Whether it is this one.
+    pub(crate) fn is(&self, other: &PeerId) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.is(other))
     }
 
     /// Whether it is let in.

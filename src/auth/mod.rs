@@ -6,6 +6,7 @@ mod hex;
 mod keys;
 mod passes;
 mod policy;
+mod seal;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub(crate) use self::keys::{Key, Keyring};
 pub(crate) use self::passes::{PASS_BYTES, Pass, Passes};
 pub(crate) use self::policy::Permit;
 pub use self::policy::{Peers, Policy, Rule};
+pub(crate) use self::seal::{Admission, Seal};
 
 /// What engines prove to each other on their control channel, which is encrypted then. All of a
 /// cluster use the same: what one asks of its peers it offers them, and nothing that a metadata
@@ -66,6 +68,19 @@ pub enum PeerNames {
     Any,
 }
 
+/// What a pass is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Entrance {
+    /// A TCP connection whose bytes are as they are.
+    #[default]
+    Tcp,
+    /// A TCP connection that is encrypted behind the pass.
+    SealedTcp,
+    /// A session of the same host, which no network carries.
+    Host,
+}
+
 /// Who a peer turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum PeerId {
@@ -80,6 +95,11 @@ pub(crate) enum PeerId {
 impl PeerId {
     pub(crate) fn named(names: impl IntoIterator<Item = String>) -> Self {
         Self::Named(names.into_iter().collect())
+    }
+
+    /// Whether this is the same one: under one of its names, since certificates are renewed.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self == other || self.names().iter().any(|name| other.names().contains(name))
     }
 
     /// What it proved to be.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
-use super::{PeerId, hex};
+use super::{Admission, PeerId, Seal, hex};
 use crate::limits::{PASS_NS, PASSES_MAX, PASSES_PEER_MAX};
 use crate::path::tcp::LaneName;
 use crate::{Error, Result};
@@ -24,10 +24,18 @@ impl Pass {
     /// Busy: the system has none.
     fn draw() -> Result<Self> {
         let mut bytes = [0; PASS_BYTES];
-        getrandom::fill(&mut bytes)
-            .map_err(|error| Error::busy("no random numbers: try again").with_source(error))?;
+        random(&mut bytes)?;
         Ok(Self(bytes))
     }
+}
+
+/// Fills this with the system's randomness.
+///
+/// # Errors
+/// Busy: the system has none.
+pub(super) fn random(bytes: &mut [u8]) -> Result<()> {
+    getrandom::fill(bytes)
+        .map_err(|error| Error::busy("no random numbers: try again").with_source(error))
 }
 
 /// Logs are no place for it.
@@ -70,35 +78,50 @@ struct Given {
     number: u64,
     peer: PeerId,
     lane: LaneName,
+    seal: Option<Seal>,
     until_ns: u64,
 }
 
 impl Passes {
-    /// A pass for the connection that this peer calls so.
+    /// A pass for the connection that this peer calls so, which is encrypted or is not.
     ///
     /// # Errors
     /// Busy: it has too many that it doesn't use, or all peers together have.
-    pub(crate) fn give(&mut self, peer: &PeerId, lane: LaneName, now_ns: u64) -> Result<Pass> {
+    pub(crate) fn give(
+        &mut self,
+        peer: &PeerId,
+        lane: LaneName,
+        is_sealed: bool,
+        now_ns: u64,
+    ) -> Result<Admission> {
         self.forget_expired(now_ns);
         let held = self.of_peer.get(peer).copied().unwrap_or(0);
         if held >= PASSES_PEER_MAX || self.given.len() >= PASSES_MAX {
             return Err(Error::busy("too many connections are being opened: try again later"));
         }
         let pass = Pass::draw()?;
+        let seal = is_sealed.then(Seal::draw).transpose()?;
         let number = self.next;
         self.next += 1;
         let until_ns = now_ns.saturating_add(PASS_NS);
-        self.given.insert(pass, Given { number, peer: peer.clone(), lane, until_ns });
+        let given = Given { number, peer: peer.clone(), lane, seal: seal.clone(), until_ns };
+        self.given.insert(pass, given);
         self.order.insert(number, pass);
         *self.of_peer.entry(peer.clone()).or_default() += 1;
-        Ok(pass)
+        Ok(Admission { pass, seal })
     }
 
-    /// Who shows this pass for the connection that it calls so; none where it was never given, has
-    /// been shown before, is too old, or was given for another one. Shown wrongly, it is used up.
-    pub(crate) fn take(&mut self, pass: &Pass, lane: LaneName, now_ns: u64) -> Option<PeerId> {
+    /// Who shows this pass for the connection that it calls so, and what the connection is to be
+    /// encrypted by, if it is; none where it was never given, has been shown before, is too old, or
+    /// was given for another one. Shown wrongly, it is used up.
+    pub(crate) fn take(
+        &mut self,
+        pass: &Pass,
+        lane: LaneName,
+        now_ns: u64,
+    ) -> Option<(PeerId, Option<Seal>)> {
         let given = self.remove(pass)?;
-        (given.lane == lane && now_ns < given.until_ns).then_some(given.peer)
+        (given.lane == lane && now_ns < given.until_ns).then_some((given.peer, given.seal))
     }
 
     fn forget_expired(&mut self, now_ns: u64) {
@@ -134,11 +157,16 @@ mod tests {
 
     const LANE: LaneName = LaneName(7);
 
+    /// A pass for an open connection.
+    fn give(passes: &mut Passes, to: &str, now_ns: u64) -> Result<Pass> {
+        passes.give(&peer(to), LANE, false, now_ns).map(|given| given.pass)
+    }
+
     #[test]
     fn a_pass_is_good_once() {
         let mut passes = Passes::default();
-        let pass = passes.give(&peer("a"), LANE, 0).unwrap();
-        assert_eq!(passes.take(&pass, LANE, 1), Some(peer("a")));
+        let pass = give(&mut passes, "a", 0).unwrap();
+        assert_eq!(passes.take(&pass, LANE, 1), Some((peer("a"), None)));
         assert_eq!(passes.take(&pass, LANE, 2), None, "it was replayed");
         assert!(passes.given.is_empty() && passes.order.is_empty() && passes.of_peer.is_empty());
     }
@@ -146,7 +174,7 @@ mod tests {
     #[test]
     fn another_connection_s_pass_is_no_good_to_anyone_afterwards() {
         let mut passes = Passes::default();
-        let pass = passes.give(&peer("a"), LANE, 0).unwrap();
+        let pass = give(&mut passes, "a", 0).unwrap();
         assert_eq!(passes.take(&pass, LaneName(8), 1), None);
         assert_eq!(passes.take(&pass, LANE, 2), None);
     }
@@ -154,10 +182,10 @@ mod tests {
     #[test]
     fn a_pass_is_good_soon_or_never() {
         let mut passes = Passes::default();
-        let pass = passes.give(&peer("a"), LANE, 5).unwrap();
-        let late = passes.give(&peer("a"), LANE, 6).unwrap();
+        let pass = give(&mut passes, "a", 5).unwrap();
+        let late = give(&mut passes, "a", 6).unwrap();
         assert_eq!(passes.take(&late, LANE, 6 + PASS_NS), None);
-        passes.give(&peer("b"), LANE, 5 + PASS_NS).unwrap();
+        give(&mut passes, "b", 5 + PASS_NS).unwrap();
         assert!(!passes.given.contains_key(&pass), "it is forgotten, too");
         assert_eq!(passes.take(&Pass([0; PASS_BYTES]), LANE, 0), None);
     }
@@ -165,11 +193,22 @@ mod tests {
     #[test]
     fn one_peer_s_unused_passes_keep_no_other_out() {
         let mut passes = Passes::default();
-        (0..PASSES_PEER_MAX).for_each(|_| assert!(passes.give(&peer("a"), LANE, 0).is_ok()));
-        assert_eq!(passes.give(&peer("a"), LANE, 0).unwrap_err().kind(), crate::ErrorKind::Busy);
-        assert!(passes.give(&peer("b"), LANE, 0).is_ok());
-        assert!(passes.give(&peer("a"), LANE, PASS_NS).is_ok());
+        (0..PASSES_PEER_MAX).for_each(|_| assert!(give(&mut passes, "a", 0).is_ok()));
+        assert_eq!(give(&mut passes, "a", 0).unwrap_err().kind(), crate::ErrorKind::Busy);
+        assert!(give(&mut passes, "b", 0).is_ok());
+        assert!(give(&mut passes, "a", PASS_NS).is_ok());
         assert_eq!(passes.given.len(), 1);
+    }
+
+    #[test]
+    fn what_encrypts_a_connection_is_told_to_both_and_kept_no_longer() {
+        let mut passes = Passes::default();
+        let given = passes.give(&peer("a"), LANE, true, 0).unwrap();
+        let (_, seal) = passes.take(&given.pass, LANE, 1).unwrap();
+        assert!(seal.is_some() && seal == given.seal);
+        assert!(passes.given.is_empty());
+        let other = passes.give(&peer("a"), LANE, true, 0).unwrap();
+        assert_ne!(other.seal, given.seal);
     }
 
     #[test]

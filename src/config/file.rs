@@ -83,6 +83,8 @@ pub struct Config {
     pub tls_any_name: Option<bool>,
     /// [`EngineBuilder::allow_mooncake`].
     pub allow_mooncake: Option<bool>,
+    /// [`EngineBuilder::encrypt_tcp`].
+    pub encrypt_tcp: Option<bool>,
     /// [`EngineBuilder::policy`]; in TOML a table for each rule:
     ///
     /// ```toml
@@ -227,6 +229,7 @@ impl Config {
             .set(self.caller_spin_us.map(Duration::from_micros), EngineBuilder::spin_caller)
             .set(self.authentication()?, EngineBuilder::authentication)
             .set(self.allow_mooncake, EngineBuilder::allow_mooncake)
+            .set(self.encrypt_tcp, EngineBuilder::encrypt_tcp)
             .set(self.policy.clone(), EngineBuilder::policy);
         Ok(with.0)
     }

@@ -19,7 +19,7 @@ use super::visits::Words;
 use super::wire::{
     self, AnyObject, AskPass, Decoder, EndLane, Frame, Kind, LaneEnded, Notify, PassGiven,
 };
-use crate::auth::Pass;
+use crate::auth::{Admission, Entrance};
 use crate::error::{Error, ErrorKind, Landed, Result};
 
 /// How this engine asks others.
@@ -92,16 +92,35 @@ impl Question for EndLane {
 
 /// A pass for a data connection.
 impl Question for AskPass {
-    type Answer = Pass;
+    type Answer = Admission;
 
-    async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<Pass> {
+    async fn put_to(&self, callee: Callee<'_>, client: &Client) -> Result<Admission> {
         let given = client.ask::<PassGiven>(callee, Kind::Pass, self).await?;
-        let no_pass = |_| match given.is_busy {
-            true => Error::busy("the peer has too many connections being opened"),
-            false => Error::refused("the peer lets no data connection of this engine in"),
-        };
-        given.pass.parse().map_err(no_pass).map_err(|error| error.with_peer(callee.name))
+        admission(&given, self.entrance).map_err(|error| error.with_peer(callee.name))
     }
+}
+
+/// What was given, if it is what was asked for: nothing that a peer says makes a connection that
+/// was to be encrypted go without.
+fn admission(given: &PassGiven, entrance: Entrance) -> Result<Admission> {
+    let no_pass = |_| match (entrance, given.encrypts_tcp) {
+        _ if given.is_busy => Error::busy("the peer has too many connections being opened"),
+        (Entrance::Tcp, true) => Error::refused(
+            "the peer takes encrypted TCP connections alone: start this engine with encrypt_tcp",
+        ),
+        (Entrance::SealedTcp, false) => not_encrypted(),
+        _ => Error::refused("the peer lets no data connection of this engine in"),
+    };
+    let pass = given.pass.parse().map_err(no_pass)?;
+    let seal = match entrance {
+        Entrance::SealedTcp => Some(given.seal.parse().map_err(|_| not_encrypted())?),
+        Entrance::Tcp | Entrance::Host => None,
+    };
+    Ok(Admission { pass, seal })
+}
+
+fn not_encrypted() -> Error {
+    Error::refused("the peer does not encrypt TCP: start it with encrypt_tcp, or neither engine")
 }
 
 /// The answer to a handshake, which may be a refusal. The same request may be put again.
@@ -265,4 +284,41 @@ fn broken(error: io::Error) -> Error {
 
 fn expired(what: &str, within: Duration) -> Error {
     Error::new(ErrorKind::Expired, format!("the peer {what} within {within:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_peer_answers_makes_an_encrypted_connection_a_plain_one() {
+        use Entrance::{Host, SealedTcp, Tcp};
+        let (pass, seal) = ("ab".repeat(32), "cd".repeat(88));
+        let given = |pass: &str, seal: &str, encrypts_tcp| PassGiven {
+            pass: pass.to_owned(),
+            seal: seal.to_owned().into(),
+            encrypts_tcp,
+            is_busy: false,
+        };
+        let whole = admission(&given(&pass, &seal, true), SealedTcp).unwrap();
+        assert!(whole.seal.is_some());
+        for (entrance, answer, words) in [
+            (SealedTcp, given(&pass, "", true), "does not encrypt"),
+            (SealedTcp, given(&pass, &seal[1..], true), "does not encrypt"),
+            // As peers do that know of no encryption.
+            (SealedTcp, given(&pass, "", false), "does not encrypt"),
+            (SealedTcp, given("", "", false), "does not encrypt"),
+            (SealedTcp, given("", &seal, true), "lets no data connection"),
+            (Tcp, given("", "", true), "start this engine with encrypt_tcp"),
+            (Tcp, given("", "", false), "lets no data connection"),
+            (Host, given("", "", true), "lets no data connection"),
+        ] {
+            let error = admission(&answer, entrance).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            assert!(error.to_string().contains(words), "{entrance:?} {answer:?}: {error}");
+        }
+        assert_eq!(admission(&given(&pass, &seal, false), Tcp).unwrap().seal, None);
+        let busy = PassGiven { is_busy: true, ..given("", "", true) };
+        assert_eq!(admission(&busy, SealedTcp).unwrap_err().kind(), ErrorKind::Busy);
+    }
 }

@@ -22,7 +22,7 @@ use super::wire::{
     self, AnyObject, AskPass, Decoder, EndLane, Frame, FrameError, Kind, LaneEnded, Notify,
     PassGiven, ProbeReply,
 };
-use crate::auth::PeerId;
+use crate::auth::{Admission, PeerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{CONTROL_ACCEPT_PAUSE_MS, DATA_ACCEPT_PAUSE_MS, FENCE_MS};
 use crate::metrics;
@@ -284,7 +284,7 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
         Kind::Letter => return Err(Ended::Closed),
         Kind::EndLane => {
             check_proven(peer)?;
-            let quiet = end_lane(request.parse()?, daemon).await;
+            let quiet = end_lane(request.parse()?, daemon, peer).await;
             wire::encode_message(kind, legacy, &LaneEnded { quiet })?
         }
         Kind::Arrive => {
@@ -295,7 +295,7 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
             let left = request.parse::<Leave>()?.answer(daemon, peer).await?;
             wire::encode_message(kind, legacy, &left)?
         }
-        Kind::Pass => wire::encode_message(kind, legacy, &pass(request.parse()?, daemon, peer))?,
+        Kind::Pass => wire::encode_message(kind, legacy, &pass(&request.parse()?, daemon, peer))?,
         Kind::Probe => {
             request.parse::<AnyObject>()?;
             wire::encode_message(kind, legacy, &ProbeReply::success())?
@@ -322,23 +322,35 @@ async fn handshake(request: Handshake, daemon: &Daemon, peer: &PeerId) -> Handsh
 
 /// Whether nothing is stored from the connection any more. Those of another process are nothing
 /// that we could vouch for.
-async fn end_lane(EndLane { incarnation, lane, request }: EndLane, daemon: &Daemon) -> bool {
-    tracing::debug!(%request, "a peer asks us to end a connection");
+async fn end_lane(asked: EndLane, daemon: &Daemon, peer: &PeerId) -> bool {
+    let EndLane { incarnation, lane, request } = asked;
+    tracing::debug!(%request, %peer, "a peer asks us to end a connection");
     match lane.parse::<LaneName>() {
         Ok(lane) if daemon.is_process(incarnation) => {
-            timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(lane)).await.is_ok()
+            timeout(Duration::from_millis(FENCE_MS), daemon.host.end_lane(peer, lane)).await.is_ok()
         }
         _ => false,
     }
 }
 
-fn pass(AskPass { incarnation, lane }: AskPass, daemon: &Daemon, peer: &PeerId) -> PassGiven {
-    let lane = lane.parse().map_err(|_| Error::refused("a lane's name is malformed"));
-    match lane.and_then(|lane| daemon.host.pass(peer, incarnation, lane)) {
-        Ok(pass) => PassGiven { pass: pass.to_string(), is_busy: false },
+fn pass(asked: &AskPass, daemon: &Daemon, peer: &PeerId) -> PassGiven {
+    let lane = asked.lane.parse().map_err(|_| Error::refused("a lane's name is malformed"));
+    let given = lane.and_then(|lane| match daemon.is_process(asked.incarnation) {
+        true => daemon.host.pass(peer, lane, asked.entrance),
+        false => Err(Error::refused("another process is meant")),
+    });
+    let encrypts_tcp = daemon.host.encrypts_tcp();
+    match given {
+        Ok(Admission { pass, seal }) => PassGiven {
+            pass: pass.to_string(),
+            is_busy: false,
+            seal: seal.map(|seal| seal.to_text()).unwrap_or_default(),
+            encrypts_tcp,
+        },
         Err(error) => {
             tracing::debug!(%peer, %error, "no pass");
-            PassGiven { pass: String::new(), is_busy: error.kind() == ErrorKind::Busy }
+            let is_busy = error.kind() == ErrorKind::Busy;
+            PassGiven { is_busy, encrypts_tcp, ..PassGiven::default() }
         }
     }
 }

@@ -35,7 +35,7 @@ use tokio::time::timeout;
 
 #[cfg(any(test, feature = "sim"))]
 use crate::auth::Authentication;
-use crate::auth::{Pass, PeerId};
+use crate::auth::{Admission, Entrance, PeerId};
 use crate::error::{Error, ErrorKind, Landed, Result};
 use crate::limits::{
     CONTROL_LOOKUP_THREADS, CONTROL_STOP_MS, DIRECTORY_MAX_BYTES, DIRECTORY_MAX_PEERS, FENCE_MS,
@@ -86,11 +86,15 @@ pub(crate) trait Host: Send + Sync + 'static {
     fn accepted(&self, stream: std::net::TcpStream) -> Result<(), std::net::TcpStream>;
     /// A letter arrived from this peer.
     fn letter(&self, peer: &PeerId, letter: Letter);
-    /// Ends the data connection that its peer calls so; over when nothing is stored from it.
-    fn end_lane(&self, lane: LaneName) -> Ending;
-    /// A pass for the data connection that this peer calls so, from this process and no other.
-    fn pass(&self, _peer: &PeerId, _incarnation: u64, _lane: LaneName) -> Result<Pass> {
+    /// Ends the data connection that this peer calls so; over when nothing is stored from it.
+    fn end_lane(&self, peer: &PeerId, lane: LaneName) -> Ending;
+    /// A pass for the data connection that this peer calls so.
+    fn pass(&self, _peer: &PeerId, _lane: LaneName, _entrance: Entrance) -> Result<Admission> {
         Err(Error::refused("data connections need no pass here"))
+    }
+    /// Whether TCP connections have to be encrypted.
+    fn encrypts_tcp(&self) -> bool {
+        false
     }
     /// A guest has come, which this peer is; whether this engine drains, and it should not have.
     fn arrived(&self, _peer: &PeerId, _guest: Guest) -> bool {
@@ -243,14 +247,21 @@ impl Control {
         .await
     }
 
-    /// What a data connection to this process of a peer shows, under its name; nothing where no
-    /// peer has to prove anything.
-    pub async fn pass(&self, name: &str, to: Option<u64>, lane: LaneName) -> Result<Option<Pass>> {
+    /// What a data connection to this process of a peer gets in by, under its name; nothing where
+    /// no peer has to prove anything.
+    pub async fn admission(
+        &self,
+        name: &str,
+        to: Option<u64>,
+        lane: LaneName,
+        entrance: Entrance,
+    ) -> Result<Option<Admission>> {
         let Some(incarnation) = to.filter(|_| self.shared.client.channels.is_authenticated())
         else {
             return Ok(None);
         };
-        self.ask(name, AskPass { incarnation, lane: lane.to_string() }).await.map(Some)
+        let lane = lane.to_string();
+        self.ask(name, AskPass { incarnation, lane, entrance }).await.map(Some)
     }
 
     /// The names under which peers grant something to this engine.

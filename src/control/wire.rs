@@ -8,7 +8,9 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
+use crate::auth::Entrance;
 use crate::error::Error;
 use crate::limits::CONTROL_FRAME_MAX_BYTES;
 
@@ -306,15 +308,24 @@ pub struct AskPass {
     pub incarnation: u64,
     /// 32 hexadecimal digits.
     pub lane: String,
+    /// What kind of connection it is.
+    #[serde(default)]
+    pub entrance: Entrance,
 }
 
 /// The answer.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PassGiven {
     /// 64 hexadecimal digits; empty where there is none.
     pub pass: String,
     /// Whether there may be one later.
     pub is_busy: bool,
+    /// What encrypts the connection: 176 hexadecimal digits, empty where nothing does.
+    #[serde(default)]
+    pub seal: Zeroizing<String>,
+    /// Whether TCP connections to this engine have to be encrypted.
+    #[serde(default)]
+    pub encrypts_tcp: bool,
 }
 
 /// Logs are no place for a pass.

@@ -50,6 +50,8 @@ pub struct Facts {
     pub loopback_v4: Answer,
     /// Listening on ::1 and connecting to it.
     pub loopback_v6: Answer,
+    /// Sending over a connection that the kernel encrypts.
+    pub kernel_tls: Answer,
     /// NICs and RDMA devices.
     pub devices: Devices,
     /// Loading libibverbs: how many devices it knows, or what is wrong; `None` in a build without
@@ -90,6 +92,7 @@ impl Facts {
             unix_socket: answer(abstract_socket()),
             loopback_v4: answer(loopback(Ipv4Addr::LOCALHOST.into())),
             loopback_v6: answer(loopback(Ipv6Addr::LOCALHOST.into())),
+            kernel_tls: answer(probe::kernel_tls()),
             devices: Devices::here(),
             verbs: verbs(),
             gpus: Gpus::here(),

@@ -23,6 +23,7 @@ pub(super) fn all(facts: &Facts) -> Vec<Finding> {
         host::foreign_memory(facts),
         host::unix_sockets(facts),
         host::loopback(facts),
+        host::kernel_tls(facts.kernel_tls),
         rdma::verbs(facts),
         rdma::ports(&facts.devices),
         rdma::gids(&facts.devices),

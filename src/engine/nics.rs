@@ -1,4 +1,4 @@
-//! The engine's NICs, where it uses any.
+//! What an engine reaches peers by: NICs, where it uses any, and TCP, encrypted or not.
 
 use std::sync::Arc;
 
@@ -34,6 +34,11 @@ impl Inner {
     /// The NICs, where there are any.
     pub(crate) fn rdma(&self) -> Option<&Arc<Rdma>> {
         self.links.rdma().ok()
+    }
+
+    /// Whether its TCP connections are encrypted.
+    pub(crate) fn encrypts_tcp(&self) -> bool {
+        self.host.gate.encrypts_tcp()
     }
 
     /// What the NICs' ports carry together, in GB/s.

@@ -10,7 +10,7 @@ use futures_lite::future::block_on;
 use tempfile::TempDir;
 
 use super::*;
-use crate::auth::Pass;
+use crate::auth::{Entrance, Pass};
 use crate::memory::Operation;
 use crate::path::host::Neighbour;
 use crate::path::tcp::{
@@ -44,7 +44,9 @@ impl Rig {
     /// A pass from the owner for a lane of a peer's.
     fn pass(&self, peer: &Engine, lane: LaneName) -> Pass {
         let (owner, incarnation) = (self.owner.name(), Some(self.incarnation()));
-        block_on(peer.inner.control.pass(owner, incarnation, lane)).unwrap().unwrap()
+        let control = &peer.inner.control;
+        let given = block_on(control.admission(owner, incarnation, lane, Entrance::Tcp));
+        given.unwrap().unwrap().pass
     }
 
     fn incarnation(&self) -> u64 {
@@ -141,7 +143,9 @@ fn a_made_up_pass_and_one_to_another_process_are_refused() {
     let pass = rig.pass(&peer, lane);
     assert_eq!(rig.show_to(rig.incarnation() + 1, lane, pass), refused());
     let other = Some(rig.incarnation() + 1);
-    let error = block_on(peer.inner.control.pass(rig.owner.name(), other, lane)).unwrap_err();
+    let control = &peer.inner.control;
+    let asked = control.admission(rig.owner.name(), other, lane, Entrance::Tcp);
+    let error = block_on(asked).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
 }
 

@@ -25,7 +25,8 @@ pub(crate) use self::carriers::Carriers;
 use self::host::HostShard;
 use self::local::{Copies, LocalCopy};
 use self::served::Service;
-use self::tcp::{Errands, LaneName, Message, TcpShard};
+use self::tcp::{Dialed, Errands, LaneName, Message, TcpShard};
+use crate::auth::Entrance;
 use crate::config::TcpLimits;
 use crate::control::Control;
 use crate::limits::{RING_OPERATIONS_MAX, TICK_NS};
@@ -54,7 +55,7 @@ impl TcpActor {
         let address = runtime.try_spawn_pump(shard, move |context| {
             let started = streams(driver, &context.doorbell).map(|streams| {
                 let streams = streams.staging(context.doorbell.clone(), blocks);
-                let errands = errands(&control, &context.address);
+                let errands = errands(&control, &context.address, service.entrance());
                 Self { shard: TcpShard::new(streams, service, errands, limits), context }
             });
             let (actor, error) = match started {
@@ -131,13 +132,17 @@ impl Pump for TcpActor {
 }
 
 /// What the control thread does for a shard: it knows names and time-outs.
-fn errands(control: &Arc<Control>, shard: &PumpAddress<Message>) -> Errands {
-    let dial = Box::new(dial(control.clone(), shard.clone()));
+fn errands(control: &Arc<Control>, shard: &PumpAddress<Message>, entrance: Entrance) -> Errands {
+    let dial = Box::new(dial(control.clone(), shard.clone(), entrance));
     let fence = Box::new(fence(control.clone(), shard.clone()));
     Errands { own: control.name().into(), dial, fence }
 }
 
-fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Route>) {
+fn dial(
+    control: Arc<Control>,
+    shard: PumpAddress<Message>,
+    entrance: Entrance,
+) -> impl Fn(&Arc<Route>) {
     move |route: &Arc<Route>| {
         let RouteKind::Tcp(tcp) = &route.kind else { return };
         let (host, port, peer) = (tcp.host.clone(), tcp.port, route.key);
@@ -148,16 +153,23 @@ fn dial(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Rout
             let dialed = async {
                 let socket = Socket::from(caller.connect(&host, port).await?);
                 // Behind the connection: a pass is not good for long.
-                let pass = caller.pass(&name, incarnation, lane).await?;
-                Ok((socket, pass.map(|pass| Box::new((lane, pass)))))
+                let admission = caller.admission(&name, incarnation, lane, entrance).await?;
+                match (incarnation, admission) {
+                    (Some(to), Some(given)) => Dialed::admitted(socket, lane, to, given),
+                    _ if entrance == Entrance::SealedTcp => Err(unsealed(&name)),
+                    _ => Ok(Dialed::open(socket)),
+                }
             };
-            let (result, pass) = match dialed.await {
-                Ok((socket, pass)) => (Ok(socket), pass),
-                Err(error) => (Err(error), None),
-            };
-            report(&shard, Message::Dialed { peer, result, pass }).await;
+            let result = dialed.await;
+            report(&shard, Message::Dialed { peer, result }).await;
         });
     }
+}
+
+/// A peer that gives no passes, where nothing goes without.
+fn unsealed(peer: &str) -> Error {
+    Error::refused("the peer can't encrypt TCP, and this engine sends nothing in clear text")
+        .with_peer(peer)
 }
 
 fn fence(control: Arc<Control>, shard: PumpAddress<Message>) -> impl Fn(&Arc<Route>, LaneName) {

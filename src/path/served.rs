@@ -6,7 +6,7 @@ use kvrail_reactors::region::Slice;
 
 use super::tcp::{Event, LaneName, Status};
 use crate::arrivals::Arrivals;
-use crate::auth::{Gate, Pass, Visitor};
+use crate::auth::{Entrance, Gate, Pass, Seal, Visitor};
 use crate::memory::grant::{Denied, Grants, Key, Use};
 use crate::memory::{Operation, RegionsView};
 use crate::metrics;
@@ -35,8 +35,9 @@ pub(crate) trait Served {
     fn event(&mut self, event: Event) -> Status;
     /// Whether the engine is this incarnation of its name.
     fn is_process(&self, incarnation: u64) -> bool;
-    /// Who shows a pass for the connection that it calls so; none where it is no good.
-    fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<Visitor>;
+    /// Who shows a pass for the connection that it calls so, and what encrypts the connection
+    /// behind it, if anything does; none where it is no good.
+    fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<(Visitor, Option<Seal>)>;
 }
 
 /// One shard's way to the engine's regions, grants, counters and notifications.
@@ -66,9 +67,15 @@ impl Service {
         Self { gate, ..self }
     }
 
-    /// Whoever connects.
+    /// Whoever connects by TCP.
     pub(crate) fn newcomer(&self) -> Visitor {
-        self.gate.newcomer()
+        self.gate.tcp_newcomer()
+    }
+
+    /// How TCP connections of this engine's get in where it is their peer, and elsewhere too: what
+    /// it asks for it also does.
+    pub(crate) fn entrance(&self) -> Entrance {
+        if self.gate.encrypts_tcp() { Entrance::SealedTcp } else { Entrance::Tcp }
     }
 
     /// Lets go of regions that were unregistered: until the next request, nobody else would.
@@ -117,7 +124,7 @@ impl Served for Service {
         self.incarnation == incarnation
     }
 
-    fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<Visitor> {
-        self.gate.admit(pass, lane)
+    fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<(Visitor, Option<Seal>)> {
+        self.gate.admit_tcp(pass, lane)
     }
 }

@@ -14,8 +14,9 @@ use super::schedule::Schedule;
 use super::tenancy::Tenancy;
 use super::transfer::Under;
 use crate::Error;
+use crate::auth::PeerId;
 use crate::limits::FENCE_MS;
-use crate::path::tcp::Message;
+use crate::path::tcp::{Dialed, Message};
 use crate::receipt::Fenced;
 
 /// Steps of one seed: ten times what the longest take. More means that something spins.
@@ -260,11 +261,11 @@ impl World {
                     far.end()
                 );
                 self.processes[to].node.accept(Socket::Sim(far));
-                Ok(Socket::Sim(near))
+                Ok(Dialed::open(Socket::Sim(near)))
             }
             None => Err(Error::lost("nobody listens")),
         };
-        self.tell(node, incarnation, shard, Message::Dialed { peer: key, result, pass: None });
+        self.tell(node, incarnation, shard, Message::Dialed { peer: key, result });
     }
 
     /// A peer's control plane has every shard end a lane, as the daemon does.
@@ -276,8 +277,8 @@ impl World {
         note!(self, "node {to}    is to end a lane of node {}", asked.node);
         let (guard, quiet) = flume::bounded(0);
         for shard in 0..self.processes[to].node.shards.len() {
-            let (lane, guard) = (asked.lane, guard.clone());
-            self.tell(to, asked.to, shard, Message::EndLane { lane, guard });
+            let (peer, lane, guard) = (PeerId::Anyone, asked.lane, guard.clone());
+            self.tell(to, asked.to, shard, Message::EndLane { peer, lane, guard });
         }
         self.ending.push((asked, quiet));
     }

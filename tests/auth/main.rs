@@ -6,6 +6,7 @@
 #[cfg(feature = "tls")]
 mod authority;
 mod drain;
+mod encrypted;
 mod keys;
 mod mooncake;
 mod policy;

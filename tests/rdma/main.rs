@@ -4,6 +4,7 @@
 
 mod failing;
 mod fences;
+mod keys;
 mod rails;
 mod transfers;
 

@@ -42,7 +42,7 @@ const STEPS: &[Step] = &[
     step("loom", "inbox and doorbell in every order", |shell, _| checkers::loom(shell)),
     step("sanitize", "owners of memory, sanitized", |shell, _| checkers::sanitize(shell)),
     step("environments", "what a host may lack", |shell, _| environments::all(shell)),
-    step("vm", "NUMA layouts, in guests", |shell, _| vm::cases::all(shell)),
+    step("vm", "NUMA layouts and encrypted TCP, in guests", |shell, _| vm::step(shell)),
     step("rdma", "verbs on soft-RoCE, in a guest", |shell, _| verbs::all(shell)),
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
     step("example", "prefill and decode, once", |shell, _| example::once(shell)),

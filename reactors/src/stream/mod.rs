@@ -6,12 +6,14 @@ mod socket;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::io;
 use std::sync::Arc;
 
-pub use self::socket::Socket;
+pub use self::socket::{Socket, Tcp};
 use self::staging::Staging;
+pub use self::tls::SECRET_BYTES;
 use crate::Reactor;
 use crate::doorbell::Doorbell;
 use crate::sockets::Sockets;
@@ -21,7 +23,8 @@ use crate::vector::Vector;
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From the vector to the socket; the whole vector, unless the connection ends.
+    /// From the vector to the socket; the whole vector, unless the connection ends or is
+    /// encrypted: then it may be a part.
     Send,
     /// From the socket into the vector; whatever has arrived, at least one byte.
     Receive,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
-use crate::stream::{Direction, Done, Work};
+use crate::stream::{Direction, Done, Socket, Work};
 
 pub(super) struct Op {
     kind: Kind,
@@ -50,9 +50,8 @@ impl Op {
                 self.message.msg_iovlen = self.iovecs.len();
                 let fd = types::Fd(work.socket.as_raw_fd());
                 match work.direction {
-                    // MSG_WAITALL: the kernel goes on after a short send by itself.
                     Direction::Send => opcode::SendMsg::new(fd, &self.message)
-                        .flags((libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32)
+                        .flags(send_flags(&work.socket) as u32)
                         .build(),
                     Direction::Receive => opcode::RecvMsg::new(fd, &mut self.message).build(),
                 }
@@ -70,4 +69,9 @@ impl Op {
         let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
         Some(Done { tag: work.tag, direction: work.direction, result, vector: work.vector })
     }
+}
+
+/// MSG_WAITALL: the kernel goes on after a short send by itself. Its TLS knows no such flag.
+fn send_flags(socket: &Socket) -> libc::c_int {
+    if socket.seals() { libc::MSG_NOSIGNAL } else { libc::MSG_NOSIGNAL | libc::MSG_WAITALL }
 }

@@ -29,6 +29,9 @@ pub struct Security {
     /// the ports, to what the configuration file's policy permits them.
     #[arg(long)]
     allow_mooncake: bool,
+    /// Encrypts what goes by TCP, at both ends: takes keys or certificates, and a kernel with TLS.
+    #[arg(long)]
+    encrypt_tcp: bool,
 }
 
 impl Security {
@@ -38,7 +41,8 @@ impl Security {
             Some(authentication) => builder.authentication(authentication),
             None => builder,
         };
-        if self.allow_mooncake { builder.allow_mooncake(true) } else { builder }
+        let builder = if self.allow_mooncake { builder.allow_mooncake(true) } else { builder };
+        if self.encrypt_tcp { builder.encrypt_tcp(true) } else { builder }
     }
 
     fn authentication(&self) -> Option<Authentication> {

@@ -30,6 +30,7 @@ tls_key = "/etc/kvrail/key.pem"
 tls_ca = "/etc/kvrail/ca.pem"
 tls_any_name = true
 allow_mooncake = true
+encrypt_tcp = true
 
 [[policy.rules]]
 peers = { named = "prefill" }
@@ -66,7 +67,7 @@ fn every_setting_reaches_the_builder() {
         ["cert", "key", "ca"].map(|name| PathBuf::from(format!("/etc/kvrail/{name}.pem")));
     let files = TlsFiles { certificate, key, authorities, names: PeerNames::Any };
     assert_eq!(builder.auth.authentication, Authentication::Tls(files));
-    assert!(builder.auth.allow_mooncake);
+    assert!(builder.auth.allow_mooncake && builder.auth.encrypt_tcp);
     let rules = [
         Rule::new(Peers::Named("prefill".into()), Access::WRITE).of(["cache"]),
         Rule::new(Peers::Mooncake, Access::READ),

@@ -90,7 +90,7 @@ impl Host for Engine {
         Box::pin(std::future::ready(()))
     }
 
-    fn end_lane(&self, _lane: LaneName) -> Ending {
+    fn end_lane(&self, _peer: &PeerId, _lane: LaneName) -> Ending {
         Box::pin(std::future::ready(()))
     }
 

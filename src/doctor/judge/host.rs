@@ -1,9 +1,10 @@
 //! What processes of one host and the network need: memfds, sockets, foreign memory.
 
-use kvrail_reactors::probe::{EADDRNOTAVAIL, ENETUNREACH};
+use kvrail_reactors::probe::{EADDRNOTAVAIL, EINVAL, ENETUNREACH, ENOENT};
 
 use super::{errno, fail, ok, warn};
-use crate::doctor::{Facts, Finding};
+use crate::doctor::{Answer, Facts, Finding, Verdict};
+use crate::path::tcp::NO_KERNEL_TLS;
 
 pub(super) fn memfd(facts: &Facts) -> Finding {
     let name = "memfd";
@@ -92,6 +93,18 @@ pub(super) fn loopback(facts: &Facts) -> Finding {
             format!("there are no network sockets for this process: {}", errno(number)),
             "allow AF_INET and AF_INET6 (the seccomp profile, RestrictAddressFamilies= of systemd)",
         ),
+    }
+}
+
+/// An option, which an engine does without.
+pub(super) fn kernel_tls(answer: Answer) -> Finding {
+    let name = "kernel_tls";
+    match answer {
+        Ok(()) => ok(name, "the kernel can encrypt TCP (encrypt_tcp)"),
+        Err(ENOENT | EINVAL) => ok(name, "TCP can't be encrypted (encrypt_tcp)")
+            .or(Verdict::Ok, format!("to have it: {NO_KERNEL_TLS}")),
+        Err(number) => ok(name, format!("TCP can't be encrypted: {}", errno(number)))
+            .or(Verdict::Ok, "to have it: allow setsockopt(TCP_ULP) on a loopback connection"),
     }
 }
 

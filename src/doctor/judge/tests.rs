@@ -47,6 +47,7 @@ fn healthy() -> Facts {
         unix_socket: Ok(()),
         loopback_v4: Ok(()),
         loopback_v6: Ok(()),
+        kernel_tls: Ok(()),
         devices: Devices::default(),
         verbs: Some(Ok(0)),
         gpus: Gpus { found: Err("none".into()), has_driver: false },
@@ -111,6 +112,14 @@ fn little_locked_memory_runs_on_epoll() {
     }
     let limit = Limit { soft: Some(512 << 10), hard: Some(512 << 10) };
     says(&changed("memlock", |facts| facts.memlock = limit), Verdict::Ok, "512.0 KiB", "");
+}
+
+#[test]
+fn a_kernel_without_tls_is_fine_and_told_of() {
+    for (errno, remedy) in [(ENOENT, "modprobe -a tls chacha20poly1305"), (EPERM, "setsockopt")] {
+        let found = changed("kernel_tls", |facts| facts.kernel_tls = Err(errno));
+        says(&found, Verdict::Ok, "can't be encrypted", remedy);
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use kvrail_reactors::region::Slice;
 use kvrail_reactors::ticket::Ticket;
-use kvrail_reactors::verbs::{QpAddress, RemoteKey, Status, WorkRequest};
+use kvrail_reactors::verbs::{QpAddress, RemoteAccess, RemoteKey, Status, WorkRequest};
 
 use super::ending::Fenced;
 use super::message::{EndpointName, Incarnation, Mailbox, Strike};
@@ -71,7 +71,7 @@ pub(crate) enum Keyhole {
         since_ns: u64,
         at_ns: u64,
     },
-    Open(Vec<RemoteKey>),
+    Open(Vec<RemoteKey>, RemoteAccess),
     /// The owner has none for us.
     Struck(Strike),
 }

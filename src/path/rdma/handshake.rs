@@ -76,8 +76,8 @@ impl Initiator {
             Message::Fenced { name, target, arrived } => {
                 self.fenced(name, target, &arrived.into_iter().collect(), now_ns);
             }
-            Message::Bound { name, grant, keys } => {
-                self.window(name, grant, Keyhole::Open(keys), now_ns);
+            Message::Bound { name, grant, keys, access } => {
+                self.window(name, grant, Keyhole::Open(keys, access), now_ns);
             }
             Message::Struck { name, grant, why } => {
                 self.window(name, grant, Keyhole::Struck(why), now_ns);
@@ -117,11 +117,11 @@ impl Initiator {
         let Some((_, endpoint)) = self.named(name, &[State::Ready]) else { return };
         let peer = endpoint.peer;
         let queues = endpoint.queues.len();
-        let fits = !matches!(&keyhole, Keyhole::Open(keys) if keys.len() != queues);
+        let fits = !matches!(&keyhole, Keyhole::Open(keys, _) if keys.len() != queues);
         match endpoint.windows.get_mut(&grant) {
             // An answer that comes late says nothing new.
             Some(known @ Keyhole::Asked { .. }) if fits => *known = keyhole,
-            Some(known @ Keyhole::Open(_)) if matches!(keyhole, Keyhole::Struck(_)) => {
+            Some(known @ Keyhole::Open(..)) if matches!(keyhole, Keyhole::Struck(_)) => {
                 *known = keyhole;
             }
             _ => return,

@@ -1,7 +1,7 @@
 //! What the two sides of an endpoint tell each other over control. Every message may be lost, come
 //! twice, late or out of order: each names the endpoint's generation, and asking again is harmless.
 
-use kvrail_reactors::verbs::{QpAddress, RemoteKey};
+use kvrail_reactors::verbs::{QpAddress, RemoteAccess, RemoteKey};
 
 use super::notice::queue_bytes;
 
@@ -67,8 +67,8 @@ pub(crate) enum Message {
     Broken { name: EndpointName, is_rail_well: bool },
     /// From the initiator: open a window for this endpoint to what the grant covers.
     Bind { name: EndpointName, grant: u128 },
-    /// From the target: the window's key, for each queue.
-    Bound { name: EndpointName, grant: u128, keys: Vec<RemoteKey> },
+    /// From the target: the window's key, for each queue, and what it is open to.
+    Bound { name: EndpointName, grant: u128, keys: Vec<RemoteKey>, access: RemoteAccess },
     /// From the target: there is no window to this grant, or no more.
     Struck { name: EndpointName, grant: u128, why: Strike },
 }

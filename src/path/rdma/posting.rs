@@ -119,7 +119,7 @@ impl Initiator {
         let Some(transfer) = self.transfers.get(ticket) else { return Place::Later };
         let (bytes, what) = (transfer.bytes(item), transfer.items[item].what);
         let grant = match transfer.keys(item) {
-            Some(Keys::Grant(grant)) => Some(*grant),
+            Some(Keys::Grant(grant)) => Some((*grant, transfer.writes(item))),
             _ => None,
         };
         let (target, (node, near)) = (transfer.target, transfer.place(item));
@@ -184,16 +184,19 @@ impl Initiator {
         Place::Later
     }
 
-    /// Whether an endpoint has a window to a grant; asks for one where it has none.
+    /// Whether an endpoint has a window to a grant that lets this in; asks for one where it has
+    /// none.
     fn has_window(
         &mut self,
         endpoint: Ticket<Endpoint>,
-        grant: u128,
+        (grant, writes): (u128, bool),
         now_ns: u64,
     ) -> Result<bool, ErrorKind> {
         let Some(endpoint) = self.endpoints.get_mut(endpoint) else { return Ok(false) };
         let known = endpoint.windows.get(&grant).map(|keyhole| match keyhole {
-            Keyhole::Open(_) => Ok(true),
+            Keyhole::Open(_, access) if writes && !access.write => Err(ErrorKind::Refused),
+            Keyhole::Open(_, access) if !writes && !access.read => Err(ErrorKind::Refused),
+            Keyhole::Open(..) => Ok(true),
             Keyhole::Asked { .. } => Ok(false),
             Keyhole::Struck(Strike::Gone) => Err(ErrorKind::Stale),
             Keyhole::Struck(Strike::Full) => Err(ErrorKind::Busy),
@@ -389,6 +392,15 @@ impl Transfer {
         }
     }
 
+    /// Whether an item writes into the peer's memory.
+    fn writes(&self, item: usize) -> bool {
+        match self.items[item].what {
+            What::Slice => self.order.slices[item].is_write,
+            What::Word => false,
+            What::Notice => true,
+        }
+    }
+
     /// What opens the memory of an item; a notice has its mailbox.
     pub(super) fn keys(&self, item: usize) -> Option<&Keys> {
         match self.items[item].what {
@@ -403,7 +415,7 @@ fn key_for(keys: &Keys, endpoint: &Endpoint, queue: usize) -> Option<RemoteKey> 
     match keys {
         Keys::Registered(by_nic) => by_nic.get(usize::from(endpoint.ends.theirs)).copied(),
         Keys::Grant(grant) => match endpoint.windows.get(grant) {
-            Some(Keyhole::Open(keys)) => keys.get(queue).copied(),
+            Some(Keyhole::Open(keys, _)) => keys.get(queue).copied(),
             _ => None,
         },
     }

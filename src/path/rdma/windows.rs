@@ -16,6 +16,7 @@ use crate::limits::RDMA_WINDOWS_MAX;
 pub(super) struct Window {
     stage: Stage,
     keys: Vec<RemoteKey>,
+    access: RemoteAccess,
     /// Work requests that have not completed.
     pending: BTreeSet<u64>,
 }
@@ -72,7 +73,8 @@ impl Target {
             }
             None => {
                 let (keys, pending) = (Vec::new(), BTreeSet::new());
-                known.windows.insert(grant, Window { stage: Stage::Asked, keys, pending });
+                let (stage, access) = (Stage::Asked, RemoteAccess { read: false, write: false });
+                known.windows.insert(grant, Window { stage, keys, access, pending });
                 self.actions.push(Action::Granted { name, grant });
             }
         }
@@ -109,6 +111,7 @@ impl Target {
         };
         window.stage = Stage::Open;
         window.keys.clone_from(&granted.keys);
+        window.access = granted.access;
         let requests = granted.keys.iter().map(|&window| granted.bind(window)).collect();
         self.post_each(name, grant, requests);
         true
@@ -188,7 +191,8 @@ impl Target {
     fn tell_bound(&mut self, name: EndpointName, grant: u128) {
         let Some(known) = self.accepted.get(&name) else { return };
         let Some(window) = known.windows.get(&grant) else { return };
-        let message = Message::Bound { name, grant, keys: window.keys.clone() };
+        let message =
+            Message::Bound { name, grant, keys: window.keys.clone(), access: window.access };
         self.actions.push(Action::Tell { peer: known.peer, message });
     }
 

@@ -179,6 +179,13 @@ impl ClientStream {
         Self { naming, own: own.clone(), ..self }
     }
 
+    /// One whose pass was shown before: the peer's answer is still to come.
+    pub(crate) fn entered(self, name: LaneName) -> Self {
+        let mut stream = Self { naming: Naming::Sent(name), ..self };
+        stream.await_name();
+        stream
+    }
+
     /// What the peer knows it by.
     pub(crate) fn name(&self) -> Option<LaneName> {
         match self.naming {
@@ -313,8 +320,12 @@ impl ClientStream {
         vector.push_bytes(&Header { len, addr: to, verb, version }.encode());
         vector.push_bytes(&name.to_bytes());
         vector.push_bytes(rest);
-        self.unanswered.push_back(Unanswered { is_name: true, ..Unanswered::new(None) });
+        self.await_name();
         self.naming = Naming::Sent(name);
+    }
+
+    fn await_name(&mut self) {
+        self.unanswered.push_back(Unanswered { is_name: true, ..Unanswered::new(None) });
     }
 
     fn needs_proof(&self, request: &Request) -> bool {

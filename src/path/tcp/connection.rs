@@ -15,6 +15,7 @@ use super::client::{Broken, ClientStream, Request};
 use super::server::ServerStream;
 use super::shard::Guard;
 use super::wire::LaneName;
+use crate::auth::{PeerId, Seal};
 use crate::canary::{self, Canary};
 use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS};
 use crate::path::served::Served;
@@ -107,6 +108,7 @@ impl Connection {
         queue: &mut VecDeque<Request>,
         unwanted: impl FnMut(&Request) -> bool,
     ) -> Vec<Request> {
+        self.encrypt_if_due(ring);
         if self.end.is_some() {
             return Vec::new();
         }
@@ -138,6 +140,16 @@ impl Connection {
         }
         self.finish_if_closing(now_ns, ring);
         dropped
+    }
+
+    /// Behind a pass that says so, before anything else is sent or received.
+    fn encrypt_if_due(&mut self, ring: &mut Streams) {
+        let Role::Server(stream) = &mut self.role else { return };
+        let Some(seal) = stream.take_seal() else { return };
+        if let Err(error) = encrypt(&self.socket, &seal) {
+            tracing::warn!(%error, "a data connection can't be encrypted, and is closed");
+            self.close(ring, End::Io(Arc::new(error)));
+        }
     }
 
     fn send(&mut self, tag: u64, ring: &mut Streams, vector: Vector) {
@@ -294,10 +306,15 @@ impl Connection {
         matches!(&self.role, Role::Server(stream) if stream.name() == Some(lane))
     }
 
-    /// Ends it for somebody who waits until it is quiet.
-    pub(super) fn end_for(&mut self, ring: &mut Streams, guard: Guard) {
+    /// Ends it for a peer that waits until it is quiet. For another than whose it is, it goes on,
+    /// and that one waits for an end that comes by itself.
+    pub(super) fn end_for(&mut self, peer: &PeerId, ring: &mut Streams, guard: Guard) {
+        // Who has waited in vain is gone: however often somebody asks, few are kept.
+        self.guards.retain(|waiting| !waiting.is_disconnected());
         self.guards.push(guard);
-        self.close(ring, End::Ours);
+        if matches!(&self.role, Role::Server(stream) if stream.is_of(peer)) {
+            self.close(ring, End::Ours);
+        }
     }
 
     /// Has the kernel let go of memory whose grant was taken back. A receive is taken back at once.
@@ -371,4 +388,10 @@ impl Connection {
                 Role::Client { stream, .. } => stream.has_unanswered(),
             }
     }
+}
+
+/// Both directions, from the side that lets the other in.
+fn encrypt(socket: &Socket, seal: &Seal) -> io::Result<()> {
+    socket.encrypt(Direction::Receive, seal.of_guest())?;
+    socket.encrypt(Direction::Send, seal.of_host())
 }

@@ -12,7 +12,7 @@ use super::wire::{
     Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
     PASS_FRAME_BYTES, STATUS_BYTES, Status, Verb, Version,
 };
-use crate::auth::{Pass, Visitor};
+use crate::auth::{Pass, Seal, Visitor};
 use crate::limits::{
     EVENT_MAX_BYTES, GRANTED_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS,
     SMALL_ROOM_BYTES,
@@ -161,7 +161,7 @@ impl Served for World {
         incarnation == INCARNATION
     }
 
-    fn admit(&mut self, _: &Pass, _: LaneName) -> Option<Visitor> {
+    fn admit(&mut self, _: &Pass, _: LaneName) -> Option<(Visitor, Option<Seal>)> {
         None
     }
 }

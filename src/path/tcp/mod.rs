@@ -2,6 +2,7 @@
 
 mod client;
 mod connection;
+mod dialed;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod granted;
@@ -14,6 +15,7 @@ mod tests;
 mod wire;
 
 pub(crate) use self::client::{Action, Request};
+pub(crate) use self::dialed::{Dialed, NO_KERNEL_TLS};
 pub(crate) use self::shard::{Errands, Guard, Message, TcpShard};
 pub(crate) use self::wire::{Event, LaneName, Status};
 #[cfg(test)]

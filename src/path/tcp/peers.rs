@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use kvrail_reactors::ticket::Ticket;
 
-use super::client::{Action, Broken, Request};
+use super::client::{Action, Broken, ClientStream, Request};
 use super::connection::{Connection, End};
+use super::dialed::Entry;
 use super::wire::{LaneName, Version};
 use crate::canary::{self, Canary};
 use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
@@ -95,6 +96,17 @@ impl Lanes {
         match &self.route.kind {
             RouteKind::Tcp(tcp) if tcp.speaks_v2 => (Version::V2, self.careful),
             _ => (Version::V1, self.careful),
+        }
+    }
+
+    /// A new lane's client side.
+    pub(super) fn stream(&self, entry: Entry, own: &Arc<str>) -> ClientStream {
+        let (version, careful) = self.framing();
+        let stream = ClientStream::new(version, careful);
+        match entry {
+            Entry::Open => stream.named(self.name(None), None, own),
+            Entry::Pass(pass) => stream.named(self.name(Some(pass.0)), Some(pass.1), own),
+            Entry::Entered(lane) => stream.entered(lane),
         }
     }
 

@@ -13,7 +13,7 @@ use super::wire::{
     Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
     PASS_FRAME_BYTES, Status, Verb, Version,
 };
-use crate::auth::Visitor;
+use crate::auth::{PeerId, Seal, Visitor};
 use crate::limits::{
     EVENT_MAX_BYTES, GRANTED_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES,
     SEND_MAX_PARTS, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
@@ -52,6 +52,8 @@ pub(crate) struct ServerStream {
     name: Option<LaneName>,
     /// Who the peer is.
     visitor: Visitor,
+    /// What encrypts all behind the pass, until the socket has it.
+    seal: Option<Seal>,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
 }
@@ -101,6 +103,7 @@ impl ServerStream {
             is_known: false,
             name: None,
             visitor,
+            seal: None,
             read_ahead: false,
         }
     }
@@ -129,6 +132,8 @@ impl ServerStream {
         // Bytes behind a body are the next header, so both come with one call.
         vector.push_room(match self.receiving {
             Receiving::Event { .. } | Receiving::Sink(_) => SMALL_ROOM_BYTES,
+            // What is behind it may be encrypted.
+            Receiving::Name { ref body, len, .. } => len - body.len(),
             _ if self.read_ahead => SMALL_ROOM_BYTES,
             _ => self.header_room - self.header_len,
         });
@@ -248,9 +253,20 @@ impl ServerStream {
         is_well_formed && self.name.is_none() && served.is_process(header.addr)
     }
 
+    /// What encrypts everything from here on, once: nothing behind the pass was received yet, and
+    /// nothing sent.
+    pub(crate) fn take_seal(&mut self) -> Option<Seal> {
+        self.seal.take()
+    }
+
     /// What the peer calls this connection.
     pub(crate) fn name(&self) -> Option<LaneName> {
         self.name
+    }
+
+    /// Whether it is this peer's.
+    pub(crate) fn is_of(&self, peer: &PeerId) -> bool {
+        self.visitor.is(peer)
     }
 
     /// Whether it needs no pass, or has shown a good one.
@@ -461,11 +477,11 @@ impl ServerStream {
                 .and_then(|(lane, pass)| Some((lane, served.admit(&pass, lane)?))),
             false => LaneName::split(body).and_then(|(lane, engine)| {
                 let mut visitor = self.visitor.clone();
-                visitor.says(engine).then_some((lane, visitor))
+                visitor.says(engine).then_some((lane, (visitor, None)))
             }),
         };
-        let Some((name, visitor)) = known else { return self.refuse(Version::V2) };
-        (self.name, self.visitor) = (Some(name), visitor);
+        let Some((name, (visitor, seal))) = known else { return self.refuse(Version::V2) };
+        (self.name, self.visitor, self.seal) = (Some(name), visitor, seal);
         self.is_known |= has_pass;
         self.acknowledge(Version::V2, Status::Ok);
     }

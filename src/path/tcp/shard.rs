@@ -9,13 +9,14 @@ use kvrail_reactors::region::Region;
 use kvrail_reactors::stream::{Direction, Done, Socket, Streams};
 use kvrail_reactors::ticket::{Table, Ticket};
 
-use super::client::{Answer, ClientStream, Request};
+use super::client::{Answer, Request};
 use super::connection::{Connection, End, Role};
+use super::dialed::{Dialed, in_blocking_mode};
 use super::peers::Lanes;
 use super::server::ServerStream;
 use super::sweep::ended_early;
 use super::wire::LaneName;
-use crate::auth::Pass;
+use crate::auth::PeerId;
 use crate::config::TcpLimits;
 use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
@@ -34,14 +35,13 @@ pub(crate) enum Message {
     Accepted(Socket),
     /// The process is out of descriptors: close a stranger's connection, if there is one.
     Crowded,
-    /// A connection that was asked for, to the peer with this key; where it has to show a pass,
-    /// that, and the name for which it was given.
-    Dialed { peer: u64, result: Result<Socket>, pass: Option<Box<(LaneName, Pass)>> },
+    /// A connection that was asked for, to the peer with this key.
+    Dialed { peer: u64, result: Result<Dialed> },
     /// End whatever touches this region, then drop the guard.
     Fence { region: Arc<Region>, guard: Guard },
     /// A peer asks to end the connection that it calls so: drop the guard once nothing is stored
     /// from it any more.
-    EndLane { lane: LaneName, guard: Guard },
+    EndLane { peer: PeerId, lane: LaneName, guard: Guard },
     /// What the peer says of a lane that it was asked to end.
     Fenced { peer: u64, lane: LaneName, fenced: Fenced },
     /// Nobody holds the peer with this key any more.
@@ -145,14 +145,14 @@ impl TcpShard {
             Message::Crowded => {
                 self.evict(true);
             }
-            Message::Dialed { peer, result, pass } => self.dialed(peer, result, pass, now_ns),
+            Message::Dialed { peer, result } => self.dialed(peer, result, now_ns),
             Message::Fence { region, guard } => {
                 self.served.refresh();
                 let patience_ns = now_ns + ENDING_GRACE_NS;
                 self.fences.push(Fence { region, patience_ns, _guard: guard });
                 self.check_fences(now_ns);
             }
-            Message::EndLane { lane, guard } => self.end_lane(lane, &guard, now_ns),
+            Message::EndLane { peer, lane, guard } => self.end_lane(&peer, lane, &guard, now_ns),
             Message::Fenced { peer, lane, fenced } => self.fenced(peer, lane, fenced, now_ns),
             Message::Forget { peer } => self.forget(peer),
             Message::Leave { guard } => self.leave(guard, now_ns),
@@ -269,21 +269,12 @@ impl TcpShard {
         }
     }
 
-    fn dialed(
-        &mut self,
-        key: u64,
-        result: Result<Socket>,
-        pass: Option<Box<(LaneName, Pass)>>,
-        now_ns: u64,
-    ) {
+    fn dialed(&mut self, key: u64, result: Result<Dialed>, now_ns: u64) {
         let Some(lanes) = self.peers.get_mut(&key) else { return };
         lanes.dialing = lanes.dialing.saturating_sub(1);
-        match result.and_then(in_blocking_mode) {
-            Ok(socket) if !self.is_leaving && !self.is_stopping => {
-                let (version, careful) = lanes.framing();
-                let stream = ClientStream::new(version, careful);
-                let (lane, pass) = pass.map(|pass| *pass).unzip();
-                let stream = stream.named(lanes.name(lane), pass, &self.errands.own);
+        match result.and_then(Dialed::in_blocking_mode) {
+            Ok(Dialed { socket, entry }) if !self.is_leaving && !self.is_stopping => {
+                let stream = lanes.stream(entry, &self.errands.own);
                 let role = Role::Client { stream, peer: key, round: lanes.round };
                 let lane = self.connections.insert(Connection::new(socket, role, now_ns));
                 lanes.lanes.push(lane);
@@ -460,10 +451,10 @@ impl TcpShard {
     }
 
     /// Ends the connection that a peer calls so; the guard goes with it, when it is quiet.
-    fn end_lane(&mut self, lane: LaneName, guard: &Guard, now_ns: u64) {
+    fn end_lane(&mut self, peer: &PeerId, lane: LaneName, guard: &Guard, now_ns: u64) {
         for (_, connection) in self.connections.iter_mut() {
             if connection.is_called(lane) {
-                connection.end_for(&mut self.ring, guard.clone());
+                connection.end_for(peer, &mut self.ring, guard.clone());
             }
         }
         self.reap_quiet(now_ns);
@@ -486,12 +477,5 @@ impl Drop for TcpShard {
         for (_, connection) in self.connections.iter_mut() {
             connection.close(&mut self.ring, End::Ours);
         }
-    }
-}
-
-fn in_blocking_mode(socket: Socket) -> Result<Socket> {
-    match socket.make_blocking() {
-        Ok(()) => Ok(socket),
-        Err(error) => Err(Error::lost("a new socket failed").with_source(error)),
     }
 }

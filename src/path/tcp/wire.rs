@@ -81,6 +81,14 @@ impl LaneName {
         Some((Self(u128::from_le_bytes(*name)), Pass(pass.try_into().ok()?)))
     }
 }
+
+/// The frame that shows a pass to the process of this incarnation.
+pub(crate) fn pass_frame(lane: LaneName, incarnation: u64, pass: &Pass) -> Vec<u8> {
+    let (len, verb) = (PASS_FRAME_BYTES as u64, Verb::Pass);
+    let header = Header { len, addr: incarnation, verb, version: Version::V2 };
+    [&header.encode()[..], &lane.to_bytes(), &pass.0].concat()
+}
+
 /// READ and WRITE under a grant; as events.
 const OPCODE_GRANTED_READ: u8 = 0x44;
 const OPCODE_GRANTED_WRITE: u8 = 0x45;

@@ -1,7 +1,7 @@
 //! What the two sides of an endpoint tell each other, as letters between processes carry it: the
 //! machines' messages, and beside them what only the shells need, a NIC's address.
 
-use kvrail_reactors::verbs::{Gid, QpAddress, QpNumber, RemoteKey};
+use kvrail_reactors::verbs::{Gid, QpAddress, QpNumber, RemoteAccess, RemoteKey};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{RDMA_EVENTS_MAX, RDMA_QUEUES_MAX};
@@ -43,15 +43,37 @@ pub(crate) struct Body {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Word {
-    Open { queues: Vec<(u32, u32)> },
-    Opened { queues: Vec<(u32, u32)>, mailbox: Option<(u64, u32, u32)> },
-    Refused { why: Why },
+    Open {
+        queues: Vec<(u32, u32)>,
+    },
+    Opened {
+        queues: Vec<(u32, u32)>,
+        mailbox: Option<(u64, u32, u32)>,
+    },
+    Refused {
+        why: Why,
+    },
     Fence,
-    Fenced { arrived: Vec<(u64, u64)> },
-    Broken { is_rail_well: bool },
-    Bind { grant: (u32, u64) },
-    Bound { grant: (u32, u64), keys: Vec<u32> },
-    Struck { grant: (u32, u64), why: Why },
+    Fenced {
+        arrived: Vec<(u64, u64)>,
+    },
+    Broken {
+        is_rail_well: bool,
+    },
+    Bind {
+        grant: (u32, u64),
+    },
+    /// May it read, may it write; of those that don't say, the NIC knows.
+    Bound {
+        grant: (u32, u64),
+        keys: Vec<u32>,
+        #[serde(default = "either")]
+        may: (bool, bool),
+    },
+    Struck {
+        grant: (u32, u64),
+        why: Why,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,9 +128,10 @@ impl Body {
             Word::Fenced { arrived } => Message::Fenced { name, target, arrived },
             Word::Broken { is_rail_well } => Message::Broken { name, is_rail_well },
             Word::Bind { grant } => Message::Bind { name, grant: raw(grant) },
-            Word::Bound { grant, keys } => {
+            Word::Bound { grant, keys, may: (read, write) } => {
                 let keys = keys.into_iter().map(RemoteKey).collect();
-                Message::Bound { name, grant: raw(grant), keys }
+                let access = RemoteAccess { read, write };
+                Message::Bound { name, grant: raw(grant), keys, access }
             }
             Word::Struck { grant, why } => {
                 Message::Struck { name, grant: raw(grant), why: strike(why) }
@@ -116,6 +139,10 @@ impl Body {
         };
         fits.then_some(message)
     }
+}
+
+fn either() -> (bool, bool) {
+    (true, true)
 }
 
 fn word(message: &Message) -> Word {
@@ -137,9 +164,11 @@ fn word(message: &Message) -> Word {
         Message::Fenced { arrived, .. } => Word::Fenced { arrived: arrived.clone() },
         Message::Broken { is_rail_well, .. } => Word::Broken { is_rail_well: *is_rail_well },
         Message::Bind { grant, .. } => Word::Bind { grant: halves(*grant) },
-        Message::Bound { grant, keys, .. } => {
-            Word::Bound { grant: halves(*grant), keys: keys.iter().map(|key| key.0).collect() }
-        }
+        Message::Bound { grant, keys, access, .. } => Word::Bound {
+            grant: halves(*grant),
+            keys: keys.iter().map(|key| key.0).collect(),
+            may: (access.read, access.write),
+        },
         Message::Struck { grant, why, .. } => Word::Struck {
             grant: halves(*grant),
             why: match why {
@@ -207,7 +236,12 @@ mod tests {
             Message::Fenced { name, target, arrived: vec![(1, u64::MAX)] },
             Message::Broken { name, is_rail_well: true },
             Message::Bind { name, grant },
-            Message::Bound { name, grant, keys: vec![RemoteKey(1), RemoteKey(2)] },
+            Message::Bound {
+                name,
+                grant,
+                keys: vec![RemoteKey(1), RemoteKey(2)],
+                access: RemoteAccess { read: true, write: false },
+            },
             Message::Struck { name, grant, why: Strike::Refused },
         ]
     }

@@ -129,6 +129,9 @@ impl Part {
                 "the peer is out of reach ({rail}): is it running, and are ports and GIDs of both \
                  sides up?"
             )),
+            ErrorKind::Refused if culprit.is_none() => Error::refused(
+                "the peer permits no such access to this memory, by its grant or its policy",
+            ),
             ErrorKind::Refused => Error::refused(format!(
                 "the peer's NIC does not permit this ({rail}): open the peer again if its regions \
                  have changed"

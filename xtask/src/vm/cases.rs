@@ -22,7 +22,7 @@ const LAYOUTS: [Layout; 4] = [
 /// Ten times what the slowest layout takes on a machine with two busy cores.
 const LIMIT_S: u64 = 180;
 
-/// The step: every layout, in turn.
+/// Every layout, in turn.
 pub fn all(shell: &Shell) -> Outcome {
     let binary = proof::built(shell, "numa")?;
     let boot = prepare(shell, None)?;

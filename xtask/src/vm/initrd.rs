@@ -9,8 +9,10 @@ use super::kernel::Kernel;
 use crate::shell::{Shell, find, run};
 
 const INIT: &str = include_str!("../../vm/init");
-/// The host's files, the job's ports, the overlay; NICs, their switch and soft-RoCE.
-const MODULES: [&str; 13] = [
+/// The host's files, the job's ports, the overlay; NICs, their switch and soft-RoCE; kernel TLS,
+/// the cipher that kvrail has it use (its parts are not found by name while no module folder is
+/// there), and sockets that overhear what it sends.
+const MODULES: [&str; 18] = [
     "virtio_pci",
     "virtio_console",
     "9pnet_virtio",
@@ -24,6 +26,11 @@ const MODULES: [&str; 13] = [
     "rdma_rxe",
     "crc32_pclmul",
     "crc32_generic",
+    "tls",
+    "chacha20poly1305",
+    "chacha_generic",
+    "poly1305_generic",
+    "af_packet",
 ];
 
 /// The initramfs for this kernel, made unless there is one of the same parts.

@@ -8,8 +8,10 @@
 //! - `wire` `pair` `qmp`: two guests on one wire, and what is done to them from outside
 //! - `nics`: what its soft-RoCE NICs are called
 //! - `cases`: the NUMA tests, each in a guest that is built for it
+//! - `encrypted`: the tests of encrypted TCP, for which hosts' kernels may lack TLS
 
-pub mod cases;
+mod cases;
+mod encrypted;
 pub mod guest;
 mod image;
 mod initrd;
@@ -30,6 +32,7 @@ pub use numa::Numa;
 pub use wire::{End, Wire};
 
 use crate::shell::{Shell, find, quoted, succeeds};
+use crate::steps::Outcome;
 
 /// Programs that a guest is made with, and the Debian packages they come from.
 const TOOLS: [(&str, &str); 9] = [
@@ -83,6 +86,13 @@ pub struct Options {
     /// What to run: words, or one string for the shell.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+/// The step: what only guests have.
+pub fn step(shell: &Shell) -> Outcome {
+    let layouts = cases::all(shell)?;
+    let encrypted = encrypted::all(shell)?;
+    Ok(format!("{layouts}, {encrypted}"))
 }
 
 /// Runs the command in a guest; its exit code is ours.

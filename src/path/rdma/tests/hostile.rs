@@ -1,6 +1,6 @@
 //! Peers that say anything: no panic, no growth, nothing of anybody else's is touched.
 
-use kvrail_reactors::verbs::Status;
+use kvrail_reactors::verbs::{RemoteAccess, Status};
 use proptest::prelude::*;
 
 use super::message::{Refusal, Strike};
@@ -30,7 +30,12 @@ fn any_message() -> impl Strategy<Value = Message> {
             4 => Message::Fenced { name, target, arrived: vec![(word, word); count] },
             5 => Message::Broken { name, is_rail_well: is_odd },
             6 => Message::Bind { name, grant },
-            7 => Message::Bound { name, grant, keys: vec![RemoteKey(slots); count % 4] },
+            7 => Message::Bound {
+                name,
+                grant,
+                keys: vec![RemoteKey(slots); count % 4],
+                access: RemoteAccess { read: slots % 2 == 0, write: true },
+            },
             _ => {
                 let why = if is_odd { Strike::Gone } else { Strike::Full };
                 Message::Struck { name, grant, why }

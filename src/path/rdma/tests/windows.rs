@@ -38,6 +38,11 @@ fn bound() -> Theirs {
     theirs
 }
 
+/// A window that is open to everything.
+fn told(name: EndpointName, grant: u128, keys: Vec<RemoteKey>) -> Message {
+    Message::Bound { name, grant, keys, access: RemoteAccess { read: true, write: true } }
+}
+
 fn struck(why: Strike) -> Message {
     Message::Struck { name: name(0, 1), grant: GRANT, why }
 }
@@ -57,7 +62,8 @@ fn a_window_is_told_of_when_every_queue_has_it() {
     assert!(theirs.take_told().is_empty());
     theirs.complete(Status::Success);
     let keys = vec![RemoteKey(31), RemoteKey(32)];
-    let told = Message::Bound { name: name(0, 1), grant: GRANT, keys };
+    let access = RemoteAccess { read: true, write: false };
+    let told = Message::Bound { name: name(0, 1), grant: GRANT, keys, access };
     theirs.tell(Message::Bind { name: name(0, 1), grant: GRANT });
     assert_eq!(theirs.take_told(), [told.clone(), told], "asked again, told again");
 }
@@ -146,9 +152,9 @@ fn what_is_granted_waits_for_its_window_and_uses_the_key_of_its_queue() {
     assert!(ours.posted.is_empty());
     ours.after(limits().open_retry_ns);
     assert_eq!(ours.told.len(), 2, "asked again");
-    ours.tell(Message::Bound { name, grant: GRANT, keys: vec![RemoteKey(1)] });
+    ours.tell(told(name, GRANT, vec![RemoteKey(1)]));
     assert!(ours.posted.is_empty(), "it needs a key for each queue");
-    ours.tell(Message::Bound { name, grant: GRANT, keys: vec![RemoteKey(1), RemoteKey(2)] });
+    ours.tell(told(name, GRANT, vec![RemoteKey(1), RemoteKey(2)]));
     let used: Vec<_> = ours.posted.iter().map(|(_, qp, request)| (*qp, request.key)).collect();
     assert_eq!(used, [(QpNumber(1), RemoteKey(1)), (QpNumber(2), RemoteKey(2))]);
 }
@@ -172,7 +178,7 @@ fn a_window_that_closes_under_a_write_makes_it_stale() {
     let mut ours = Ours::new(limits(), 1);
     ours.carry(under_grant(1, GRANT));
     let name = ours.opened[0];
-    ours.tell(Message::Bound { name, grant: GRANT, keys: vec![RemoteKey(1), RemoteKey(2)] });
+    ours.tell(told(name, GRANT, vec![RemoteKey(1), RemoteKey(2)]));
     ours.complete(0, Status::RemoteAccess);
     assert!(ours.ended.is_empty());
     ours.fenced(name, &[]);
@@ -185,10 +191,27 @@ fn more_grants_than_are_remembered_can_be_used_one_after_the_other() {
     for grant in 0..RDMA_WINDOWS_MAX as u64 + 2 {
         ours.carry(under_grant(grant, u128::from(grant)));
         let (name, keys) = (ours.opened[0], vec![RemoteKey(1), RemoteKey(2)]);
-        ours.tell(Message::Bound { name, grant: u128::from(grant), keys });
+        ours.tell(told(name, u128::from(grant), keys));
         ours.complete(0, Status::Success);
         assert_eq!(ours.ending(grant).kind, None);
     }
     let (_, endpoint) = ours.machine.endpoints.iter().next().unwrap();
     assert_eq!(endpoint.windows.len(), RDMA_WINDOWS_MAX);
+}
+
+#[test]
+fn what_a_window_is_not_open_to_is_refused_before_a_nic_is_asked() {
+    for (is_write, access) in [
+        (true, RemoteAccess { read: true, write: false }),
+        (false, RemoteAccess { read: false, write: true }),
+    ] {
+        let mut ours = Ours::new(limits(), 1);
+        ours.carry(order(1, vec![slice(is_write, Keys::Grant(GRANT))]));
+        let (name, keys) = (ours.opened[0], vec![RemoteKey(1), RemoteKey(2)]);
+        ours.tell(Message::Bound { name, grant: GRANT, keys, access });
+        assert_eq!(ours.ending(1).kind, Some(ErrorKind::Refused));
+        ours.carry(order(2, vec![slice(!is_write, Keys::Grant(GRANT))]));
+        ours.complete(0, Status::Success);
+        assert_eq!(ours.ending(2).kind, None, "the rail is well");
+    }
 }

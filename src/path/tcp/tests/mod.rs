@@ -3,6 +3,7 @@
 mod duet;
 mod granted;
 mod lanes;
+mod sealed;
 mod server;
 mod shard;
 mod visitors;

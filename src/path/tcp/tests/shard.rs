@@ -14,14 +14,14 @@ use kvrail_reactors::stream::Streams;
 use kvrail_reactors::uring::Uring;
 
 use crate::arrivals::Arrivals;
-use crate::auth::{Gate, Policy};
+use crate::auth::{Entrance, Gate, PeerId, Policy};
 use crate::config::TcpLimits;
 use crate::flight::{Flight, Landing, Portion};
 use crate::limits::PASS_NS;
 use crate::memory::{Operation, Region, Regions, RegionsView, tests::region};
 use crate::path::served::Service;
-use crate::path::tcp::wire::{Header, Verb, Version};
-use crate::path::tcp::{Action, Errands, Message, Request, Status, TcpShard};
+use crate::path::tcp::wire::{Header, STATUS_BYTES, Verb, Version, pass_frame};
+use crate::path::tcp::{Action, Dialed, Errands, LaneName, Message, Request, Status, TcpShard};
 use crate::peer::{Link, Peer, Route, RouteKind, TcpRoute};
 use crate::prepared::Plan;
 use crate::receipt::Fenced;
@@ -68,7 +68,7 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
 }
 
 /// Runs `test` on each reactor that the kernel gives us.
-fn both(test: impl Fn(Streams)) {
+pub(super) fn both(test: impl Fn(Streams)) {
     let doorbell = Doorbell::with_sources().unwrap();
     test(Sockets::new(64, &doorbell).unwrap().into());
     match probe_uring() {
@@ -89,13 +89,13 @@ fn shard(streams: Streams, limits: TcpLimits) -> TcpShard {
     shard_behind(streams, limits, Arc::default())
 }
 
-fn shard_behind(streams: Streams, limits: TcpLimits, gate: Arc<Gate>) -> TcpShard {
+pub(super) fn shard_behind(streams: Streams, limits: TcpLimits, gate: Arc<Gate>) -> TcpShard {
     let view = RegionsView::new(Arc::new(Regions::default()));
     TcpShard::new(streams, service(view, Arc::default()).behind(gate), errands(), limits)
 }
 
 /// Ours and the peer's.
-fn sockets() -> (TcpStream, TcpStream) {
+pub(super) fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
@@ -108,7 +108,7 @@ fn is_flying(flight: &Flight) -> bool {
 }
 
 /// Polls at `now_ns` until this is so.
-fn poll_until(shard: &mut TcpShard, now_ns: u64, is_so: impl Fn() -> bool) {
+pub(super) fn poll_until(shard: &mut TcpShard, now_ns: u64, is_so: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_so() {
         shard.poll(now_ns);
@@ -128,7 +128,8 @@ fn stalled(streams: Streams) {
     let (small, large) = (region(4_096), region(LEN));
     let (first, message) = flight(&small);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()), pass: None }, 0);
+    let result = Ok(Dialed::open(socket.into()));
+    shard.handle(Message::Dialed { peer: 1, result }, 0);
     shard.poll(0);
     peer.read_exact(&mut [0; 24 + 4_096]).unwrap();
     peer.write_all(&Status::Ok.encode()).unwrap();
@@ -215,7 +216,8 @@ fn dropped(streams: Streams) {
     let (memory, waiting) = (region(LEN), region(4_096));
     let (flying, message) = flight(&memory);
     shard.handle(message, 0);
-    shard.handle(Message::Dialed { peer: 1, result: Ok(socket.into()), pass: None }, 0);
+    let result = Ok(Dialed::open(socket.into()));
+    shard.handle(Message::Dialed { peer: 1, result }, 0);
     shard.poll(1);
     peer.read_exact(&mut [0; 1]).unwrap();
     let (never_sent, message) = flight(&waiting);
@@ -302,4 +304,43 @@ fn dripped(streams: Streams) {
     // Its last byte has just come.
     peer.write_all(&[0]).unwrap();
     poll_until(&mut shard, PASS_NS + 1_000_000_000, || !is_open(&peer));
+}
+
+#[test]
+fn a_connection_is_ended_by_the_peer_whose_it_is() {
+    both(ended_by_its_peer);
+}
+
+fn ended_by_its_peer(streams: Streams) {
+    const LANE: LaneName = LaneName(7);
+    let named = |names: &[&str]| PeerId::named(names.iter().map(|name| (*name).to_owned()));
+    let gate = Arc::new(Gate::new(true, false, Policy::Open));
+    let given = gate.pass(&named(&["a"]), LANE, Entrance::Tcp).unwrap();
+    let mut shard = shard_behind(streams, TcpLimits::default(), gate);
+    let (socket, mut peer) = sockets();
+    shard.handle(Message::Accepted(socket.into()), 0);
+    peer.write_all(&pass_frame(LANE, 1, &given.pass)).unwrap();
+    peer.set_nonblocking(true).unwrap();
+    poll_until(&mut shard, 0, || {
+        peer.peek(&mut [0; STATUS_BYTES]).is_ok_and(|len| len == STATUS_BYTES)
+    });
+    peer.read_exact(&mut [0; STATUS_BYTES]).unwrap();
+    let is_open = || {
+        let nothing = peer.peek(&mut [0]);
+        nothing.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let ask = |shard: &mut TcpShard, peer: PeerId| {
+        let (guard, waits) = flume::bounded(0);
+        shard.handle(Message::EndLane { peer, lane: LANE, guard }, 0);
+        waits
+    };
+    let stranger = ask(&mut shard, named(&["b"]));
+    for _ in 0..100 {
+        shard.poll(0);
+    }
+    assert!(is_open() && !stranger.is_disconnected(), "nothing says that it is over");
+    // Its certificate has been renewed, with another name beside the one that it had.
+    let owner = ask(&mut shard, named(&["c", "a"]));
+    poll_until(&mut shard, 0, || owner.is_disconnected() && stranger.is_disconnected());
+    assert!(!is_open());
 }

@@ -7,7 +7,7 @@ use kvrail_reactors::region::Slice;
 use kvrail_reactors::vector::Vector;
 use proptest::prelude::*;
 
-use crate::auth::{Gate, PASS_BYTES, PeerId, Policy};
+use crate::auth::{Entrance, Gate, PASS_BYTES, PeerId, Policy};
 use crate::memory::{Operation, Regions, RegionsView, tests::region};
 use crate::path::served::Service;
 use crate::path::tcp::LaneName;
@@ -28,7 +28,7 @@ proptest! {
         regions.insert(memory.clone()).unwrap();
         let gate = Arc::new(Gate::new(true, false, Policy::Open));
         // One was given; nobody guesses it.
-        gate.pass(&PeerId::named(["a".to_owned()]), LaneName(1)).unwrap();
+        gate.pass(&PeerId::named(["a".to_owned()]), LaneName(1), Entrance::Tcp).unwrap();
         let view = RegionsView::new(regions);
         let service = Service::new(view, Arc::default(), Arc::default(), 1);
         let mut service = service.behind(gate);
