@@ -9,6 +9,7 @@ mod granted;
 mod peers;
 mod server;
 mod shard;
+mod steps;
 mod sweep;
 #[cfg(test)]
 mod tests;

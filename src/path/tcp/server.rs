@@ -9,6 +9,7 @@ use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::{Filled, Vector};
 
 use super::granted::{self, Answering, Sink};
+use super::steps::{Receiving, Reply};
 use super::wire::{
     Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
     PASS_FRAME_BYTES, Status, Verb, Version,
@@ -56,35 +57,6 @@ pub(crate) struct ServerStream {
     seal: Option<Seal>,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
-}
-
-#[derive(Debug)]
-enum Receiving {
-    Header,
-    Body {
-        target: Slice,
-        version: Version,
-        used: Option<Use>,
-    },
-    /// What a request under a grant may not, or not any more, store.
-    Sink(Sink),
-    Event {
-        body: Vec<u8>,
-        len: usize,
-    },
-    Name {
-        body: Vec<u8>,
-        len: usize,
-        has_pass: bool,
-    },
-}
-
-#[derive(Debug)]
-enum Reply {
-    Status(Status),
-    Memory(Slice),
-    /// To a READ under a grant.
-    Granted(Answering),
 }
 
 impl ServerStream {
