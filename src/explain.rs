@@ -74,7 +74,7 @@ pub enum Verdict {
 }
 
 impl Candidate {
-    /// One end is a GPU's: where memory is copied, it makes the copy, and how fast was not measured.
+    /// One end is a GPU's: where memory is copied, it makes the copy; how fast was not measured.
     fn made_by_gpu(&mut self) {
         if matches!(self.means, Means::Copy | Means::Mapped) {
             (self.means, self.estimated_gb_per_s) = (Means::Gpu, 0.0);

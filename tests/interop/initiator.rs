@@ -10,6 +10,7 @@ use crate::setup::{Setup, interop_tests};
 const LENGTH: usize = 4 << 20;
 
 interop_tests!(python: v13, v13_v1, v11);
+interop_tests!(vram: v13, v13_v1, v11);
 interop_tests!(refused_range: v13, v13_v1, v11);
 interop_tests!(bench: v13, v13_v1, v11);
 interop_tests!(peer_leaves: v13, v13_v1, v11);
@@ -25,7 +26,10 @@ struct Pair {
 impl Pair {
     fn new(setup: Setup) -> Self {
         let forced = setup.is_version_1();
-        let ours = Ours::start("127.0.0.1", Metadata::P2p, forced, LENGTH, 1);
+        Self::with(Ours::start("127.0.0.1", Metadata::P2p, forced, LENGTH, 1), setup)
+    }
+
+    fn with(ours: Ours, setup: Setup) -> Self {
         let mut agent = Agent::p2p(setup);
         let base = agent.register(LENGTH, 2);
         let peer = wait(ours.engine.open(&agent.name)).unwrap();
@@ -48,6 +52,19 @@ fn python(setup: Setup) {
     rows(&mut pair);
     notes(&mut pair);
     regions_that_come_and_go(&mut pair, setup);
+    pair.agent.stop();
+}
+
+/// Data from a GPU and into it.
+fn vram(setup: Setup) {
+    let mut pair = Pair::with(Ours::on_gpu(setup.is_version_1(), LENGTH, 1), setup);
+    for (offset, length) in [(0, 1), (3, 7), (4095, 4098), (65536, 65536), (77, 3_000_003)] {
+        write(&mut pair, offset, length);
+        read(&mut pair, offset, length);
+    }
+    batch(&mut pair);
+    pages(&mut pair);
+    rows(&mut pair);
     pair.agent.stop();
 }
 

@@ -1,10 +1,15 @@
 //! Our side: an engine with one region whose bytes are patterns.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvrail::metadata::server::{MetadataServer, ServerLimits};
-use kvrail::{Access, Batch, Engine, Failed, Location, Metadata, Outcome, Region, Result};
+use kvrail::{
+    Access, Batch, Engine, EngineBuilder, Failed, Location, Metadata, Outcome, Region, Result,
+};
+use kvrail_reactors::cuda::Gpus;
+use kvrail_reactors::cuda::fake::Fake;
 use tokio::time::timeout;
 
 use crate::rig::{eventually, pattern};
@@ -22,8 +27,19 @@ impl Ours {
     /// An engine known as `name` in `metadata`, with `length` bytes of pattern `seed`.
     pub fn start(name: &str, metadata: Metadata, version_1: bool, length: usize, seed: u8) -> Self {
         let builder = Engine::builder().name(name).advertise("127.0.0.1").metadata(metadata);
-        let engine = builder.tcp_version_1(version_1).start().unwrap();
-        let region = engine.allocate(length, Location::Cpu(None), Access::READ_WRITE).unwrap();
+        Self::of(builder.tcp_version_1(version_1), Location::Cpu(None), length, seed)
+    }
+
+    /// One in peer-to-peer mode whose region is on a GPU (made of memfds, `Fake`).
+    pub fn on_gpu(version_1: bool, length: usize, seed: u8) -> Self {
+        let gpus = Gpus::given(Arc::new(Fake::new(1, 1 << 30)));
+        let builder = Engine::builder().gpus(gpus).tcp_version_1(version_1);
+        Self::of(builder, Location::Cuda(0), length, seed)
+    }
+
+    fn of(builder: EngineBuilder, location: Location, length: usize, seed: u8) -> Self {
+        let engine = builder.start().unwrap();
+        let region = engine.allocate(length, location, Access::READ_WRITE).unwrap();
         wait(engine.publish()).unwrap();
         let ours = Self { engine, region };
         ours.fill(seed, 0, length);

@@ -9,13 +9,22 @@ use crate::setup::{Setup, interop_tests};
 const LENGTH: usize = 4 << 20;
 
 interop_tests!(python: v13, v13_no_reuse, v13_v1, v13_v1_no_reuse, v11, v11_reuse);
+interop_tests!(vram: v13, v13_v1, v11);
 interop_tests!(bench: v13, v13_no_reuse, v13_v1, v13_v1_no_reuse, v11, v11_reuse);
 interop_tests!(refused_range: v13, v13_no_reuse, v13_v1, v13_v1_no_reuse, v11, v11_reuse);
 interop_tests!(many_initiators: v13, v13_no_reuse, v13_v1, v11, v11_reuse);
 
 /// Reads and writes of odd sizes at odd addresses, batches, notes, a probe, a region that goes.
 fn python(setup: Setup) {
-    let ours = Ours::p2p(LENGTH, 1);
+    served(setup, Ours::p2p(LENGTH, 1));
+}
+
+/// The same on a GPU, whose bytes go by way of the host.
+fn vram(setup: Setup) {
+    served(setup, Ours::on_gpu(false, LENGTH, 1));
+}
+
+fn served(setup: Setup, ours: Ours) {
     let (peer, base) = (ours.engine.name().to_owned(), ours.region.addr());
     let mut agent = Agent::p2p(setup);
     agent.register(LENGTH, 2);

@@ -11,6 +11,7 @@
 //! - `chaos`: real processes under fire
 //! - `compare`: kvrail beside its peers and the machine's limits
 //! - `checkers`: sanitizers, and every order of threads' steps
+//! - `ptx`: the kernel that copies pages on GPUs, compiled
 //! - `price`: instructions per request, `cargo xtask price`
 //! - `sim`: whole engines on a simulated network, `cargo xtask sim`
 //! - `proof`: tests that run somewhere else, and what they must say
@@ -27,6 +28,7 @@ mod mooncake;
 mod price;
 mod process;
 mod proof;
+mod ptx;
 mod rust;
 mod services;
 mod shell;
@@ -74,6 +76,8 @@ enum Chore {
     RdmaExchange(verbs::interop::Options),
     /// Cuts, stops and kills one of two guests that transfer over soft-RoCE.
     RdmaPair,
+    /// Compiles the kernel that copies pages on GPUs; needs no GPU.
+    Ptx,
     /// Runs a command where io_uring is refused, as in a container with the default profile.
     WithoutUring(without_uring::Options),
 }
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
         Chore::RdmaPair => shell::Shell::new()
             .and_then(|shell| verbs::pair::trouble(&shell, &verbs::interop::release(&shell)?))
             .map(|_| ExitCode::SUCCESS),
+        Chore::Ptx => ptx::compile().map(|()| ExitCode::SUCCESS),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };
     ended.unwrap_or_else(|error| {

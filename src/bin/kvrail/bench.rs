@@ -89,8 +89,8 @@ pub struct Options {
     /// Whose memory: regions that the engine allocates, or foreign memory that it is told of.
     #[arg(long, value_enum, default_value = "region")]
     memory: Memory,
-    /// Where the memory lives: cpu (one buffer a NUMA node), cpu:0 (on that node) or cuda:0 (on that
-    /// GPU).
+    /// Where the memory lives: cpu (one buffer a NUMA node), cpu:0 (on that node) or cuda:0 (on
+    /// that GPU).
     #[arg(long, default_value = "cpu")]
     location: Location,
     /// Multiprocessors of a GPU that one launch of copies takes at most, by default 16.

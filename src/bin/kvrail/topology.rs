@@ -79,7 +79,7 @@ impl Machine {
             false => println!("RDMA devices\n{}", rdma::table(&self.devices).trim_fmt()),
         }
         match &self.gpus.found {
-            Err(why) => println!("\nGPUs: {why}"),
+            Err(why) => println!("\nGPUs: none for this process\n {why}"),
             Ok(gpus) => println!("\nGPUs\n{}", gpus::table(gpus).trim_fmt()),
         }
         if let Some(room) = self.memory.group_room_bytes {

@@ -170,6 +170,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_kernel_is_made_from_the_source_beside_it() {
+        let (source, made) = (include_bytes!("../pages.cu"), include_str!("../pages.ptx"));
+        // FNV-1a, as `cargo xtask ptx` writes it down.
+        let digest = source.iter().fold(0xcbf2_9ce4_8422_2325u64, |digest, byte| {
+            (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let first = made.lines().next().unwrap_or_default();
+        assert!(first.ends_with(&format!("{digest:016x}")), "run `cargo xtask ptx`: {first}");
+    }
+
+    #[test]
     fn the_kernel_s_parameter_is_laid_out_as_its_source_says() {
         let page = |k: u64| Range { from: k, to: 100 + k, len: 5000 + k as usize };
         let mut words = Vec::new();
