@@ -4,7 +4,7 @@
 use std::future::ready;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use kvrail_reactors::host::process::permit_any_reader;
 use kvrail_reactors::stream::Socket;
@@ -35,9 +35,9 @@ pub(crate) fn expose(
     gate: Gate,
 ) -> Result<(Exposure, Result<Arc<Hub>>)> {
     let gate = Arc::new(gate);
-    // Differs between processes that had the same name: the clock at the start.
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let incarnation = since_epoch.map_or(0, |time| time.as_nanos() as u64);
+    let now_ns = since_epoch.map_or(0, |time| time.as_nanos() as u64);
+    let incarnation = next_incarnation(&LAST_INCARNATION, now_ns);
     let (regions, arrivals) = (Arc::new(Regions::default()), Arc::new(Arrivals::default()));
     if same_host.peers_may_trace
         && let Err(error) = permit_any_reader()
@@ -63,6 +63,17 @@ pub(crate) fn expose(
     let (hub_here, rdma) = (hub.clone().ok(), None);
     let exposure = Exposure { incarnation, regions, grants, arrivals, gate, hub: hub_here, rdma };
     Ok((exposure, hub))
+}
+
+/// The number of the engine before, in this process.
+static LAST_INCARNATION: AtomicU64 = AtomicU64::new(0);
+
+/// A number that no engine had before under the same name: the clock when it starts, or the next
+/// number where the clock hasn't moved since another engine of this process began.
+fn next_incarnation(last: &AtomicU64, now_ns: u64) -> u64 {
+    let next = |last: u64| now_ns.max(last.saturating_add(1));
+    let before = last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+    before.map_or(now_ns, next)
 }
 
 /// An engine as its peers see it.
@@ -272,5 +283,19 @@ impl Host for Exposed {
             // A full inbox is asked again soon.
             let _ = shard.send(tcp::Message::Crowded);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::next_incarnation;
+
+    #[test]
+    fn engines_that_start_within_one_tick_of_the_clock_are_told_apart() {
+        let last = AtomicU64::new(0);
+        let numbers = [100, 100, 95, 110].map(|now_ns| next_incarnation(&last, now_ns));
+        assert_eq!(numbers, [100, 101, 102, 110]);
     }
 }
