@@ -281,9 +281,12 @@ pub const HOST_PART_COPIES: usize = 256;
 /// (256 KiB) at 4 KiB each. The rest waits in the ring, where it costs nothing.
 pub const HOST_COPIES_MAX: usize = 64;
 
-/// Copies on GPUs that a lane's server has taken from the ring: all that it holds and as many
-/// more, so that a batch's pages share a launch.
-pub const HOST_PAGES_MAX: usize = 2048;
+/// Copies of one list on a lane: what one launch takes. It fills a quarter of the ring.
+pub const HOST_LIST_COPIES: usize = kvrail_reactors::cuda::plan::LAUNCH_MAX_PAGES;
+
+/// Copies on GPUs that a lane's server holds before it takes no more from the ring: a list that is
+/// launched and one behind it.
+pub const HOST_PAGES_MAX: usize = 2 * HOST_LIST_COPIES;
 
 /// Replies that wait for room in a lane before its server takes no more requests.
 pub const HOST_REPLIES_MAX: usize = 64;

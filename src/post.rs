@@ -171,8 +171,13 @@ impl Inner {
         plan: &Arc<Plan>,
         started: quanta::Instant,
     ) -> Result<Arc<Flight>> {
-        if let Some((copies, visits)) = plan.kept().and_then(|kept| kept.visiting()) {
-            return Ok(self.post_kept(plan, copies, visits, started));
+        if let Some(kept) = plan.kept() {
+            match kept.visiting() {
+                Some((copies, visits)) => {
+                    return Ok(self.post_kept(plan, copies, visits, started));
+                }
+                None => plan.keep(None),
+            }
         }
         let Local { mut slices, mut jobs, visits, denied } =
             self.local_jobs(plan).inspect_err(|_| plan.landed())?;

@@ -31,6 +31,18 @@ pub(crate) trait Served {
         len: u64,
         operation: Operation,
     ) -> Result<(Slice, Use), Denied>;
+    /// All of the memory that several requests touch, if they may, under a grant or without; none
+    /// where each is to be looked at by itself. Nothing is counted before `took_all`.
+    fn find_all(
+        &mut self,
+        visitor: &Visitor,
+        key: Option<Key>,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Option<(Slice, Option<Use>)>;
+    /// Counts what was found so.
+    fn took_all(&mut self, bytes: u64, operation: Operation);
     /// Counts and queues an event; answers Ok, Busy or Refused.
     fn event(&mut self, event: Event) -> Status;
     /// Whether the engine is this incarnation of its name.
@@ -114,6 +126,27 @@ impl Served for Service {
         let found = self.grants.find_for(visitor, regions, key, addr, len, operation);
         self.serving.add(operation, len, found.is_ok());
         found.inspect_err(|denied| tracing::debug!(?key, ?visitor, ?denied, "a peer's request"))
+    }
+
+    fn find_all(
+        &mut self,
+        visitor: &Visitor,
+        key: Option<Key>,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Option<(Slice, Option<Use>)> {
+        let regions = self.regions.current();
+        let Some(key) = key else {
+            let found = regions.find_for(visitor, addr, len, operation);
+            return found.ok().map(|found| (found, None));
+        };
+        let found = self.grants.find_for(visitor, regions, key, addr, len, operation);
+        found.ok().map(|(found, used)| (found, Some(used)))
+    }
+
+    fn took_all(&mut self, bytes: u64, operation: Operation) {
+        self.serving.add(operation, bytes, true);
     }
 
     fn event(&mut self, event: Event) -> Status {

@@ -10,54 +10,62 @@ use crate::engine::Inner;
 use crate::flight::Flight;
 use crate::memory::{Region, Visit};
 use crate::path::gpu::GpuCopies;
-use crate::path::host::Neighbour;
+use crate::path::host::{Asks, Lane, Neighbour};
 use crate::path::local::{Copies, Job};
 use crate::plan::PlannedSlice;
 
-/// All copies of a plan, if GPUs make all of them, as they were found at its last posting.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    copies: Vec<Arc<GpuCopies>>,
-    from: From,
+/// What a plan's last posting came to, if GPUs make all of its copies. It is good as long as what
+/// it was found from is there.
+pub(crate) enum Kept {
+    /// Copies by our GPUs, and the regions of this engine's own at the far ends.
+    Local(Vec<Arc<GpuCopies>>, Vec<Region>),
+    /// Copies by our GPUs, from memory that this peer has shown in this session.
+    Pulled(Vec<Arc<GpuCopies>>, Weak<Neighbour>),
+    /// Parts that this peer was asked for by a lane.
+    Asked(Arc<Lane>, Vec<Arc<Asks>>, Weak<Neighbour>),
 }
 
-/// What must be as it was for the copies to be the same.
-#[derive(Debug)]
-enum From {
-    /// These regions of this engine's own are at the far ends.
-    Local(Vec<Region>),
-    /// The session with this peer.
-    Host(Weak<Neighbour>),
+/// What is posted to a peer once more.
+pub(super) enum Again {
+    Pull(Vec<Arc<GpuCopies>>),
+    Ask(Arc<Lane>, Vec<Arc<Asks>>),
 }
 
 impl Kept {
     pub(super) fn local(copies: &[Arc<GpuCopies>], far: Vec<Region>) -> Option<Self> {
-        Self::new(copies, From::Local(far))
+        may_repeat(copies).then(|| Self::Local(copies.to_vec(), far))
     }
 
-    pub(super) fn host(copies: &[Arc<GpuCopies>], neighbour: &Arc<Neighbour>) -> Option<Self> {
-        Self::new(copies, From::Host(Arc::downgrade(neighbour)))
-    }
-
-    fn new(copies: &[Arc<GpuCopies>], from: From) -> Option<Self> {
-        let may_repeat = !copies.is_empty() && copies.iter().all(|copies| copies.may_repeat());
-        may_repeat.then(|| Self { copies: copies.to_vec(), from })
+    pub(super) fn pulled(copies: &[Arc<GpuCopies>], neighbour: &Arc<Neighbour>) -> Option<Self> {
+        may_repeat(copies).then(|| Self::Pulled(copies.to_vec(), Arc::downgrade(neighbour)))
     }
 
     /// The copies, and the visits that a flight of them makes; none where something has changed.
     pub(super) fn visiting(&self) -> Option<(Vec<Arc<GpuCopies>>, Vec<Visit>)> {
-        let From::Local(far) = &self.from else { return None };
+        let Self::Local(copies, far) = self else { return None };
         let visits = far.iter().map(Region::visit).collect::<Result<_, _>>().ok()?;
-        Some((self.copies.clone(), visits))
+        Some((copies.clone(), visits))
     }
 
-    /// The copies; none where something has changed.
-    pub(super) fn at(&self, neighbour: &Arc<Neighbour>) -> Option<Vec<Arc<GpuCopies>>> {
-        let From::Host(known) = &self.from else { return None };
-        let is_same = std::ptr::eq(known.as_ptr(), Arc::as_ptr(neighbour));
-        let is_fresh = is_same && self.copies.iter().all(|copies| copies.is_fresh());
-        is_fresh.then(|| self.copies.clone())
+    /// What goes to the peer; none where something has changed.
+    pub(super) fn at(&self, neighbour: &Arc<Neighbour>) -> Option<Again> {
+        let is_known =
+            |known: &Weak<Neighbour>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(neighbour));
+        match self {
+            Self::Pulled(copies, known) if is_known(known) => {
+                let is_fresh = copies.iter().all(|copies| copies.is_fresh());
+                is_fresh.then(|| Again::Pull(copies.clone()))
+            }
+            Self::Asked(lane, parts, known) if is_known(known) => {
+                Some(Again::Ask(lane.clone(), parts.clone()))
+            }
+            _ => None,
+        }
     }
+}
+
+fn may_repeat(copies: &[Arc<GpuCopies>]) -> bool {
+    !copies.is_empty() && copies.iter().all(|copies| copies.may_repeat())
 }
 
 /// Takes out what GPUs have to copy; `slices` and `jobs` go in pairs and keep what is left.

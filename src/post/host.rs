@@ -8,13 +8,15 @@ use std::sync::Arc;
 use kvrail_reactors::copy::{CopyWork, Source};
 
 use super::callers_share;
-use super::gpu::{self, Kept};
+use super::gpu::{self, Again, Kept};
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
-use crate::limits::{COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_PART_COPIES, HOST_QUESTIONS_MAX};
+use crate::limits::{
+    COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_LIST_COPIES, HOST_PART_COPIES, HOST_QUESTIONS_MAX,
+};
 use crate::memory::Operation;
 use crate::memory::grant::Denied;
-use crate::path::host::{Ask, Asked, Known, Neighbour, Offer, Proof};
+use crate::path::host::{Ask, Asked, Asks, Known, Neighbour, Offer, Proof};
 use crate::path::local::{Copies, Job};
 use crate::path::tcp::Event;
 use crate::plan::{PlannedSlice, share_out};
@@ -48,10 +50,11 @@ impl Inner {
         started: quanta::Instant,
     ) -> Arc<Flight> {
         let announce = plan.event.clone().map(|event| self.announce_host(event));
-        if let Some(copies) = plan.kept().and_then(|kept| kept.at(neighbour)) {
-            let flight = self.flight(plan, copies.len(), announce, Vec::new(), started);
-            self.post_to_gpus(&flight, PathKind::Host, copies);
-            return flight;
+        if let Some(kept) = plan.kept() {
+            match kept.at(neighbour) {
+                Some(again) => return self.post_again(plan, again, announce, started),
+                None => plan.keep(None),
+            }
         }
         let flight = self.flight(plan, 1, announce, Vec::new(), started);
         // Keeps the flight from ending before all of its parts are out.
@@ -64,6 +67,30 @@ impl Inner {
         match sorted.question.take() {
             None => self.post_sorted(neighbour, gate, sorted),
             Some(first) => self.post_when_known(neighbour, gate, first),
+        }
+        flight
+    }
+
+    fn post_again(
+        self: &Arc<Self>,
+        plan: &Arc<Plan>,
+        again: Again,
+        announce: Option<Announce>,
+        started: quanta::Instant,
+    ) -> Arc<Flight> {
+        let parts = match &again {
+            Again::Pull(copies) => copies.len(),
+            Again::Ask(_, parts) => parts.len(),
+        };
+        let flight = self.flight(plan, parts, announce, Vec::new(), started);
+        match again {
+            Again::Pull(copies) => self.post_to_gpus(&flight, PathKind::Host, copies),
+            Again::Ask(lane, parts) => {
+                flight.comes_by(vec![lane.clone()]);
+                for part in parts {
+                    lane.post(Portion::new(flight.clone(), part.requests()), part);
+                }
+            }
         }
         flight
     }
@@ -97,31 +124,35 @@ impl Inner {
         let Sorted { asks, sources, pulls, mut jobs, rest, denied, .. } = sorted;
         let mut pulls = Cow::Owned(pulls);
         let on_gpus = gpu::split_off(&mut pulls, &mut jobs);
-        if [asks.len(), rest.len(), pulls.len(), denied.len()] == [0; 4] {
-            flight.plan.keep(Kept::host(&on_gpus, neighbour));
-        }
+        let counts = [asks.len(), on_gpus.len(), rest.len(), pulls.len(), denied.len()];
+        let pulled = Kept::pulled(&on_gpus, neighbour);
         flight.more_parts(on_gpus.len());
         self.post_to_gpus(&flight, PathKind::Host, on_gpus);
-        self.post_asks(&flight, neighbour, &asks, &sources);
+        let asked = self.post_asks(&flight, neighbour, &asks, &sources);
+        match counts {
+            [0, _, 0, 0, 0] => flight.plan.keep(pulled),
+            [_, 0, 0, 0, 0] => flight.plan.keep(asked),
+            _ => {}
+        }
         self.carry_rest(&flight, &rest);
         self.post_pulls(&flight, &pulls, jobs);
         gate.back(denied);
     }
 
+    /// Returns what a next posting may send once more: what GPUs make.
     fn post_asks(
         &self,
         flight: &Arc<Flight>,
         neighbour: &Arc<Neighbour>,
         slices: &[PlannedSlice],
         sources: &[u64],
-    ) {
-        if slices.is_empty() {
-            return;
-        }
+    ) -> Option<Kept> {
+        let first = slices.first()?;
         let plan = &flight.plan;
         // What a GPU of the peer's copies is one lane's, whose launches keep to one budget.
-        let by_gpu = plan.memory(&slices[0]).region().device().is_some()
-            || plan.peer.is_on_gpu(slices[0].addr);
+        let by_gpu =
+            plan.memory(first).region().device().is_some() || plan.peer.is_on_gpu(first.addr);
+        let most = if by_gpu { HOST_LIST_COPIES } else { HOST_PART_COPIES };
         let lanes = if by_gpu { 1 } else { neighbour.lanes.len() };
         let groups = share_out(slices, lanes, COPY_GROUP_BYTES);
         // The peer's shard copies near the destination, whose node its descriptor tells.
@@ -137,15 +168,19 @@ impl Inner {
             let key = plan.key(slice);
             Ask { request: slice.request, source: *source, offset, addr, len, key }
         };
+        let mut kept = None;
         for (group, lane) in groups.into_iter().zip(lanes) {
             let asks: Vec<Ask> =
                 slices[group.clone()].iter().zip(&sources[group]).map(ask).collect();
-            flight.more_parts(asks.len().div_ceil(HOST_PART_COPIES));
-            for part in asks.chunks(HOST_PART_COPIES) {
-                let span = part[0].request..=part[part.len() - 1].request;
-                lane.post(Portion::new(flight.clone(), span), part.to_vec());
+            let parts: Vec<_> =
+                asks.chunks(most).map(|part| Arc::new(Asks::new(part.to_vec()))).collect();
+            flight.more_parts(parts.len());
+            for part in &parts {
+                lane.post(Portion::new(flight.clone(), part.requests()), part.clone());
             }
+            kept = by_gpu.then(|| Kept::Asked(lane, parts, Arc::downgrade(neighbour)));
         }
+        kept
     }
 
     /// As for copies inside this process: the caller makes its share, shards the rest.

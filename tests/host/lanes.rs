@@ -113,7 +113,7 @@ fn what_is_not_permitted_is_refused_one_by_one() {
         let refused = |requests: &[[u64; 8]], verdict: u64| {
             lanes.ask(0, requests);
             for request in requests {
-                assert_eq!(lanes.reply(0), Some([words::FAILED, request[1], 0, verdict]));
+                assert_eq!(lanes.reply(0), Some(words::failed(request[1], 0, verdict)));
                 assert_eq!(lanes.reply(0), Some([words::DONE, request[1], 1, words::OK]));
             }
         };
@@ -135,6 +135,56 @@ fn what_is_not_permitted_is_refused_one_by_one() {
         lanes.ask(0, &[words::copy(5, 1, 0, addr, len)]);
         assert_eq!(lanes.reply(0), Some([words::DONE, 5, 1, words::OK]));
         assert!(contents(&rig.target) == pattern(1, LEN));
+        rig.is_unhurt(true).await;
+    });
+}
+
+#[test]
+fn of_a_list_what_is_permitted_is_copied_and_the_rest_is_refused_one_by_one() {
+    run(async {
+        let mut rig = Rig::new().await;
+        let (_raw, lanes) = rig.stranger();
+        let (addr, unit) = (rig.target.addr(), 16);
+        let list = |part: u64, len: u64, count: u64| {
+            [words::LIST | words::LAST, part, 1, 0, addr, len | count << 32, 0, 0]
+        };
+        let listed = |copies: &[(u64, u64)]| {
+            let mut entry = [words::LISTED, 0, 0, 0, 0, 0, 0, 0];
+            for (word, (from, to)) in entry[1..].iter_mut().zip(copies) {
+                *word = from / unit | to / unit << 32;
+            }
+            entry
+        };
+        let whole = LEN as u64;
+        // The second goes beyond the target, the third comes from beyond the source.
+        let copies = [(0, 4096), (4096, 1 << 35), (whole, 0), (4096, 0)];
+        lanes.ask(0, &[list(1, 4096, 4), listed(&copies)]);
+        assert_eq!(lanes.reply(0), Some(words::failed(1, 1, words::REFUSED)));
+        assert_eq!(lanes.reply(0), Some(words::failed(1, 2, words::UNREADABLE)));
+        assert_eq!(lanes.reply(0), Some([words::DONE, 1, 4, words::OK]));
+        let stranger = pattern(1, LEN);
+        let swapped = [&stranger[4096..], &stranger[..4096]].concat();
+        assert!(contents(&rig.target) == swapped);
+        lanes.ask(0, &[list(2, 0, 2), listed(&[]), list(3, u32::MAX.into(), 1), listed(&[(0, 0)])]);
+        for (part, index) in [(2, 0), (2, 1), (3, 0)] {
+            assert_eq!(lanes.reply(0), Some(words::failed(part, index, words::REFUSED)));
+            if (part, index) != (2, 0) {
+                let ended = index + 1;
+                assert_eq!(lanes.reply(0), Some([words::DONE, part, ended, words::OK]));
+            }
+        }
+        for broken in [
+            &[list(1, 16, 0)][..],
+            &[list(1, 16, 1601)],
+            &[listed(&[])],
+            &[list(1, 16, 8), list(1, 16, 8)],
+            &[list(1, 16, 8), words::copy(1, 1, 0, addr, 1)],
+            &[list(1, 16, 8), [words::BODY; 8]],
+        ] {
+            let (_raw, lanes) = rig.stranger();
+            lanes.ask(0, broken);
+            lanes.is_closed(0);
+        }
         rig.is_unhurt(true).await;
     });
 }

@@ -90,7 +90,7 @@ fn what_was_offered_can_not_be_taken_away_and_is_taken_once() {
         let map = json!({"type": "map", "call": 3, "addr": 1, "len": 1});
         assert_eq!(raw.ask(&map, &[])["type"], "refused");
         lanes.ask(0, &[copy(2)]);
-        assert_eq!(lanes.reply(0), Some([words::FAILED, 2, 0, words::UNREADABLE]));
+        assert_eq!(lanes.reply(0), Some(words::failed(2, 0, words::UNREADABLE)));
         assert_eq!(lanes.reply(0), Some([words::DONE, 2, 1, words::OK]));
         assert_eq!(raw.offer(7, 65_536, Some(fd.as_fd())), None);
         lanes.ask(0, &[copy(3)]);
@@ -117,7 +117,7 @@ fn foreign_memory_that_is_not_there_is_refused_or_unreadable() {
         assert_eq!(raw.ask(&offer(2, there, u64::MAX), &[])["type"], "taken");
         let target = region(&victim, 4096, Access::WRITE);
         lanes.ask(0, &[words::copy(5, 2, 1 << 62, target.addr(), 4096)]);
-        assert_eq!(lanes.reply(0), Some([words::FAILED, 5, 0, words::UNREADABLE]));
+        assert_eq!(lanes.reply(0), Some(words::failed(5, 0, words::UNREADABLE)));
         assert_eq!(lanes.reply(0), Some([words::DONE, 5, 1, words::OK]));
         honest.is_served().await;
     });

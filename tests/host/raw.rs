@@ -149,7 +149,7 @@ impl Raw {
     pub(crate) fn hello(&self) -> Value {
         json!({
             "type": "hello",
-            "version": 2,
+            "version": 3,
             "to": self.incarnation,
             "name": "by hand",
             "from": "by hand",
@@ -166,7 +166,7 @@ impl Raw {
     fn bells(&self) -> Vec<File> {
         self.send(&self.hello(), &[]);
         let (welcome, mut fds) = self.receive().unwrap();
-        assert_eq!((&welcome["type"], &welcome["version"]), (&json!("welcome"), &json!(2)));
+        assert_eq!((&welcome["type"], &welcome["version"]), (&json!("welcome"), &json!(3)));
         let lanes = welcome["lanes"].as_array().unwrap().len();
         assert_eq!(fds.len(), lanes + 2, "two ledgers and the bells");
         fds.drain(2..).map(File::from).collect()
@@ -232,7 +232,7 @@ impl Listening {
         let socket = rustix::net::accept(&self.socket).unwrap();
         let mut raw = Raw { socket, incarnation: 0, token: token() };
         let hello = raw.receive().unwrap().0;
-        assert_eq!((&hello["type"], &hello["version"]), (&json!("hello"), &json!(2)));
+        assert_eq!((&hello["type"], &hello["version"]), (&json!("hello"), &json!(3)));
         raw.incarnation = hello["to"].as_u64().unwrap();
         raw
     }
@@ -371,6 +371,14 @@ pub(crate) mod words {
     pub(crate) const OK: u64 = 0;
     pub(crate) const REFUSED: u64 = 1;
     pub(crate) const UNREADABLE: u64 = 3;
+
+    pub(crate) const LIST: u64 = 5;
+    pub(crate) const LISTED: u64 = 6;
+
+    /// What a reply says of one copy that failed, or of so many.
+    pub(crate) fn failed(part: u64, index: u64, verdict: u64) -> [u64; 4] {
+        [FAILED, part, index, verdict | 1 << 32]
+    }
 
     /// A part of one copy.
     pub(crate) fn copy(part: u64, source: u64, offset: u64, addr: u64, len: u64) -> [u64; 8] {

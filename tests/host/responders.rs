@@ -40,7 +40,7 @@ fn welcome(raw: &Raw, lanes: usize) -> Value {
     let (incarnation, lanes) = (raw.incarnation, vec![Value::Null; lanes]);
     json!({
         "type": "welcome",
-        "version": 2,
+        "version": 3,
         "incarnation": incarnation,
         "lanes": lanes,
         "token": [raw.token.0, raw.token.1],
@@ -274,13 +274,16 @@ fn replies_that_lie_end_what_is_out_and_the_caller_goes_on() {
         let (ours, real) = (engine(), engine());
         let far = region(&real, 4096, Access::READ_WRITE);
         type Lie = fn(&Lanes, u64);
-        let lies: [Lie; 9] = [
+        let lies: [Lie; 11] = [
             |lanes, _| lanes.answer(0, [0; 4]),
             |lanes, _| lanes.answer(0, [u64::MAX; 4]),
             |lanes, part| lanes.answer(0, [words::DONE, part + 1, 1, words::OK]),
             |lanes, part| lanes.answer(0, [words::DONE, part, 1, 9]),
-            |lanes, part| lanes.answer(0, [words::FAILED, part, 1, words::REFUSED]),
-            |lanes, part| lanes.answer(0, [words::FAILED, part, u64::MAX, words::REFUSED]),
+            |lanes, part| lanes.answer(0, words::failed(part, 1, words::REFUSED)),
+            |lanes, part| lanes.answer(0, words::failed(part, u64::MAX, words::REFUSED)),
+            // None at all, and more than were asked for.
+            |lanes, part| lanes.answer(0, [words::FAILED, part, 0, words::REFUSED]),
+            |lanes, part| lanes.answer(0, [words::FAILED, part, 0, words::REFUSED | 2 << 32]),
             |lanes, _| lanes.set(0, REPLY_HEAD, 5_000),
             // Closed, with a reply that nobody takes any more.
             |lanes, part| {
@@ -288,7 +291,7 @@ fn replies_that_lie_end_what_is_out_and_the_caller_goes_on() {
                 lanes.answer(0, [words::DONE, part, 1, words::OK]);
             },
             |lanes, part| {
-                let failed = [words::FAILED, part, 0, words::REFUSED];
+                let failed = words::failed(part, 0, words::REFUSED);
                 lanes.answer(0, failed);
                 lanes.answer(0, failed);
             },

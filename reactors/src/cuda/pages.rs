@@ -46,6 +46,11 @@ impl PageList {
         Self { ranges: Vec::with_capacity(pages), ..Self::default() }
     }
 
+    /// Room for so many more.
+    pub fn make_room(&mut self, pages: usize) {
+        self.ranges.reserve(pages);
+    }
+
     /// What is pushed from here on lies between the ends of `work`, whose memory is held.
     ///
     /// # Errors

@@ -8,14 +8,25 @@ use crate::memory::grant::Key;
 /// Bytes of an event's body that one entry carries: all words but the first.
 const BODY_BYTES: usize = (REQUEST_WORDS - 1) * size_of::<u64>();
 
+/// Copies of a list that one entry names: a word each, all but the first.
+pub(crate) const LISTED_COPIES: usize = REQUEST_WORDS - 1;
+
+/// What a list counts its offsets in: the kernel's words, which memory that is used with GPUs is
+/// aligned to. So a list reaches 64 GiB in either region.
+pub(crate) const LIST_UNIT_BYTES: u64 = 16;
+
 const COPY: u64 = 1;
 const CANCEL: u64 = 2;
 const EVENT: u64 = 3;
 const BODY: u64 = 4;
-/// Flag of a part's last copy.
+const LIST: u64 = 5;
+const LISTED: u64 = 6;
+/// Flag of a part's last copy or list.
 const LAST: u64 = 1 << 8;
-/// Flag of a copy that is asked for under a grant.
+/// Flag of a copy or list that is asked for under a grant.
 const GRANTED: u64 = 1 << 9;
+/// Where a list has its grant's slot.
+const SLOT_SHIFT: u32 = 32;
 
 const DONE: u64 = 1;
 const FAILED: u64 = 2;
@@ -26,6 +37,11 @@ pub(crate) enum Entry {
     /// Copy bytes of an offered region to an address of the responder's. Copies of a part follow
     /// each other and end with the one that is `last`.
     Copy(CopyEntry),
+    /// Copies of one length between two regions follow, `count` of them. A part may have lists and
+    /// copies.
+    List(ListEntry),
+    /// The next copies of a list, zeros behind its end.
+    Listed([ListedCopy; LISTED_COPIES]),
     /// Do no more of this part, and say when it is over.
     Cancel { part: u64 },
     /// An event of `len` body bytes follows, as a part of its own.
@@ -47,6 +63,30 @@ pub(crate) struct CopyEntry {
     pub(crate) key: Option<Key>,
 }
 
+/// See [`Entry::List`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ListEntry {
+    pub(crate) part: u64,
+    pub(crate) last: bool,
+    pub(crate) source: u64,
+    /// What the copies' offsets in the source are counted from.
+    pub(crate) offset: u64,
+    /// What the copies' addresses are counted from.
+    pub(crate) addr: u64,
+    /// Bytes of each copy.
+    pub(crate) len: u32,
+    pub(crate) count: u32,
+    /// The grant that all of it is asked for under, if any.
+    pub(crate) key: Option<Key>,
+}
+
+/// Where a copy of a list is, in units of [`LIST_UNIT_BYTES`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ListedCopy {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+}
+
 impl Entry {
     pub(crate) fn encode(&self) -> [u64; REQUEST_WORDS] {
         match *self {
@@ -55,6 +95,20 @@ impl Entry {
                 let (granted, slot, word) =
                     key.map_or((0, 0, 0), |key| (GRANTED, key.slot.into(), key.word));
                 [COPY | last | granted, part, source, offset, addr, len, slot, word]
+            }
+            Self::List(ListEntry { part, last, source, offset, addr, len, count, key }) => {
+                let last = if last { LAST } else { 0 };
+                let (granted, slot, word) =
+                    key.map_or((0, 0, 0), |key| (GRANTED, u64::from(key.slot), key.word));
+                let kind = LIST | last | granted | slot << SLOT_SHIFT;
+                [kind, part, source, offset, addr, pair(len, count), word, 0]
+            }
+            Self::Listed(copies) => {
+                let mut words = [LISTED; REQUEST_WORDS];
+                for (word, copy) in words[1..].iter_mut().zip(copies) {
+                    *word = pair(copy.from, copy.to);
+                }
+                words
             }
             Self::Cancel { part } => [CANCEL, part, 0, 0, 0, 0, 0, 0],
             Self::Event { part, len } => [EVENT, part, len, 0, 0, 0, 0, 0],
@@ -79,6 +133,21 @@ impl Entry {
                 let last = kind & LAST != 0;
                 Some(Self::Copy(CopyEntry { part, last, source, offset, addr, len, key }))
             }
+            _ if u64::from(kind as u32) & !(LAST | GRANTED) == LIST => {
+                let [source, offset, addr, sizes, word, _] = rest;
+                let ((len, count), slot) = (unpair(sizes), (kind >> SLOT_SHIFT) as u32);
+                let key = (kind & GRANTED != 0).then_some(Key { slot, word });
+                let last = kind & LAST != 0;
+                Some(Self::List(ListEntry { part, last, source, offset, addr, len, count, key }))
+            }
+            LISTED if kind == LISTED => {
+                let mut copies = [ListedCopy::default(); LISTED_COPIES];
+                for (copy, word) in copies.iter_mut().zip(&words[1..]) {
+                    let (from, to) = unpair(*word);
+                    *copy = ListedCopy { from, to };
+                }
+                Some(Self::Listed(copies))
+            }
             CANCEL if kind == CANCEL => Some(Self::Cancel { part }),
             EVENT if kind == EVENT => Some(Self::Event { part, len: rest[0] }),
             BODY if kind == BODY => {
@@ -91,6 +160,25 @@ impl Entry {
             _ => None,
         }
     }
+}
+
+/// The words of a copy or list as those of this part; what belongs to a list has no number.
+pub(super) fn with_part(words: [u64; REQUEST_WORDS], part: u64) -> [u64; REQUEST_WORDS] {
+    let [kind, _, rest @ ..] = words;
+    if kind == LISTED {
+        return words;
+    }
+    let mut words = [kind, part, 0, 0, 0, 0, 0, 0];
+    words[2..].copy_from_slice(&rest);
+    words
+}
+
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+fn unpair(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
 }
 
 /// An event's body as entries, behind its [`Entry::Event`].
@@ -129,20 +217,20 @@ const VERDICTS: [Verdict; 6] = [
 ];
 
 impl Verdict {
-    fn word(self) -> u64 {
-        VERDICTS.iter().position(|verdict| *verdict == self).unwrap_or(0) as u64
+    fn word(self) -> u32 {
+        VERDICTS.iter().position(|verdict| *verdict == self).unwrap_or(0) as u32
     }
 
-    fn of(word: u64) -> Option<Self> {
-        usize::try_from(word).ok().and_then(|index| VERDICTS.get(index).copied())
+    fn of(word: u32) -> Option<Self> {
+        VERDICTS.get(word as usize).copied()
     }
 }
 
 /// A reply of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// A copy of a part failed, by its position in the part.
-    Failed { part: u64, index: u64, verdict: Verdict },
+    /// So many copies of a part failed, from this position in the part on.
+    Failed { part: u64, index: u64, count: u32, verdict: Verdict },
     /// A part is over, and nothing of it touches any memory any more. Of its copies, so many were
     /// looked at, in order; the verdict is an event's.
     Done { part: u64, ended: u64, verdict: Verdict },
@@ -151,18 +239,21 @@ pub(crate) enum Reply {
 impl Reply {
     pub(crate) fn encode(&self) -> [u64; REPLY_WORDS] {
         match *self {
-            Self::Failed { part, index, verdict } => [FAILED, part, index, verdict.word()],
-            Self::Done { part, ended, verdict } => [DONE, part, ended, verdict.word()],
+            Self::Failed { part, index, count, verdict } => {
+                [FAILED, part, index, pair(verdict.word(), count)]
+            }
+            Self::Done { part, ended, verdict } => [DONE, part, ended, pair(verdict.word(), 0)],
         }
     }
 
     /// The reply, unless nobody sends such words.
     pub(crate) fn decode(words: &[u64; REPLY_WORDS]) -> Option<Self> {
         let [kind, part, number, verdict] = *words;
+        let (verdict, count) = unpair(verdict);
         let verdict = Verdict::of(verdict)?;
         match kind {
-            FAILED => Some(Self::Failed { part, index: number, verdict }),
-            DONE => Some(Self::Done { part, ended: number, verdict }),
+            FAILED => Some(Self::Failed { part, index: number, count, verdict }),
+            DONE if count == 0 => Some(Self::Done { part, ended: number, verdict }),
             _ => None,
         }
     }
@@ -176,7 +267,13 @@ mod tests {
     fn what_is_written_is_read() {
         let (source, offset, addr, len) = (2, 3, 4, 5);
         let copy = CopyEntry { part: 1, last: false, source, offset, addr, len, key: None };
+        let (len, count) = (u32::MAX, 5);
+        let list = ListEntry { part: 1, last: true, source, offset, addr, len, count, key: None };
+        let key = Some(Key { slot: u32::MAX, word: u64::MAX });
         let entries = [
+            Entry::List(list),
+            Entry::List(ListEntry { last: false, key, len: 0, count: u32::MAX, ..list }),
+            Entry::Listed(std::array::from_fn(|k| ListedCopy { from: k as u32, to: u32::MAX })),
             Entry::Copy(copy),
             Entry::Copy(CopyEntry { part: u64::MAX, last: true, ..copy }),
             Entry::Copy(CopyEntry { key: Some(Key { slot: u32::MAX, word: 6 }), ..copy }),
@@ -188,7 +285,7 @@ mod tests {
             assert_eq!(Entry::decode(&entry.encode()), Some(entry));
         }
         for verdict in VERDICTS {
-            let failed = Reply::Failed { part: 1, index: 2, verdict };
+            let failed = Reply::Failed { part: 1, index: 2, count: 3, verdict };
             assert_eq!(Reply::decode(&failed.encode()), Some(failed));
             let done = Reply::Done { part: 1, ended: 2, verdict };
             assert_eq!(Reply::decode(&done.encode()), Some(done));
@@ -197,7 +294,8 @@ mod tests {
 
     #[test]
     fn other_words_mean_nothing() {
-        for kind in [0, 5, CANCEL | LAST, EVENT | GRANTED, COPY << 32] {
+        for kind in [0, 7, LISTED | LAST, LISTED << 32, CANCEL | LAST, EVENT | GRANTED, COPY << 32]
+        {
             assert_eq!(Entry::decode(&[kind; REQUEST_WORDS]), None, "{kind:#x}");
         }
         let slot = 1 << 32;

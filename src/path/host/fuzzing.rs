@@ -11,7 +11,7 @@ use kvrail_reactors::region::{Region, Slice};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::entry::{CopyEntry, Entry, Reply};
+use super::entry::{CopyEntry, Entry, ListEntry, ListedCopy, Reply};
 use super::message::{ToAsker, ToResponder};
 use super::pages::LanePages;
 use super::server::LaneServer;
@@ -105,9 +105,20 @@ fn words(kind: u8, order: u8, input: &mut &[u8]) -> [u64; REQUEST_WORDS] {
             };
             Entry::Copy(CopyEntry { part, last, source, offset, addr, len, key }).encode()
         }
-        2 => Entry::Cancel { part }.encode(),
+        2 if order & 0x40 == 0 => Entry::Cancel { part }.encode(),
+        2 => {
+            let (source, last, count) = (next() % 4, order & 0x80 != 0, (next() % 24) as u32);
+            let (offset, addr, len) = (next() << 5, next() << 6 | next(), next() as u32 * 4);
+            let key = (next() < 0x80).then(|| Key { slot: (next() % 4) as u32, word: WORD });
+            let list = ListEntry { part, last, source, offset, addr, len, count, key };
+            Entry::List(list).encode()
+        }
         3 => Entry::Event { part, len: next() << (order / 64) }.encode(),
-        4 => Entry::Body(std::array::from_fn(|_| next() as u8)).encode(),
+        4 if order & 0x40 == 0 => Entry::Body(std::array::from_fn(|_| next() as u8)).encode(),
+        4 => {
+            let mut copy = || ListedCopy { from: next() as u32, to: next() as u32 * 4 };
+            Entry::Listed(std::array::from_fn(|_| copy())).encode()
+        }
         _ => std::array::from_fn(|_| match next() {
             // Ends of the range, where sums overflow.
             byte @ 0xF0.. => u64::MAX - (byte - 0xF0),
@@ -123,6 +134,8 @@ struct Rig {
     /// Parts and events that were begun at most, and those that are over.
     begun: usize,
     done: usize,
+    /// Copies that were asked for at most.
+    copies: u64,
 }
 
 impl Rig {
@@ -138,12 +151,16 @@ impl Rig {
         }
         let (bell, visitor) = (Arc::new(bell), Visitor::anyone(PEER));
         let server = LaneServer::new(answers, bell, offered, visitor, pages);
-        Self { asks: asks.pop().expect("one"), server, begun: 0, done: 0 }
+        Self { asks: asks.pop().expect("one"), server, begun: 0, done: 0, copies: 0 }
     }
 
     /// `false` where there is no room.
     fn send(&mut self, words: &[u64; REQUEST_WORDS]) -> bool {
         self.begun += 1;
+        self.copies += match Entry::decode(words) {
+            Some(Entry::List(list)) => list.count.into(),
+            _ => 1,
+        };
         self.asks.send([words].into_iter()).is_ok_and(|(sent, _)| sent == 1)
     }
 
@@ -162,10 +179,12 @@ impl Rig {
         for _ in 0..count {
             let Some(words) = self.asks.receive().expect("our own server") else { break };
             match Reply::decode(&words).expect("our own server") {
-                Reply::Failed { index, .. } => assert!(index < self.begun as u64),
+                Reply::Failed { index, count, .. } => {
+                    assert!(index + u64::from(count) <= self.copies);
+                }
                 Reply::Done { ended, .. } => {
                     self.done += 1;
-                    assert!(ended <= self.begun as u64);
+                    assert!(ended <= self.copies);
                 }
             }
         }

@@ -10,27 +10,13 @@ use kvrail_reactors::doorbell::{Bell, Doorbell};
 use kvrail_reactors::host::lane::{Corrupt, REQUEST_WORDS, Requester};
 use kvrail_reactors::ticket::{Table, Ticket};
 
-use super::entry::{self, CopyEntry, Entry, Reply, Verdict};
+use super::asks::{Ask, Asks};
+use super::entry::{self, CopyEntry, Entry, ListEntry, Reply, Verdict};
 use crate::flight::{EVENT, Portion};
 use crate::limits::{ENDING_MAX_NS, SPIN_TURNS, TURN_BURST};
-use crate::memory::grant::{Key, stale};
+use crate::memory::grant::stale;
 use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
-
-/// A copy that the peer is asked for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ask {
-    /// Which request of the batch.
-    pub(crate) request: usize,
-    /// The number of the region that the bytes are in.
-    pub(crate) source: u64,
-    pub(crate) offset: u64,
-    /// Where they go, at the peer.
-    pub(crate) addr: u64,
-    pub(crate) len: u64,
-    /// The grant that it is asked for under, if any.
-    pub(crate) key: Option<Key>,
-}
 
 /// A lane to a peer of this host.
 pub(crate) struct Lane {
@@ -59,7 +45,8 @@ struct State {
 
 struct Part {
     portion: Portion,
-    asks: Vec<Ask>,
+    /// None where it is an event.
+    asks: Option<Arc<Asks>>,
     /// What failed, by its position among the asks.
     failed: Vec<(usize, Error)>,
     /// Since when it is cancelled, and why.
@@ -86,34 +73,23 @@ impl Lane {
         Self { peer, state: Mutex::new(state), bell, home, parts_out, watchers }
     }
 
-    /// Asks for the copies of a part, of which there is at least one.
-    pub(crate) fn post(&self, portion: Portion, asks: Vec<Ask>) {
-        let last = asks.len().saturating_sub(1);
-        let entries = move |part: u64, asks: &[Ask], unsent: &mut VecDeque<_>| {
-            unsent.extend(asks.iter().enumerate().map(|(index, ask)| {
-                let Ask { source, offset, addr, len, key, .. } = *ask;
-                let last = index == last;
-                Entry::Copy(CopyEntry { part, last, source, offset, addr, len, key }).encode()
-            }));
-        };
+    /// Asks for the copies of a part.
+    pub(crate) fn post(&self, portion: Portion, asks: Arc<Asks>) {
+        let entries = |part: u64, unsent: &mut VecDeque<_>| unsent.extend(asks.entries(part));
+        let asks = Some(asks.clone());
         self.add(Part { portion, asks, failed: Vec::new(), cancelled: None }, entries);
     }
 
     /// Delivers an event, whose data is in place.
     pub(crate) fn announce(&self, portion: Portion, body: &[u8]) {
-        let entries = |part: u64, _: &[Ask], unsent: &mut VecDeque<_>| {
+        let entries = |part: u64, unsent: &mut VecDeque<_>| {
             unsent.push_back(Entry::Event { part, len: body.len() as u64 }.encode());
             unsent.extend(entry::body(body).map(|entry| entry.encode()));
         };
-        let asks = Vec::new();
-        self.add(Part { portion, asks, failed: Vec::new(), cancelled: None }, entries);
+        self.add(Part { portion, asks: None, failed: Vec::new(), cancelled: None }, entries);
     }
 
-    fn add(
-        &self,
-        part: Part,
-        entries: impl FnOnce(u64, &[Ask], &mut VecDeque<[u64; REQUEST_WORDS]>),
-    ) {
+    fn add(&self, part: Part, entries: impl FnOnce(u64, &mut VecDeque<[u64; REQUEST_WORDS]>)) {
         let mut state = self.lock();
         if let Some(error) = state.lost.clone() {
             drop(state);
@@ -123,9 +99,7 @@ impl Lane {
             state.progress = None;
         }
         let ticket = state.parts.insert(part);
-        let State { parts, unsent, .. } = &mut *state;
-        let asks = &parts.get(ticket).expect("just inserted").asks;
-        entries(ticket.to_raw(), asks, unsent);
+        entries(ticket.to_raw(), &mut state.unsent);
         self.parts_out.store(state.parts.len(), Ordering::Relaxed);
         if let Err(error) = state.send(&self.bell) {
             drop(state);
@@ -295,13 +269,9 @@ impl State {
     /// Takes a reply, to a part that is out; returns the part if it is over.
     fn replied(&mut self, reply: Reply) -> Result<Option<Returned>, Corrupt> {
         match reply {
-            Reply::Failed { part, index, verdict } => {
+            Reply::Failed { part, index, count, verdict } => {
                 let part = self.parts.get_mut(Ticket::from_raw(part)).ok_or(Corrupt)?;
-                let index = usize::try_from(index).map_err(|_| Corrupt)?;
-                // No more failures than copies, however often the peer says so.
-                let has_room = part.failed.len() < part.asks.len();
-                let ask = part.asks.get(index).copied().filter(|_| has_room).ok_or(Corrupt)?;
-                part.failed.push((index, part.error(verdict, Some(ask))));
+                part.fail_some(index, count, verdict)?;
                 Ok(None)
             }
             Reply::Done { part, ended, verdict } => {
@@ -325,15 +295,18 @@ impl State {
         if unsent_of.is_empty() {
             return;
         }
-        self.unsent.retain(|words| match Entry::decode(words) {
-            Some(Entry::Copy(CopyEntry { part, .. })) => match unsent_of.get_mut(&part) {
-                Some(unsent) => {
-                    *unsent += 1;
-                    false
-                }
-                None => true,
-            },
-            _ => true,
+        // What is listed goes with its list; of one that was begun it must be sent.
+        let mut drops_list = false;
+        self.unsent.retain(|words| {
+            let (part, copies) = match Entry::decode(words) {
+                Some(Entry::Copy(CopyEntry { part, .. })) => (part, 1),
+                Some(Entry::List(ListEntry { part, count, .. })) => (part, count as usize),
+                Some(Entry::Listed(_)) => return !drops_list,
+                _ => return true,
+            };
+            let unsent = unsent_of.get_mut(&part);
+            drops_list = unsent.is_some();
+            unsent.map(|unsent| *unsent += copies).is_none()
         });
         for (raw, unsent) in unsent_of {
             self.cancel(raw, unsent, ended);
@@ -343,13 +316,14 @@ impl State {
     /// Cancels a part of whose copies so many were not sent.
     fn cancel(&mut self, raw: u64, unsent: usize, ended: &mut Ended) {
         let ticket = Ticket::from_raw(raw);
-        if unsent > 0 && self.parts.get(ticket).is_some_and(|part| part.asks.len() == unsent) {
+        if unsent > 0 && self.parts.get(ticket).is_some_and(|part| part.asks().len() == unsent) {
             ended.extend(self.parts.remove(ticket).map(|part| part.done(0, Verdict::Ended)));
             return;
         }
-        // An event in mid-body goes first: its bytes follow each other.
-        let in_body =
-            |words: &&[u64; REQUEST_WORDS]| matches!(Entry::decode(words), Some(Entry::Body(_)));
+        // An event in mid-body or a list goes first: its entries follow each other.
+        let in_body = |words: &&[u64; REQUEST_WORDS]| {
+            matches!(Entry::decode(words), Some(Entry::Body(_) | Entry::Listed(_)))
+        };
         let at = self.unsent.iter().take_while(in_body).count();
         self.unsent.insert(at, Entry::Cancel { part: raw }.encode());
     }
@@ -378,6 +352,25 @@ impl State {
 }
 
 impl Part {
+    fn asks(&self) -> &[Ask] {
+        self.asks.as_ref().map_or(&[], |asks| asks.as_slice())
+    }
+
+    /// The peer failed so many copies.
+    fn fail_some(&mut self, index: u64, count: u32, verdict: Verdict) -> Result<(), Corrupt> {
+        let start = usize::try_from(index).map_err(|_| Corrupt)?;
+        let end = start.checked_add(count as usize).ok_or(Corrupt)?;
+        // No more failures than copies, however often the peer says so.
+        if count == 0 || self.failed.len() + count as usize > self.asks().len() {
+            return Err(Corrupt);
+        }
+        let failed = self.asks().get(start..end).ok_or(Corrupt)?;
+        let errors = failed.iter().map(|ask| self.error(verdict, Some(*ask)));
+        let failed: Vec<_> = (start..).zip(errors).collect();
+        self.failed.extend(failed);
+        Ok(())
+    }
+
     fn fail(self, error: &Error) {
         // The user's own end of the transfer explains more than the lane's.
         let error = match self.cancelled {
@@ -386,30 +379,32 @@ impl Part {
                 .with_landed(error.landed()),
             None => error.clone(),
         };
-        let failures = match self.asks.is_empty() {
-            true => vec![(EVENT, error)],
-            false => self.asks.iter().map(|ask| (ask.request, error.clone())).collect(),
+        let failures = match self.asks() {
+            [] => vec![(EVENT, error)],
+            asks => asks.iter().map(|ask| (ask.request, error.clone())).collect(),
         };
         self.portion.back(failures);
     }
 
     /// The peer is done with it, of which it has looked at `ended` copies.
     fn done(mut self, ended: usize, verdict: Verdict) -> Returned {
-        if self.asks.is_empty() {
+        let Some(asks) = self.asks.clone() else {
             let failed = (verdict != Verdict::Ok).then(|| (EVENT, self.error(verdict, None)));
             return (self.portion, failed.into_iter().collect());
-        }
-        for index in ended.min(self.asks.len())..self.asks.len() {
+        };
+        let copies = asks.as_slice();
+        for index in ended.min(copies.len())..copies.len() {
             let error = self.error(Verdict::Ended, None).with_landed(Landed::No);
             self.failed.push((index, error));
         }
+        self.failed.sort_unstable_by_key(|(index, _)| *index);
+        self.failed.dedup_by_key(|(index, _)| *index);
+        let failed_bytes: u64 = self.failed.iter().map(|(index, _)| copies[*index].len).sum();
         let mut carried = metrics::Carried::default();
-        let has_failed = |index: usize| self.failed.iter().any(|(failed, _)| *failed == index);
-        let done = self.asks.iter().enumerate().filter(|(index, _)| !has_failed(*index));
-        done.for_each(|(_, ask)| carried.add(ask.len as usize));
+        let bytes = asks.bytes().saturating_sub(failed_bytes);
+        carried.add_all(copies.len() - self.failed.len(), bytes as usize);
         carried.record(PathKind::Host, &self.failed);
-        let asks = self.asks;
-        let request = |(index, error): (usize, Error)| (asks[index].request, error);
+        let request = |(index, error): (usize, Error)| (copies[index].request, error);
         (self.portion, self.failed.into_iter().map(request).collect())
     }
 

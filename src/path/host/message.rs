@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::memory::grant::Key;
 
 /// Version of the steps above and of a lane's words.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// Ledgers that come with a welcome: of regions, and of grants.
 pub(super) const LEDGERS: usize = 2;

@@ -8,14 +8,17 @@
 //!
 //! - `hub` `responder` `asker` `message` `packets`: sessions, on the control thread
 //! - `sources` `readable`: memory of the peer's that is readable here, and how it becomes so
-//! - `entry` `lane` `server` `pages` `shard`: requests by lanes, on the shards
+//! - `asks` `entry` `lane`: requests by lanes, from the side that asks
+//! - `server` `list` `pages` `shard`: the same on the shards that answer
 
 mod asker;
+mod asks;
 mod entry;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod hub;
 mod lane;
+mod list;
 mod message;
 mod packets;
 mod pages;
@@ -26,8 +29,9 @@ mod shard;
 mod sources;
 
 pub(crate) use self::asker::{Asked, Neighbour, Offer};
+pub(crate) use self::asks::{Ask, Asks};
 pub(crate) use self::hub::Hub;
-pub(crate) use self::lane::{Ask, Lane, watch};
+pub(crate) use self::lane::{Lane, watch};
 pub(crate) use self::responder::serve;
 pub(crate) use self::shard::{HostShard, Message};
 pub(crate) use self::sources::{Known, Proof};

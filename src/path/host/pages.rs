@@ -6,19 +6,19 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::CopyWork;
-use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone, Pages};
+use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone, PageList};
 use kvrail_reactors::doorbell::Doorbell;
 use kvrail_reactors::region::Region;
 
 use super::entry::Verdict;
 use super::server::Flying;
-use crate::limits::GPU_GROUPS_MAX;
+use crate::limits::{HOST_LIST_COPIES, HOST_PAGES_MAX};
 
 /// The copies of a lane that are on GPUs.
 pub(super) struct LanePages {
     cuda: Cuda,
-    /// Taken in this turn, all for one GPU.
-    gathered: Gathered,
+    /// Taken in this turn, by their GPUs.
+    gathered: Vec<(u32, Gathered)>,
     /// Under way, by their tags.
     groups: VecDeque<(u64, Vec<Flying>)>,
     /// Those that no GPU could be asked for.
@@ -31,14 +31,14 @@ pub(super) struct LanePages {
 
 #[derive(Default)]
 struct Gathered {
-    device: u32,
-    works: Vec<CopyWork>,
+    list: PageList,
     flying: Vec<Flying>,
 }
 
 impl LanePages {
     pub(super) fn new(doorbell: Arc<Doorbell>, blocks: u32) -> Self {
-        let cuda = Cuda::new(GPU_GROUPS_MAX, doorbell).with_blocks(blocks);
+        // As many groups as there may be copies.
+        let cuda = Cuda::new(HOST_PAGES_MAX + HOST_LIST_COPIES, doorbell).with_blocks(blocks);
         let (gathered, groups, refused, done) = Default::default();
         Self { cuda, gathered, groups, refused, next_tag: 0, count: 0, done }
     }
@@ -49,31 +49,49 @@ impl LanePages {
     }
 
     /// Takes a copy for this GPU; it starts with the turn's others.
-    pub(super) fn add(&mut self, device: u32, work: CopyWork, flying: Flying) {
-        if device != self.gathered.device {
-            self.start();
-            self.gathered.device = device;
+    pub(super) fn add(&mut self, device: u32, work: &CopyWork, flying: Flying) {
+        let len = work.source.len().min(work.target.len());
+        self.add_list(device, work, [[0, 0]].into_iter(), len, flying);
+    }
+
+    /// Takes copies of `len` bytes each, by their offsets in the two ends of `work`.
+    pub(super) fn add_list(
+        &mut self,
+        device: u32,
+        work: &CopyWork,
+        offsets: impl Iterator<Item = [usize; 2]>,
+        len: usize,
+        flying: Flying,
+    ) {
+        self.count += flying.count();
+        let at = self.gathered.iter().position(|(known, _)| *known == device);
+        let at = at.unwrap_or_else(|| {
+            self.gathered.push((device, Gathered::default()));
+            self.gathered.len() - 1
+        });
+        let Gathered { list, flying: held } = &mut self.gathered[at].1;
+        match list.between(work) {
+            Ok(()) => held.push(flying),
+            Err(failure) => return self.refused.push((failure, vec![flying])),
         }
-        self.gathered.works.push(work);
-        self.gathered.flying.push(flying);
-        self.count += 1;
+        list.make_room(offsets.size_hint().0);
+        for [from, to] in offsets {
+            let is_inside = list.push(from, to, len);
+            debug_assert!(is_inside, "the ends of the work are those of its copies");
+        }
     }
 
     /// Starts what was gathered.
     fn start(&mut self) {
-        if self.gathered.works.is_empty() {
-            return;
-        }
-        let Gathered { works, flying, device } = std::mem::take(&mut self.gathered);
-        self.gathered.device = device;
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        // A lane has room for fewer copies than the reactor for groups, so it takes each.
-        let started = Pages::of(works.iter())
-            .map(|pages| self.cuda.submit(Group { tag, pages: Arc::new(pages) }).is_ok());
-        match started {
-            Ok(_) => self.groups.push_back((tag, flying)),
-            Err(failure) => self.refused.push((failure, flying)),
+        for (_, Gathered { list, flying }) in std::mem::take(&mut self.gathered) {
+            let tag = self.next_tag;
+            self.next_tag += 1;
+            let full = |_| Failure::refused("copy", "too much is under way");
+            let group = list.finish().map(|pages| Group { tag, pages: Arc::new(pages) });
+            match group.and_then(|group| self.cuda.submit(group).map_err(full)) {
+                Ok(_) => self.groups.push_back((tag, flying)),
+                Err(failure) => self.refused.push((failure, flying)),
+            }
         }
     }
 
@@ -91,14 +109,14 @@ impl LanePages {
                 continue;
             };
             let flying = self.groups.remove(at).map(|(_, flying)| flying).unwrap_or_default();
-            self.count -= flying.len();
+            self.count -= flying.iter().map(Flying::count).sum::<usize>();
             tell(&flying, group.error.as_ref(), &mut ended);
         }
         self.done = done;
         let mut refused = 0;
         for (failure, flying) in self.refused.drain(..) {
             refused += 1;
-            self.count -= flying.len();
+            self.count -= flying.iter().map(Flying::count).sum::<usize>();
             tell(&flying, Some(&failure), &mut ended);
         }
         moved + refused

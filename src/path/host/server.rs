@@ -11,7 +11,8 @@ use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::lane::{Corrupt, Responder};
 use kvrail_reactors::region::{Region, Slice};
 
-use super::entry::{CopyEntry, Entry, Reply, Verdict};
+use super::entry::{CopyEntry, Entry, ListEntry, Reply, Verdict};
+use super::list::{Listing, Span};
 use super::pages::LanePages;
 use super::sources::Offered;
 use crate::auth::Visitor;
@@ -35,7 +36,10 @@ pub(crate) struct LaneServer {
     /// Copies by the CPU in the order of their submission, which is that of their completion.
     flying: VecDeque<Flying>,
     replies: VecDeque<Reply>,
-    event: Option<Assembly>,
+    /// What the next entries belong to, if to something that was begun.
+    open: Option<Open>,
+    /// A list whose copies are begun one by one.
+    listing: Option<Listing>,
     next_serial: u64,
     is_armed: bool,
 }
@@ -56,7 +60,9 @@ pub(super) struct Flying {
     serial: u64,
     part: u64,
     name: u64,
+    /// Its position in the part, and how many copies it is.
     index: u64,
+    count: u32,
     bytes: usize,
     target: Arc<Region>,
     /// Of the grant that it is asked for under, if any.
@@ -67,6 +73,16 @@ impl Flying {
     pub(super) fn is_struck(&self) -> bool {
         self.used.as_ref().is_some_and(Use::is_struck)
     }
+
+    pub(super) fn count(&self) -> usize {
+        self.count as usize
+    }
+}
+
+/// What several entries make.
+enum Open {
+    Event(Assembly),
+    List(Listing),
 }
 
 /// An event whose body is arriving.
@@ -95,7 +111,8 @@ impl LaneServer {
             parts: VecDeque::new(),
             flying: VecDeque::new(),
             replies: VecDeque::new(),
-            event: None,
+            open: None,
+            listing: None,
             next_serial: 0,
             is_armed: false,
         }
@@ -114,8 +131,13 @@ impl LaneServer {
         }
         let mut moved = 0;
         while self.has_room() {
-            let Some(words) = self.ring.receive()? else { break };
-            self.take(Entry::decode(&words).ok_or(Corrupt)?, served)?;
+            if let Some(asked) = self.listing.as_mut().and_then(Listing::next) {
+                self.ask(asked, served)?;
+                self.listing.take_if(|listing| listing.is_begun());
+            } else {
+                let Some(words) = self.ring.receive()? else { break };
+                self.take(Entry::decode(&words).ok_or(Corrupt)?, served)?;
+            }
             moved += 1;
         }
         Ok(moved + self.make_copies() + self.make_pages() + self.reply()?)
@@ -124,6 +146,9 @@ impl LaneServer {
     /// Before the shard parks: `false` where something is to be done.
     pub(crate) fn arm(&mut self) -> bool {
         if !self.flying.is_empty() || !self.pages.arm() {
+            return false;
+        }
+        if self.listing.is_some() && self.has_room() {
             return false;
         }
         self.is_armed = true;
@@ -166,27 +191,37 @@ impl LaneServer {
     }
 
     fn take(&mut self, entry: Entry, served: &mut impl Served) -> Result<(), Corrupt> {
-        match (entry, &mut self.event) {
-            (Entry::Body(bytes), Some(event)) => {
+        match (entry, self.open.take()) {
+            (Entry::Body(bytes), Some(Open::Event(mut event))) => {
                 let used = event.missing.min(bytes.len());
                 event.body.extend_from_slice(&bytes[..used]);
                 event.missing -= used;
+                self.deliver_whole(event, served);
             }
             (Entry::Event { part, len }, None) if len <= HOST_EVENT_MAX_BYTES as u64 => {
-                self.event = Some(Assembly { part, body: Vec::new(), missing: len as usize });
+                let event = Assembly { part, body: Vec::new(), missing: len as usize };
+                self.deliver_whole(event, served);
+            }
+            (Entry::List(asked), None) => {
+                self.open = Some(Open::List(Listing::new(asked).ok_or(Corrupt)?));
+            }
+            (Entry::Listed(copies), Some(Open::List(mut listing))) => {
+                listing.add(copies);
+                match listing.is_whole() {
+                    true => return self.ask_all(listing, served),
+                    false => self.open = Some(Open::List(listing)),
+                }
             }
             (Entry::Copy(asked), None) => return self.ask(asked, served),
             (Entry::Cancel { part }, None) => self.cancel(part),
             _ => return Err(Corrupt),
         }
-        if self.event.as_ref().is_some_and(|event| event.missing == 0) {
-            self.deliver(served);
-        }
         Ok(())
     }
 
-    fn ask(&mut self, asked: CopyEntry, served: &mut impl Served) -> Result<(), Corrupt> {
-        let CopyEntry { part: id, last, source, offset, len, .. } = asked;
+    /// Opens or goes on with a part, whose next copies these are; returns its serial and the first
+    /// one's position.
+    fn count_in(&mut self, id: u64, count: u32, last: bool) -> Result<(u64, u64), Corrupt> {
         if self.parts.back().is_none_or(|part| part.is_closed) {
             let serial = self.next_serial;
             self.next_serial += 1;
@@ -194,8 +229,14 @@ impl LaneServer {
         }
         let part = self.parts.back_mut().filter(|part| part.id == id).ok_or(Corrupt)?;
         let (serial, index) = (part.serial, part.asked);
-        part.asked += 1;
+        part.asked += u64::from(count);
         part.is_closed = last;
+        Ok((serial, index))
+    }
+
+    fn ask(&mut self, asked: CopyEntry, served: &mut impl Served) -> Result<(), Corrupt> {
+        let CopyEntry { part: id, last, source, offset, len, .. } = asked;
+        let (serial, index) = self.count_in(id, 1, last)?;
         let (target, used) = match self.target(&asked, served) {
             Ok(found) => found,
             Err(verdict) => return self.failed(id, index, verdict),
@@ -205,18 +246,57 @@ impl LaneServer {
         };
         let (bytes, region) = (target.len(), target.region().clone());
         let work = CopyWork { tag: 0, source, target };
-        let mut flying = Flying { serial, part: id, name: 0, index, bytes, target: region, used };
+        let (part, name, count) = (id, 0, 1);
+        let mut flying = Flying { serial, part, name, index, count, bytes, target: region, used };
         if let Some(device) = work.reach_gpu() {
-            self.pages.add(device, work, flying);
+            self.pages.add(device, &work, flying);
         } else {
             // There is room, or `poll` would not have taken the request.
             flying.name = self.copy.submit(work).map_err(|_| Corrupt)?;
             self.flying.push_back(flying);
         }
+        self.took_off();
+        Ok(())
+    }
+
+    /// A list is whole. A GPU makes all of it at once, if both ends are found in one look;
+    /// otherwise its copies are begun one by one.
+    fn ask_all(&mut self, listing: Listing, served: &mut impl Served) -> Result<(), Corrupt> {
+        let Some((work, offsets, used)) = self.find_all(&listing, served) else {
+            self.listing = Some(listing);
+            return Ok(());
+        };
+        let Some(device) = work.reach_gpu() else {
+            self.listing = Some(listing);
+            return Ok(());
+        };
+        let ListEntry { part: id, last, count, len, .. } = listing.asked;
+        let (serial, index) = self.count_in(id, count, last)?;
+        served.took_all(listing.bytes(), Operation::Write);
+        let (bytes, target) = (listing.bytes() as usize, work.target.region().clone());
+        let flying = Flying { serial, part: id, name: 0, index, count, bytes, target, used };
+        self.pages.add_list(device, &work, listing.offsets(offsets), len as usize, flying);
+        self.took_off();
+        Ok(())
+    }
+
+    /// The ends of all copies of a list, as one piece each.
+    fn find_all(
+        &self,
+        listing: &Listing,
+        served: &mut impl Served,
+    ) -> Option<(CopyWork, (Span, Span), Option<Use>)> {
+        let (from, to) = listing.spans()?;
+        let source = self.offered.slice(listing.asked.source, from.start, from.len)?;
+        let (key, write) = (listing.asked.key, Operation::Write);
+        let (target, used) = served.find_all(&self.visitor, key, to.start, to.len, write)?;
+        Some((CopyWork { tag: 0, source, target }, (from, to), used))
+    }
+
+    fn took_off(&mut self) {
         if let Some(part) = self.parts.back_mut() {
             part.flying += 1;
         }
-        Ok(())
     }
 
     /// Where a copy goes, if it may.
@@ -240,7 +320,7 @@ impl LaneServer {
     }
 
     fn failed(&mut self, part: u64, index: u64, verdict: Verdict) -> Result<(), Corrupt> {
-        self.replies.push_back(Reply::Failed { part, index, verdict });
+        self.replies.push_back(Reply::Failed { part, index, count: 1, verdict });
         self.end_parts();
         Ok(())
     }
@@ -302,8 +382,12 @@ impl LaneServer {
         }
     }
 
-    fn deliver(&mut self, served: &mut impl Served) {
-        let Some(Assembly { part, body, .. }) = self.event.take() else { return };
+    fn deliver_whole(&mut self, event: Assembly, served: &mut impl Served) {
+        if event.missing > 0 {
+            self.open = Some(Open::Event(event));
+            return;
+        }
+        let Assembly { part, body, .. } = event;
         let status = Event::decode(&body).map_or(Status::Refused, |event| served.event(event));
         let verdict = match status {
             Status::Ok => Verdict::Ok,
@@ -340,7 +424,7 @@ fn landed(
         part.flying -= 1;
     }
     if verdict != Verdict::Ok {
-        let (part, index) = (flying.part, flying.index);
-        replies.push_back(Reply::Failed { part, index, verdict });
+        let Flying { part, index, count, .. } = *flying;
+        replies.push_back(Reply::Failed { part, index, count, verdict });
     }
 }

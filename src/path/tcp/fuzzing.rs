@@ -151,6 +151,25 @@ impl Served for World {
         })
     }
 
+    fn find_all(
+        &mut self,
+        visitor: &Visitor,
+        key: Option<Key>,
+        addr: u64,
+        len: u64,
+        operation: Operation,
+    ) -> Option<(Slice, Option<Use>)> {
+        match key {
+            None => Some((self.find(visitor, addr, len, operation)?, None)),
+            Some(key) => {
+                let found = self.find_granted(visitor, key, addr, len, operation).ok();
+                found.map(|(found, used)| (found, Some(used)))
+            }
+        }
+    }
+
+    fn took_all(&mut self, _: u64, _: Operation) {}
+
     fn event(&mut self, event: Event) -> Status {
         let status = status_of(&event);
         self.events.push(event);
