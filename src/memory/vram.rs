@@ -5,7 +5,7 @@ use kvrail_reactors::cuda::{DeviceMemory, Failure, Gpus};
 use kvrail_reactors::region::Region;
 
 use crate::topology::Size;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Allocates `len` bytes on a GPU.
 ///
@@ -37,6 +37,7 @@ pub(crate) fn gpu_error(failure: &Failure) -> Error {
         FailureKind::NoMemory => Error::busy("the GPU has no memory left"),
         FailureKind::Refused => Error::refused("the GPU does not do it"),
         FailureKind::Lost => Error::lost("the GPU is lost: restart this process"),
+        FailureKind::Fenced => Error::new(ErrorKind::Closed, "the memory was taken back"),
     }
     .with_source(failure.clone())
 }

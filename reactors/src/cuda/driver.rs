@@ -29,12 +29,20 @@ pub enum FailureKind {
     Refused,
     /// The device is lost, and with it all that was under way.
     Lost,
+    /// Some of the memory was taken back before it was copied, and left out; all else is copied.
+    Fenced,
 }
 
 impl Failure {
     /// A request that can't be done, in words.
     pub fn refused(call: &'static str, name: impl Into<Arc<str>>) -> Self {
         Self { call, name: name.into(), kind: FailureKind::Refused }
+    }
+
+    /// See [`FailureKind::Fenced`].
+    pub(crate) fn fenced() -> Self {
+        let name = "memory was taken back".into();
+        Self { call: "copy", name, kind: FailureKind::Fenced }
     }
 }
 
@@ -105,14 +113,14 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// It is this driver's, it is freed once, and nothing touches it any more.
     unsafe fn free(&self, allocation: &Allocation);
 
-    /// Copies between any two ranges of host or device memory, now.
+    /// Copies between any two ranges of host or device memory, now, by a device that holds one.
     ///
     /// # Errors
     /// The driver's own; what the target holds then is undefined.
     ///
     /// # Safety
     /// Both ranges are alive; nobody has a reference to the target's bytes.
-    unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), Failure>;
+    unsafe fn copy(&self, device: u32, from: u64, to: u64, len: usize) -> Result<(), Failure>;
 
     /// Makes host memory reachable for the devices at its own address; where this process may only
     /// read it, for reading.
@@ -155,7 +163,7 @@ pub trait Stream: fmt::Debug + Send {
     /// The last mark that has passed: all work before it is done, and its memory is quiet.
     ///
     /// # Errors
-    /// The device is lost: nothing of it touches any memory any more.
+    /// Lost: nothing of it touches any memory any more. Any other says nothing of the work.
     fn passed(&mut self) -> Result<u64, Failure>;
 
     /// Rings when all that was added is done.
@@ -165,5 +173,8 @@ pub trait Stream: fmt::Debug + Send {
     fn ring_behind(&mut self, doorbell: &Arc<Doorbell>) -> Result<(), Failure>;
 
     /// Waits until all that was added is done.
-    fn drain(&mut self);
+    ///
+    /// # Errors
+    /// Lost: nothing of it touches any memory any more. Any other: it may be under way still.
+    fn drain(&mut self) -> Result<(), Failure>;
 }

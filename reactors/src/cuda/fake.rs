@@ -27,6 +27,10 @@ pub struct Faults {
     pub no_pin: bool,
     /// Work is not taken.
     pub no_launch: bool,
+    /// No marks are set.
+    pub no_mark: bool,
+    /// Nobody is told whether work is done.
+    pub no_answer: bool,
     /// Work is taken and never done.
     pub is_stalled: bool,
     /// The devices are lost.
@@ -149,7 +153,8 @@ impl Driver for Fake {
         }
     }
 
-    unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), Failure> {
+    unsafe fn copy(&self, device: u32, from: u64, to: u64, len: usize) -> Result<(), Failure> {
+        self.device(device)?;
         if self.shared.faults().is_lost {
             return Err(lost());
         }

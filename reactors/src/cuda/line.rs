@@ -1,10 +1,13 @@
 //! What is under way on one device: groups that wait to be added to its stream, and those that
 //! were.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::driver::{Driver, Failure, Stream};
+use super::driver::{Driver, Failure, FailureKind, Stream};
 use super::reactor::{Group, GroupDone};
 use crate::doorbell::Doorbell;
 use crate::region::Region;
@@ -12,6 +15,10 @@ use crate::region::Region;
 /// Launches that are under way on one device before more are added. The driver takes about a
 /// thousand and then waits; 64 are some 150 us of adding, and more than hide that.
 const LAUNCHES_MAX: usize = 64;
+
+/// Before a device is asked again whether it is done, when it can't say: while another thread
+/// captures a graph, say, which takes milliseconds.
+const DRAIN_PAUSE: Duration = Duration::from_millis(1);
 
 /// The work of one device.
 #[derive(Debug)]
@@ -23,9 +30,11 @@ pub(super) struct Line {
     pub(super) waiting: VecDeque<Waiting>,
     /// Added, oldest first.
     flying: VecDeque<Flying>,
-    /// Launches behind each mark that has not passed.
-    launched: VecDeque<(u64, usize)>,
+    /// Launches before each mark that has not passed; none where it could not be set yet.
+    launched: VecDeque<(Option<u64>, usize)>,
     last_mark: u64,
+    /// The last mark that is known to have passed.
+    passed: u64,
     /// The mark behind which somebody rings.
     rung_mark: u64,
     lost: Option<Failure>,
@@ -37,16 +46,23 @@ pub(super) struct Waiting {
     pub(super) group: Group,
     /// Launches that were added, or given up.
     pub(super) launched: usize,
+    /// Addresses that were taken back.
+    pub(super) taken: Vec<Range<u64>>,
     pub(super) error: Option<Failure>,
 }
 
 #[derive(Debug)]
 struct Flying {
-    mark: u64,
+    /// None where it could not be set yet.
+    mark: Option<u64>,
     done: GroupDone,
 }
 
 impl Waiting {
+    pub(super) fn new(name: u64, group: Group) -> Self {
+        Self { name, group, launched: 0, taken: Vec::new(), error: None }
+    }
+
     fn is_added(&self) -> bool {
         self.launched >= self.group.pages.launches.len()
     }
@@ -54,6 +70,30 @@ impl Waiting {
     /// No more of it is added.
     fn give_up(&mut self) {
         self.launched = self.group.pages.launches.len();
+    }
+
+    /// Adds launches, so many at most; returns how many.
+    fn add(&mut self, stream: &mut dyn Stream, blocks: u32, most: usize) -> usize {
+        let mut added = 0;
+        while added < most
+            && let Some(launch) = self.group.pages.launches.get(self.launched)
+        {
+            self.launched += 1;
+            let launch = match self.taken.is_empty() {
+                true => Some(Cow::Borrowed(launch)),
+                false => launch.without(&self.taken).map(Cow::Owned),
+            };
+            let Some(launch) = launch else { continue };
+            // SAFETY: the group owns its pages, and with them every region that the launch names.
+            // It is let go of only behind a mark that has passed, behind `drain`, or when the
+            // device is lost.
+            if let Err(failure) = unsafe { stream.enqueue(&launch, blocks) } {
+                self.error = Some(failure);
+                self.launched = self.group.pages.launches.len();
+            }
+            added += 1;
+        }
+        added
     }
 }
 
@@ -68,6 +108,7 @@ impl Line {
             flying: VecDeque::new(),
             launched: VecDeque::new(),
             last_mark: 0,
+            passed: 0,
             rung_mark: 0,
             lost: None,
         })
@@ -86,18 +127,7 @@ impl Line {
         let mut added = 0;
         let room = self.room();
         while let Some(waiting) = self.waiting.front_mut() {
-            while added < room
-                && let Some(launch) = waiting.group.pages.launches.get(waiting.launched)
-            {
-                waiting.launched += 1;
-                // SAFETY: the group owns its pages, and with them every region that the launch
-                // names. It is let go of only behind a mark that has passed, or behind `drain`.
-                if let Err(failure) = unsafe { self.stream.enqueue(launch, blocks) } {
-                    waiting.error = Some(failure);
-                    waiting.give_up();
-                }
-                added += 1;
-            }
+            added += waiting.add(&mut *self.stream, blocks, room - added);
             if !waiting.is_added() {
                 break;
             }
@@ -111,7 +141,7 @@ impl Line {
         }
         if added > 0 {
             let mark = match self.waiting.is_empty() {
-                true => self.last_mark,
+                true => self.flying.back().and_then(|flying| flying.mark),
                 false => self.mark(),
             };
             self.launched.push_back((mark, added));
@@ -127,32 +157,68 @@ impl Line {
         }
     }
 
-    fn mark(&mut self) -> u64 {
+    /// Sets a mark; none where that is to be tried again.
+    fn mark(&mut self) -> Option<u64> {
         if self.lost.is_some() {
-            return self.last_mark;
+            return None;
         }
         match self.stream.mark() {
-            Ok(mark) => self.last_mark = mark,
-            // No mark can be set behind what was added, so it is waited for here.
-            Err(failure) => self.lose(failure),
+            Ok(mark) => {
+                self.last_mark = mark;
+                Some(mark)
+            }
+            Err(failure) => {
+                self.failed(failure);
+                None
+            }
         }
-        self.last_mark
     }
 
-    /// The device is lost: whatever was under way is over.
-    fn lose(&mut self, failure: Failure) {
-        self.stream.drain();
-        self.lost = Some(failure);
+    /// Sets the marks that could not be set before: all that was added stands before the one that
+    /// is set now.
+    fn mark_again(&mut self) {
+        let launched = self.launched.iter_mut().map(|(mark, _)| mark);
+        let flying = self.flying.iter_mut().map(|flying| &mut flying.mark);
+        if launched.chain(flying).any(|mark| mark.is_none())
+            && let mark @ Some(_) = self.mark()
+        {
+            let launched = self.launched.iter_mut().map(|(mark, _)| mark);
+            let flying = self.flying.iter_mut().map(|flying| &mut flying.mark);
+            launched.chain(flying).for_each(|known| *known = known.or(mark));
+        }
+    }
+
+    /// A call failed. Only of a device that is lost it is known that whatever was under way is
+    /// over.
+    fn failed(&mut self, failure: Failure) {
+        if failure.kind == FailureKind::Lost {
+            self.lost.get_or_insert(failure);
+        }
     }
 
     fn passed(&mut self) -> u64 {
         if self.lost.is_none() {
             match self.stream.passed() {
-                Ok(passed) => return passed,
-                Err(failure) => self.lose(failure),
+                Ok(passed) => self.passed = passed,
+                Err(failure) => self.failed(failure),
             }
         }
-        u64::MAX
+        if self.lost.is_some() { u64::MAX } else { self.passed }
+    }
+
+    /// Waits until nothing of it touches any memory any more.
+    fn drain(&mut self) {
+        while self.lost.is_none()
+            && let Err(failure) = self.stream.drain()
+        {
+            self.failed(failure);
+            std::thread::sleep(DRAIN_PAUSE);
+        }
+    }
+
+    /// Whether what stands before this mark is done.
+    fn is_over(&self, mark: Option<u64>, passed: u64) -> bool {
+        self.lost.is_some() || mark.is_some_and(|mark| mark <= passed)
     }
 
     /// Takes back what has ended, at most `budget` groups.
@@ -160,12 +226,14 @@ impl Line {
         if self.launched.is_empty() && self.flying.is_empty() {
             return;
         }
+        self.mark_again();
         let passed = self.passed();
-        while self.launched.front().is_some_and(|(mark, _)| *mark <= passed) {
+        while self.launched.front().is_some_and(|(mark, _)| self.is_over(*mark, passed)) {
             self.launched.pop_front();
         }
         for _ in 0..budget {
-            if self.flying.front().is_none_or(|flying| flying.mark > passed) {
+            let front = self.flying.front();
+            if front.is_none_or(|flying| !self.is_over(flying.mark, passed)) {
                 return;
             }
             let Some(Flying { done: mut group, .. }) = self.flying.pop_front() else { return };
@@ -182,9 +250,11 @@ impl Line {
         let Some((first, _)) = self.launched.front().copied() else {
             return self.flying.is_empty();
         };
+        // A mark that is to be set again: nobody would ring.
+        let Some(first) = first else { return false };
         if self.rung_mark < self.last_mark {
             if let Err(failure) = self.stream.ring_behind(doorbell) {
-                self.lose(failure);
+                self.failed(failure);
                 return false;
             }
             self.rung_mark = self.last_mark;
@@ -200,11 +270,18 @@ impl Line {
         }
     }
 
+    /// Nothing of `region` is touched any more when this returns. What of it was not added is left
+    /// out; all else goes on.
     pub(super) fn settle(&mut self, region: &Arc<Region>) {
-        self.fence(|waiting| waiting.group.pages.touches(region));
+        let addresses = region.addr()..region.addr() + region.len() as u64;
+        let touches = |waiting: &&mut Waiting| waiting.group.pages.touches(region);
+        for waiting in self.waiting.iter_mut().filter(touches) {
+            waiting.taken.push(addresses.clone());
+            waiting.error.get_or_insert_with(Failure::fenced);
+        }
         let touches = |flying: &Flying| flying.done.pages.touches(region);
         if self.flying.iter().any(touches) || !self.waiting.is_empty() {
-            self.stream.drain();
+            self.drain();
         }
     }
 }
@@ -212,6 +289,6 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         // The groups go with the line, so nothing of them may be under way.
-        self.stream.drain();
+        self.drain();
     }
 }

@@ -54,6 +54,18 @@ impl DeviceMemory {
         self.allocation.bytes
     }
 
+    /// Copies between it and any memory that its device reaches, now.
+    ///
+    /// # Errors
+    /// The driver's own.
+    ///
+    /// # Safety
+    /// As [`Driver::copy`].
+    pub(crate) unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.copy(self.device(), from, to, len) }
+    }
+
     pub(crate) fn addr(&self) -> u64 {
         self.allocation.addr
     }

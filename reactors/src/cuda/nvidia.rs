@@ -23,7 +23,7 @@ use super::driver::{Allocation, DeviceFacts, Driver, Failure, Stream};
 pub(super) struct Nvidia {
     devices: Vec<DeviceFacts>,
     /// Each made when its device is first used: it costs some 500 MB there.
-    contexts: Vec<OnceLock<Result<Context, Failure>>>,
+    contexts: Vec<OnceLock<Context>>,
 }
 
 impl Nvidia {
@@ -65,13 +65,21 @@ impl Nvidia {
             .get(device as usize)
             .zip(self.devices.get(device as usize))
             .ok_or_else(missing)?;
-        context.get_or_init(|| Context::new(facts)).as_ref().map_err(Failure::clone)
+        // One that did not fit may fit later.
+        if context.get().is_none() {
+            let made = Context::new(facts)?;
+            return Ok(context.get_or_init(|| made));
+        }
+        context.get().ok_or_else(missing)
     }
 
-    /// A context that exists already, else the first device's.
+    /// A context that exists already, else that of the first device that has one.
     fn any_context(&self) -> Result<&Context, Failure> {
-        let made = self.contexts.iter().find_map(|context| context.get()?.as_ref().ok());
-        made.map_or_else(|| self.context(0), Ok)
+        if let Some(made) = self.contexts.iter().find_map(OnceLock::get) {
+            return Ok(made);
+        }
+        let rest = (1..self.devices.len()).map(|device| device as u32);
+        rest.fold(self.context(0), |found, device| found.or_else(|_| self.context(device)))
     }
 }
 
@@ -110,8 +118,8 @@ impl Driver for Nvidia {
         let _: Result<(), Failure> = freed;
     }
 
-    unsafe fn copy(&self, from: u64, to: u64, len: usize) -> Result<(), Failure> {
-        let context = self.any_context()?;
+    unsafe fn copy(&self, device: u32, from: u64, to: u64, len: usize) -> Result<(), Failure> {
+        let context = self.context(device)?;
         // SAFETY: the caller's promise.
         unsafe { context.copy(from, to, len) }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::driver::{Driver, Failure};
 use super::memory::DeviceMemory;
-use super::plan::{Launch, Range, launches};
+use super::plan::{Launch, Range, Ranges, launches};
 use crate::copy::{CopyWork, Source};
 use crate::host::view::View;
 use crate::region::Region;
@@ -33,7 +33,9 @@ pub struct PageList {
     /// The ranges that pages are pushed between.
     ends: Option<Range>,
     to_len: usize,
-    ranges: Vec<Range>,
+    /// The regions of the ends, by where they are.
+    pair: Option<(usize, usize)>,
+    ranges: Ranges,
     is_out_of_reach: bool,
     regions: Vec<Arc<Region>>,
     views: Vec<Arc<View>>,
@@ -43,12 +45,12 @@ pub struct PageList {
 impl PageList {
     /// Room for so many.
     pub fn with_room(pages: usize) -> Self {
-        Self { ranges: Vec::with_capacity(pages), ..Self::default() }
+        Self { ranges: Ranges::with_room(pages), ..Self::default() }
     }
 
     /// Room for so many more.
     pub fn make_room(&mut self, pages: usize) {
-        self.ranges.reserve(pages);
+        self.ranges.make_room(pages);
     }
 
     /// What is pushed from here on lies between the ends of `work`, whose memory is held.
@@ -61,6 +63,10 @@ impl PageList {
         })?;
         self.to_len = work.target.len();
         self.ends = Some(Range { from, to: work.target.addr(), len: work.source.len() });
+        let pair = work.pair();
+        if self.pair.replace(pair) != Some(pair) {
+            self.ranges.change_regions();
+        }
         if !self.hold(work) {
             return Ok(());
         }
@@ -98,7 +104,7 @@ impl PageList {
     pub fn finish(self) -> Result<Pages, Failure> {
         let none = || Failure::refused("copy", "there is nothing to copy");
         let (driver, device) = self.gpu.ok_or_else(none)?;
-        let launches = launches(self.ranges.into_iter(), !self.is_out_of_reach);
+        let launches = launches(self.ranges, !self.is_out_of_reach);
         let Self { regions, views, bytes, .. } = self;
         Ok(Pages { driver, device, launches, regions, views, bytes })
     }
@@ -180,6 +186,16 @@ impl CopyWork {
     fn driver(&self) -> Option<(&Arc<dyn Driver>, u32)> {
         let device = self.target.region().device().or_else(|| self.source_device())?;
         Some((device.driver(), device.device()))
+    }
+
+    /// Names the two regions as long as they are held.
+    fn pair(&self) -> (usize, usize) {
+        let source = match &self.source {
+            Source::Region(slice) => Arc::as_ptr(slice.region()).addr(),
+            Source::View(slice) => Arc::as_ptr(slice.view()).addr(),
+            Source::Process(_) => 0,
+        };
+        (source, Arc::as_ptr(self.target.region()).addr())
     }
 
     /// Where the source is, for a device; nowhere where it is another process's own.

@@ -1,5 +1,5 @@
-//! Pure: which launches move a list of ranges. Neighbours are joined first; then long ranges and
-//! the few go to the copy engine, which takes none of the device's multiprocessors, and the many
+//! Pure: which launches move a list of ranges. Neighbours are joined first, but for those of
+//! different regions, which may be different allocations; then long ranges and the few go to the copy engine, which takes none of the device's multiprocessors, and the many
 //! to the kernel, for which a thousand cost one launch.
 
 /// Bytes at one address to go to another.
@@ -38,10 +38,43 @@ pub enum Launch {
     Pages(Vec<Range>),
 }
 
-/// The launches that move `ranges`, none of which is empty. With `may_page` false the kernel can't
-/// reach some of the memory.
-pub fn launches(ranges: impl Iterator<Item = Range>, may_page: bool) -> Vec<Launch> {
-    let joined = joined(ranges);
+/// Ranges to be moved, in the order in which they were asked for. Those that follow each other on
+/// both sides are one.
+#[derive(Debug, Default)]
+pub struct Ranges {
+    ranges: Vec<Range>,
+    /// The first one that the next may be joined with.
+    joinable: usize,
+}
+
+impl Ranges {
+    /// Room for so many.
+    pub fn with_room(ranges: usize) -> Self {
+        Self { ranges: Vec::with_capacity(ranges), joinable: 0 }
+    }
+
+    /// Room for so many more.
+    pub fn make_room(&mut self, ranges: usize) {
+        self.ranges.reserve(ranges);
+    }
+
+    /// What comes from here on lies between other regions.
+    pub fn change_regions(&mut self) {
+        self.joinable = self.ranges.len();
+    }
+
+    /// Adds one that isn't empty.
+    pub fn push(&mut self, range: Range) {
+        match self.ranges[self.joinable..].last_mut() {
+            Some(last) if last.is_followed_by(&range) => last.len += range.len,
+            _ => self.ranges.push(range),
+        }
+    }
+}
+
+/// The launches that move these. With `may_page` false the kernel can't reach some of the memory.
+pub fn launches(ranges: Ranges, may_page: bool) -> Vec<Launch> {
+    let joined = ranges.ranges;
     let is_long = |range: &Range| range.len >= ENGINE_MIN_BYTES;
     let pages = joined.iter().filter(|range| !is_long(range)).count();
     if !may_page || pages <= ENGINE_MAX_RANGES {
@@ -60,19 +93,28 @@ pub fn launches(ranges: impl Iterator<Item = Range>, may_page: bool) -> Vec<Laun
     launches
 }
 
-/// Ranges that follow each other on both sides are one.
-fn joined(ranges: impl Iterator<Item = Range>) -> Vec<Range> {
-    let mut joined: Vec<Range> = Vec::with_capacity(ranges.size_hint().0);
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if last.is_followed_by(&range) => last.len += range.len,
-            _ => joined.push(range),
+impl Launch {
+    /// The launch but for what comes from or goes to these addresses; none where that is all.
+    pub fn without(&self, addresses: &[std::ops::Range<u64>]) -> Option<Self> {
+        let stays = |range: &Range| !addresses.iter().any(|taken| range.touches(taken));
+        match self {
+            Self::Copy(range) => stays(range).then_some(Self::Copy(*range)),
+            Self::Pages(pages) => {
+                let pages: Vec<_> = pages.iter().copied().filter(stays).collect();
+                (!pages.is_empty()).then_some(Self::Pages(pages))
+            }
         }
     }
-    joined
 }
 
 impl Range {
+    fn touches(&self, addresses: &std::ops::Range<u64>) -> bool {
+        let is_there = |start: u64| {
+            start < addresses.end && start.saturating_add(self.len as u64) > addresses.start
+        };
+        is_there(self.from) || is_there(self.to)
+    }
+
     fn is_followed_by(&self, next: &Self) -> bool {
         let len = self.len as u64;
         (self.from.wrapping_add(len), self.to.wrapping_add(len)) == (next.from, next.to)
@@ -121,9 +163,15 @@ mod tests {
     }
 
     /// So many pages of one length, none of them neighbours.
-    fn pages(count: u64, len: usize) -> impl Iterator<Item = Range> {
+    fn pages(count: u64, len: usize) -> Ranges {
         let step = 2 * len as u64;
-        (0..count).map(move |k| range(k * step, (1 << 40) + k * step, len))
+        ranges((0..count).map(move |k| range(k * step, (1 << 40) + k * step, len)))
+    }
+
+    fn ranges(all: impl Iterator<Item = Range>) -> Ranges {
+        let mut ranges = Ranges::default();
+        all.for_each(|range| ranges.push(range));
+        ranges
     }
 
     #[test]
@@ -139,12 +187,37 @@ mod tests {
     #[test]
     fn neighbours_become_one_and_long_ranges_leave_the_kernel_alone() {
         let one = (0..1000).map(|k| range(k * 4096, (1 << 40) + k * 4096, 4096));
-        assert_eq!(launches(one, true), [Launch::Copy(range(0, 1 << 40, 4_096_000))]);
+        assert_eq!(launches(ranges(one), true), [Launch::Copy(range(0, 1 << 40, 4_096_000))]);
         let long = range(1 << 50, 1 << 51, ENGINE_MIN_BYTES);
-        let planned = launches(pages(100, 4096).chain([long]), true);
+        let mut with_long = pages(100, 4096);
+        with_long.push(long);
+        let planned = launches(with_long, true);
         assert!(
             matches!(&planned[..], [Launch::Copy(copied), Launch::Pages(_)] if *copied == long)
         );
+    }
+
+    #[test]
+    fn neighbours_of_different_regions_stay_apart() {
+        let mut ranges = Ranges::default();
+        ranges.push(range(0, 1 << 40, 4096));
+        ranges.change_regions();
+        ranges.push(range(4096, (1 << 40) + 4096, 4096));
+        ranges.push(range(8192, (1 << 40) + 8192, 4096));
+        let (first, rest) = (range(0, 1 << 40, 4096), range(4096, (1 << 40) + 4096, 8192));
+        assert_eq!(launches(ranges, true), [Launch::Copy(first), Launch::Copy(rest)]);
+    }
+
+    #[test]
+    fn what_was_taken_back_is_left_out() {
+        let ranges = [range(0, 1000, 10), range(10, 2000, 10), range(20, 3000, 10)];
+        let pages = Launch::Pages(ranges.to_vec());
+        let left = |pages: &[usize]| Launch::Pages(pages.iter().map(|k| ranges[*k]).collect());
+        assert_eq!(pages.without(&[2009..2010]), Some(left(&[0, 2])));
+        assert_eq!(pages.without(&[2010..2020, 29..100]), Some(left(&[0, 1])));
+        assert_eq!(pages.without(&[0..30]), None);
+        let copy = Launch::Copy(ranges[0]);
+        assert_eq!((copy.without(&[10..20]), copy.without(&[1005..1006])), (Some(copy), None));
     }
 
     #[test]
@@ -167,7 +240,7 @@ mod tests {
                 at += len as u64;
             }
             let mut moved: Vec<Range> = Vec::new();
-            for launch in launches(asked.iter().copied(), true) {
+            for launch in launches(ranges(asked.iter().copied()), true) {
                 match launch {
                     Launch::Copy(range) => moved.push(range),
                     Launch::Pages(pages) => {
@@ -180,7 +253,8 @@ mod tests {
                 }
             }
             moved.sort_by_key(|range| range.from);
-            prop_assert_eq!(joined(moved.into_iter()), joined(asked.into_iter()));
+            let joined = |all: Vec<Range>| ranges(all.into_iter()).ranges;
+            prop_assert_eq!(joined(moved), joined(asked));
         }
     }
 }

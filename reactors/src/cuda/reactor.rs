@@ -70,8 +70,9 @@ impl Cuda {
         self.groups == 0
     }
 
-    /// Nothing of `region` is touched any more when this returns: what wasn't begun is dropped,
-    /// and what was is waited for, which takes milliseconds at most.
+    /// Nothing of `region` is touched any more when this returns: what of it wasn't begun is left
+    /// out, and what was is waited for, which takes milliseconds at most. Groups end as
+    /// [`FailureKind::Fenced`](super::driver::FailureKind::Fenced) then.
     pub fn settle(&mut self, region: &Arc<Region>) {
         for line in &mut self.lines {
             line.settle(region);
@@ -92,7 +93,7 @@ impl Cuda {
         let (driver, device) = (group.pages.driver.clone(), group.pages.device);
         match self.line(&driver, device) {
             Ok(line) => {
-                line.waiting.push_back(Waiting { name, group, launched: 0, error: None });
+                line.waiting.push_back(Waiting::new(name, group));
                 Ok(())
             }
             Err(failure) => Err((failure, group)),

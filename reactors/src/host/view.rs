@@ -112,9 +112,9 @@ impl ViewSlice {
     /// change them meanwhile, which mixes bytes and breaks nothing here.
     pub fn copy_to(&self, target: &Slice) -> usize {
         let len = self.len.min(target.len());
-        if let Some(driver) = target.driver() {
+        if let Some(device) = target.device() {
             // SAFETY: as below, by the driver of the GPU that holds the target.
-            return unsafe { driver.copy(self.addr(), target.addr(), len) }.map_or(0, |()| len);
+            return unsafe { device.copy(self.addr(), target.addr(), len) }.map_or(0, |()| len);
         }
         // SAFETY: the source lies inside the view (checked in `new`, kept by `advance`), which
         // `self` keeps mapped and whose file can't shrink; the target inside its region, which the

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Region;
-use crate::cuda::{Driver, Failure};
+use crate::cuda::{DeviceMemory, Driver, Failure};
 
 /// A range of a region that somebody may be about to read or write: keeps the region alive.
 #[derive(Debug, Clone)]
@@ -100,10 +100,10 @@ impl Slice {
     /// Out of range, and nothing is copied. Of a GPU's memory its driver's, too.
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), AccessError> {
         check(offset, out.len(), self.len)?;
-        if let Some(driver) = self.driver() {
+        if let Some(device) = self.device() {
             let from = self.addr() + offset as u64;
             // SAFETY: as below; the driver returns when the bytes are there.
-            return Ok(unsafe { driver.copy(from, out.as_mut_ptr() as u64, out.len()) }?);
+            return Ok(unsafe { device.copy(from, out.as_mut_ptr() as u64, out.len()) }?);
         }
         // SAFETY: the source lies inside the region (checked here and in `new`), which `self`
         // keeps mapped; `out` is the caller's own and can't be region memory, which is never
@@ -120,10 +120,10 @@ impl Slice {
     /// As [`Slice::read`].
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), AccessError> {
         check(offset, bytes.len(), self.len)?;
-        if let Some(driver) = self.driver() {
+        if let Some(device) = self.device() {
             let to = self.addr() + offset as u64;
             // SAFETY: as in `read`, the other way round.
-            return Ok(unsafe { driver.copy(bytes.as_ptr() as u64, to, bytes.len()) }?);
+            return Ok(unsafe { device.copy(bytes.as_ptr() as u64, to, bytes.len()) }?);
         }
         // SAFETY: as in `read`, the other way round.
         unsafe {
@@ -136,9 +136,9 @@ impl Slice {
     /// Returns how many: none where a GPU that holds some does not answer for them.
     pub fn copy_to(&self, target: &Slice) -> usize {
         let len = self.len.min(target.len);
-        if let Some(driver) = self.driver().or(target.driver()) {
+        if let Some(device) = target.device().or(self.device()) {
             // SAFETY: as below.
-            return unsafe { driver.copy(self.addr(), target.addr(), len) }.map_or(0, |()| len);
+            return unsafe { device.copy(self.addr(), target.addr(), len) }.map_or(0, |()| len);
         }
         // SAFETY: both ranges lie inside regions that the slices keep mapped; `copy` allows
         // overlap, and libc's memmove is memcpy's equal in speed where there is none.
@@ -148,7 +148,11 @@ impl Slice {
 
     /// Who copies the bytes, where the CPU can't.
     pub(crate) fn driver(&self) -> Option<&Arc<dyn Driver>> {
-        self.region.device().map(|device| device.driver())
+        self.device().map(|device| device.driver())
+    }
+
+    pub(crate) fn device(&self) -> Option<&DeviceMemory> {
+        self.region.device()
     }
 
     /// The first byte, for system calls in this crate; valid while `self` (or a clone) lives. Of a

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::CopyWork;
+use kvrail_reactors::cuda::driver::FailureKind;
 use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone, PageList};
 use kvrail_reactors::doorbell::Doorbell;
 use kvrail_reactors::region::Region;
@@ -130,6 +131,9 @@ impl LanePages {
     /// Nothing is stored into `region` any more when this returns.
     pub(super) fn settle(&mut self, region: &Arc<Region>) {
         self.start();
+        for flying in self.groups.iter_mut().flat_map(|(_, flying)| flying) {
+            flying.take_back(region);
+        }
         self.cuda.settle(region);
     }
 }
@@ -140,11 +144,16 @@ fn tell(flying: &[Flying], failure: Option<&Failure>, ended: &mut impl FnMut(&Fl
         let verdict = match failure {
             _ if flying.is_struck() => Verdict::Stale,
             None => Verdict::Ok,
+            // All else of the group is in place.
+            Some(failure) if failure.kind == FailureKind::Fenced => match flying.is_taken() {
+                true => Verdict::Ended,
+                false => Verdict::Ok,
+            },
             Some(_) => Verdict::Unreadable,
         };
         ended(flying, verdict);
     }
-    if let Some(error) = failure {
+    if let Some(error) = failure.filter(|failure| failure.kind != FailureKind::Fenced) {
         tracing::warn!(%error, copies = flying.len(), "a GPU did not copy for a peer");
     }
 }

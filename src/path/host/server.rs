@@ -67,11 +67,33 @@ pub(super) struct Flying {
     target: Arc<Region>,
     /// Of the grant that it is asked for under, if any.
     used: Option<Use>,
+    /// Its target was taken back meanwhile.
+    is_taken: bool,
 }
 
 impl Flying {
+    fn new(
+        (serial, part): (u64, u64),
+        (index, count): (u64, u32),
+        bytes: usize,
+        target: Arc<Region>,
+        used: Option<Use>,
+    ) -> Self {
+        let (name, is_taken) = (0, false);
+        Self { serial, part, name, index, count, bytes, target, used, is_taken }
+    }
+
     pub(super) fn is_struck(&self) -> bool {
         self.used.as_ref().is_some_and(Use::is_struck)
+    }
+
+    /// Its target's owner takes back `region`.
+    pub(super) fn take_back(&mut self, region: &Arc<Region>) {
+        self.is_taken |= Arc::ptr_eq(&self.target, region);
+    }
+
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_taken
     }
 
     pub(super) fn count(&self) -> usize {
@@ -246,8 +268,7 @@ impl LaneServer {
         };
         let (bytes, region) = (target.len(), target.region().clone());
         let work = CopyWork { tag: 0, source, target };
-        let (part, name, count) = (id, 0, 1);
-        let mut flying = Flying { serial, part, name, index, count, bytes, target: region, used };
+        let mut flying = Flying::new((serial, id), (index, 1), bytes, region, used);
         if let Some(device) = work.reach_gpu() {
             self.pages.add(device, &work, flying);
         } else {
@@ -274,7 +295,7 @@ impl LaneServer {
         let (serial, index) = self.count_in(id, count, last)?;
         served.took_all(listing.bytes(), Operation::Write);
         let (bytes, target) = (listing.bytes() as usize, work.target.region().clone());
-        let flying = Flying { serial, part: id, name: 0, index, count, bytes, target, used };
+        let flying = Flying::new((serial, id), (index, count), bytes, target, used);
         self.pages.add_list(device, &work, listing.offsets(offsets), len as usize, flying);
         self.took_off();
         Ok(())

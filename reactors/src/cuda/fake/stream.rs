@@ -52,6 +52,9 @@ impl Stream for FakeStream {
     }
 
     fn mark(&mut self) -> Result<u64, Failure> {
+        if self.shared.faults().no_mark {
+            return Err(Failure::refused("cuEventRecord", "it was asked to fail"));
+        }
         self.marks += 1;
         lock(&self.queue).items.push_back(Item::Mark(self.marks));
         Ok(self.marks)
@@ -59,6 +62,9 @@ impl Stream for FakeStream {
 
     fn passed(&mut self) -> Result<u64, Failure> {
         let faults = self.shared.faults();
+        if faults.no_answer {
+            return Err(Failure::refused("cuEventQuery", "it was asked to fail"));
+        }
         let mut queue = lock(&self.queue);
         if faults.is_lost {
             queue.items.clear();
@@ -92,12 +98,18 @@ impl Stream for FakeStream {
         Ok(())
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self) -> Result<(), Failure> {
+        let faults = self.shared.faults();
+        if faults.no_answer {
+            return Err(Failure::refused("cuStreamSynchronize", "it was asked to fail"));
+        }
         let mut queue = lock(&self.queue);
-        if self.shared.faults().is_lost {
-            return queue.items.clear();
+        if faults.is_lost {
+            queue.items.clear();
+            return Err(lost());
         }
         while queue.advance(&self.shared) {}
+        Ok(())
     }
 }
 

@@ -40,6 +40,7 @@ fn kind(result: CUresult) -> FailureKind {
         | R::CUDA_ERROR_ECC_UNCORRECTABLE
         | R::CUDA_ERROR_HARDWARE_STACK_ERROR
         | R::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | R::CUDA_ERROR_INVALID_CONTEXT
         | R::CUDA_ERROR_CONTEXT_IS_DESTROYED
         | R::CUDA_ERROR_DEINITIALIZED
         | R::CUDA_ERROR_UNKNOWN => FailureKind::Lost,

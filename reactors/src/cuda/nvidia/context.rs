@@ -4,7 +4,9 @@
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::sys::{self, CUcontext, CUfunction, CUstream, CUstream_flags};
+use cudarc::driver::sys::{
+    self, CUcontext, CUfunction, CUstream, CUstream_flags, CUstreamCaptureMode,
+};
 
 use super::call::call;
 use crate::cuda::driver::{DeviceFacts, Failure};
@@ -39,7 +41,10 @@ unsafe impl Send for Inner {}
 unsafe impl Sync for Inner {}
 
 /// The context is the thread's current one for as long as this lives; what was before comes back.
-pub(super) struct Current(());
+pub(super) struct Current {
+    /// What another thread's capture of a graph forbade this one before.
+    capture: CUstreamCaptureMode,
+}
 
 impl Context {
     pub(super) fn new(facts: &DeviceFacts) -> Result<Self, Failure> {
@@ -76,13 +81,24 @@ impl Context {
 
 fn enter(context: CUcontext) -> Result<Current, Failure> {
     call!(cuCtxPushCurrent_v2(context))?;
-    Ok(Current(()))
+    let mut current = Current { capture: CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED };
+    current.exchange()?;
+    Ok(current)
+}
+
+impl Current {
+    /// While any thread captures a graph, calls as ours are refused to all that aren't relaxed, and
+    /// spoil its graph. Ours touch no stream that is captured.
+    fn exchange(&mut self) -> Result<(), Failure> {
+        call!(cuThreadExchangeStreamCaptureMode(&raw mut self.capture))
+    }
 }
 
 impl Drop for Current {
     fn drop(&mut self) {
+        // Both can fail only where nothing was exchanged or pushed.
+        let _: Result<(), Failure> = self.exchange();
         let mut context = std::ptr::null_mut();
-        // It can fail only where nothing was pushed.
         let _: Result<(), Failure> = call!(cuCtxPopCurrent_v2(&raw mut context));
     }
 }

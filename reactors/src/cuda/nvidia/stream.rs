@@ -146,11 +146,9 @@ impl Stream for NvidiaStream {
         })
     }
 
-    fn drain(&mut self) {
-        if let Ok(_current) = self.context.enter() {
-            // It fails where the device is lost: then everything of it has ended, too.
-            let _: Result<(), Failure> = call!(cuStreamSynchronize(self.stream));
-        }
+    fn drain(&mut self) -> Result<(), Failure> {
+        let _current = self.context.enter()?;
+        call!(cuStreamSynchronize(self.stream))
     }
 }
 

@@ -144,6 +144,61 @@ fn a_region_that_is_settled_is_quiet() {
 }
 
 #[test]
+fn what_is_not_begun_goes_on_without_the_region_that_is_settled() {
+    let mut rig = rig();
+    let (a, b, c) = (rig.vram(0), rig.vram(0), rig.vram(0));
+    a.write(0, &[1; LEN]).unwrap();
+    rig.cuda.submit(group(1, &[(&a, &b), (&a, &c)])).unwrap();
+    rig.cuda.settle(b.region());
+    let done = rig.finish();
+    assert_eq!(done[0].error.as_ref().unwrap().kind, FailureKind::Fenced);
+    assert_eq!((bytes(&b)[LEN - 1], bytes(&c)[LEN - 1]), (0, 1));
+}
+
+#[test]
+fn a_driver_that_can_not_say_keeps_the_memory_held() {
+    let mut rig = rig();
+    let (a, b) = (rig.vram(0), rig.vram(1));
+    a.write(0, &[1; LEN]).unwrap();
+    type Break = fn(&mut super::super::fake::Faults, bool);
+    let faults: [Break; 2] =
+        [|faults, is_so| faults.no_answer = is_so, |faults, is_so| faults.no_mark = is_so];
+    for (tag, fault) in (0..).zip(faults) {
+        rig.fake.break_with(|faults| fault(faults, true));
+        rig.cuda.submit(group(tag, &[(&a, &b)])).unwrap();
+        let mut done = Vec::new();
+        for _ in 0..10 {
+            rig.cuda.poll(8, &mut done);
+            rig.cuda.arm();
+        }
+        assert!(done.is_empty(), "nobody knows that it is over");
+        rig.fake.break_with(|faults| fault(faults, false));
+        let done = rig.finish();
+        assert_eq!((done[0].tag, done[0].error.as_ref()), (tag, None));
+    }
+    assert_eq!(bytes(&b)[LEN - 1], 1);
+}
+
+#[test]
+fn settling_waits_for_a_driver_that_can_not_say() {
+    let mut rig = rig();
+    let (a, b) = (rig.vram(0), rig.vram(1));
+    a.write(0, &[1; LEN]).unwrap();
+    rig.fake.break_with(|faults| faults.is_stalled = true);
+    rig.cuda.submit(group(1, &[(&a, &b)])).unwrap();
+    rig.cuda.poll(8, &mut Vec::new());
+    rig.fake.break_with(|faults| faults.no_answer = true);
+    let fake = rig.fake.clone();
+    let answers = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fake.break_with(|faults| faults.no_answer = false);
+    });
+    rig.cuda.settle(b.region());
+    assert_eq!(bytes(&b)[LEN - 1], 1, "it had ended when settle returned");
+    answers.join().unwrap();
+}
+
+#[test]
 fn another_process_s_memory_is_no_gpu_s_work() {
     use crate::host::process::{Process, ProcessSlice, Token};
     let rig = rig();
