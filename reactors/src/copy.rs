@@ -165,6 +165,9 @@ fn readable_at_once<'a>(works: impl Iterator<Item = &'a CopyWork>, limit: usize)
     let (mut first, mut bytes) = (None, 0usize);
     let mut fits = |work: &'a CopyWork| {
         let Source::Process(source) = &work.source else { return false };
+        if work.target.device().is_some() {
+            return false;
+        }
         bytes = bytes.saturating_add(work.bytes());
         bytes <= limit && first.get_or_insert(source).is_with(source)
     };

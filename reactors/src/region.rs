@@ -4,6 +4,7 @@
 //! Memory that peers may write changes under the reader, so it is never lent as a slice; bytes
 //! go in and out by copy.
 
+mod reach;
 mod slice;
 
 use std::fs::File;
@@ -13,9 +14,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use self::reach::Reach;
 use self::slice::check;
 pub use self::slice::{AccessError, OutOfRange, Slice};
-use crate::cuda::{DeviceMemory, Driver, Failure, Pin};
+use crate::cuda::{DeviceMemory, Driver, Failure};
 pub use crate::foreign::{Eternal, Foreign};
 use crate::numa::{self, NumaPolicy};
 
@@ -72,7 +74,7 @@ pub struct Region {
     /// Found out when it is first asked.
     node: OnceLock<Option<u32>>,
     /// What lets GPUs reach it, where it is host memory that they were asked to.
-    pin: OnceLock<Result<Pin, Failure>>,
+    reach: Reach,
 }
 
 /// A number that no other region of this process has or had, from 1.
@@ -177,8 +179,8 @@ impl Region {
     }
 
     fn new(base: NonNull<u8>, len: usize, backing: Backing) -> Self {
-        let (node, pin) = (OnceLock::new(), OnceLock::new());
-        Self { base, len, backing, id: next_id(), node, pin }
+        let (node, reach) = Default::default();
+        Self { base, len, backing, id: next_id(), node, reach }
     }
 
     /// The first `len` bytes of device memory, all of it at most.
@@ -244,18 +246,23 @@ impl Region {
         if self.device().is_some() {
             return Ok(());
         }
-        // SAFETY: the region's bytes are mapped for as long as it lives, and `drop` lets go of the
-        // pin before it unmaps them.
-        let pin = || unsafe { Pin::new(driver, self.addr(), self.len, false) };
-        self.pin.get_or_init(pin).as_ref().map(|_| ()).map_err(Failure::clone)
+        // SAFETY: the region's bytes are mapped until `unpin`, which memory of the caller's asks
+        // for, or until the region is dropped, which unpins first.
+        unsafe { self.reach.pin(driver, self.addr(), self.len) }
     }
 
     /// Whether this driver's GPUs reach it at its own address.
     pub(crate) fn is_reachable(&self, driver: &Arc<dyn Driver>) -> bool {
         match self.device() {
             Some(device) => Arc::ptr_eq(device.driver(), driver),
-            None => matches!(self.pin.get(), Some(Ok(pin)) if pin.is_of(driver)),
+            None => self.reach.is_pinned_for(driver),
         }
+    }
+
+    /// GPUs reach it no more, from now on: whose memory it is may free it. Nothing of it is under
+    /// way.
+    pub fn unpin(&self) {
+        self.reach.end();
     }
 
     /// Whether the memory belongs to the caller rather than to us.
@@ -315,7 +322,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // Before the bytes go.
-        self.pin.take();
+        self.unpin();
         if let Backing::Memfd { mapped_bytes, .. } = self.backing {
             // SAFETY: this is the mapping made in `map`; whoever could touch it held the region
             // by `Arc`, so nobody is left.

@@ -108,6 +108,7 @@ impl Engine {
             rdma.deregister(&region).await;
         }
         region.quiet().await;
+        region.memory().unpin();
         Ok(())
     }
 }

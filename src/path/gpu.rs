@@ -19,19 +19,21 @@ pub(crate) struct GpuCopies {
     device: u32,
     /// Whose copies these are, in their order.
     requests: Vec<usize>,
-    /// From which copy on each proof holds, where sources are another process's.
-    proofs: Vec<(usize, Proof)>,
+    /// From which copy on each proof is to hold, or none is needed.
+    proofs: Vec<(usize, Option<Proof>)>,
 }
 
 impl GpuCopies {
     /// Jobs of this GPU, in the order of their requests. There is at least one.
     pub(crate) fn new(device: u32, jobs: Vec<Job>) -> Self {
-        let mut proofs: Vec<(usize, Proof)> = Vec::new();
+        let mut proofs: Vec<(usize, Option<Proof>)> = Vec::new();
         for (index, job) in jobs.iter().enumerate() {
-            if let Some(proof) = &job.proof
-                && !proofs.last().is_some_and(|(_, last)| last.is_of(proof))
-            {
-                proofs.push((index, proof.clone()));
+            let is_same = |(_, last): &(usize, Option<Proof>)| match (last, &job.proof) {
+                (Some(last), Some(proof)) => last.is_of(proof),
+                (last, proof) => last.is_none() && proof.is_none(),
+            };
+            if !proofs.last().is_some_and(is_same) {
+                proofs.push((index, job.proof.clone()));
             }
         }
         let pages = Pages::of(jobs.iter().map(|job| &job.work)).map(Arc::new);
@@ -50,12 +52,22 @@ impl GpuCopies {
 
     /// Whether nothing that it reads was taken back.
     pub(crate) fn is_fresh(&self) -> bool {
-        self.proofs.iter().all(|(_, proof)| proof.holds())
+        self.proofs().all(Proof::holds)
+    }
+
+    /// Whether the grant of this engine's own that it is made under was taken back: nothing of it
+    /// may be begun then. All of it is under one, if any is.
+    pub(crate) fn is_struck(&self) -> bool {
+        self.proofs().any(|proof| matches!(proof, Proof::Use(_)) && !proof.holds())
+    }
+
+    fn proofs(&self) -> impl Iterator<Item = &Proof> {
+        self.proofs.iter().filter_map(|(_, proof)| proof.as_ref())
     }
 
     /// Whether no grant is used by it: those are used anew each time.
     pub(crate) fn may_repeat(&self) -> bool {
-        self.pages.is_ok() && !self.proofs.iter().any(|(_, proof)| matches!(proof, Proof::Use(_)))
+        self.pages.is_ok() && !self.proofs().any(|proof| matches!(proof, Proof::Use(_)))
     }
 
     /// Fails them all: nothing was launched.
@@ -85,7 +97,7 @@ impl GpuCopies {
         let mut failures = Vec::new();
         let ends = self.proofs.iter().skip(1).map(|(start, _)| *start).chain([usize::MAX]);
         for ((start, proof), end) in self.proofs.iter().zip(ends) {
-            if !proof.holds() {
+            if proof.as_ref().is_some_and(|proof| !proof.holds()) {
                 let error = Error::new(ErrorKind::Stale, "the peer took the memory back meanwhile");
                 let error = ended(error);
                 let requests = self.requests.iter().take(end).skip(*start);

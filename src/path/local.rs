@@ -33,6 +33,15 @@ impl Job {
         matches!(&self.proof, Some(proof @ Proof::Use(_)) if !proof.holds())
     }
 
+    /// Whether both are under one grant of this engine's own, or neither is under any.
+    pub(crate) fn is_under_same_grant(&self, other: &Self) -> bool {
+        match (&self.proof, &other.proof) {
+            (Some(ours @ Proof::Use(_)), Some(theirs @ Proof::Use(_))) => ours.is_of(theirs),
+            (Some(Proof::Use(_)), _) | (_, Some(Proof::Use(_))) => false,
+            _ => true,
+        }
+    }
+
     /// Whether a GPU has to make it.
     pub(crate) fn is_on_gpu(&self) -> bool {
         self.work.is_on_gpu()
@@ -262,10 +271,11 @@ impl LocalCopy {
             Ok(pages) => pages,
             Err(failure) => return part.end(Some(&failure)),
         };
-        if !part.copies.is_fresh() {
+        if part.copies.is_struck() {
             let error =
                 Error::new(ErrorKind::Stale, "the memory was taken back before it was copied");
-            let failures = part.copies.fail(&error.with_path(part.path));
+            let error = error.with_path(part.path).with_landed(Landed::No);
+            let failures = part.copies.fail(&error);
             return part.portion.back(failures);
         }
         let ticket = self.gpu_parts.insert(part);

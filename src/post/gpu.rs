@@ -68,7 +68,8 @@ fn may_repeat(copies: &[Arc<GpuCopies>]) -> bool {
     !copies.is_empty() && copies.iter().all(|copies| copies.may_repeat())
 }
 
-/// Takes out what GPUs have to copy; `slices` and `jobs` go in pairs and keep what is left.
+/// Takes out what GPUs have to copy; `slices` and `jobs` go in pairs and keep what is left. What is
+/// under one grant of our own goes apart: none of it is begun once that is taken back.
 pub(super) fn split_off(
     slices: &mut Cow<'_, [PlannedSlice]>,
     jobs: &mut Vec<Job>,
@@ -85,7 +86,10 @@ pub(super) fn split_off(
             kept_slices.push(*slice);
             continue;
         };
-        match groups.iter_mut().find(|(known, _)| *known == device) {
+        let is_its = |(known, jobs): &&mut (u32, Vec<Job>)| {
+            *known == device && jobs.first().is_none_or(|first| first.is_under_same_grant(&job))
+        };
+        match groups.iter_mut().find(is_its) {
             Some((_, jobs)) => jobs.push(job),
             None => {
                 let mut jobs = Vec::with_capacity(room);

@@ -1,6 +1,6 @@
 //! Every path, both directions, host memory and VRAM on either side: the bytes are right.
 
-use kvrail::{Engine, Location, PathKind, Peer, Region};
+use kvrail::{Access, Batch, Engine, Eternal, Location, PathKind, Peer, Region};
 
 use super::{
     buffer, contents, engine, fill, open, pages, pattern, read, region, run, scattered, write,
@@ -89,5 +89,50 @@ fn by_tcp_on_epoll_and_to_peers_that_know_version_1_alone() {
         };
         let (a, b) = (engine(tcp), engine(tcp));
         between(&a, &b, PathKind::Tcp).await;
+    });
+}
+
+/// Pages of two GPUs in turn, on both sides: more of them than a lane has groups.
+#[test]
+fn one_batch_may_touch_several_gpus() {
+    run(async {
+        const PAGES: usize = 2400;
+        let (a, b) = (engine(|builder| builder), engine(|builder| builder));
+        let peer = open(&a, &b, PathKind::Host).await;
+        let len = PAGES / 2 * 4096;
+        let near = [GPU, OTHER].map(|location| region(&a, len, location));
+        let far = [GPU, OTHER].map(|location| region(&b, len, location));
+        let bytes = [pattern(1, len), pattern(2, len)];
+        let (mut writes, mut reads) = (Batch::new(&peer), Batch::new(&peer));
+        near.iter().zip(&bytes).for_each(|(near, bytes)| fill(near, bytes));
+        let place = |k: usize| (k % 2, k / 2 * 4096);
+        for (gpu, at) in (0..PAGES).map(place) {
+            let lease = near[gpu].share(at..at + 4096).expect("a lease");
+            writes.write(&lease, far[1 - gpu].addr() + (len - 4096 - at) as u64);
+        }
+        a.transfer(writes).await.expect("writes");
+        near.iter().for_each(|near| fill(near, &vec![0; len]));
+        for (gpu, at) in (0..PAGES).map(place) {
+            let lease = near[gpu].lease(at..at + 4096).expect("a lease");
+            reads.read(lease, far[1 - gpu].addr() + (len - 4096 - at) as u64);
+        }
+        a.transfer(reads).await.expect("reads");
+        assert!(near.iter().zip(&bytes).all(|(near, bytes)| &contents(near) == bytes));
+    });
+}
+
+/// No GPU reaches another process's own memory: whoever owns the target reads it first.
+#[test]
+fn memory_of_the_caller_s_own_meets_vram() {
+    run(async {
+        const LEN: usize = 1 << 20;
+        let (a, b) = (engine(|builder| builder), engine(|builder| builder));
+        let peer = open(&a, &b, PathKind::Host).await;
+        let own = |engine: &Engine| {
+            engine.register(Eternal::new(LEN).foreign(), Access::READ_WRITE).expect("a region")
+        };
+        for (near, far) in [(own(&a), region(&b, LEN, GPU)), (region(&a, LEN, GPU), own(&b))] {
+            round(&a, &peer, &near, &far, (256, 1)).await;
+        }
     });
 }

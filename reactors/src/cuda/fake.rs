@@ -76,6 +76,13 @@ impl Fake {
         Self { devices: (0..count).map(facts).collect(), shared: Arc::default() }
     }
 
+    /// The same, none of which reaches another.
+    #[must_use]
+    pub fn apart(mut self) -> Self {
+        self.devices.iter_mut().for_each(|facts| facts.reaches.clear());
+        self
+    }
+
     /// Changes what goes wrong from here on.
     pub fn break_with(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut lock(&self.shared.faults));

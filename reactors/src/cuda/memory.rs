@@ -4,7 +4,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::driver::{Allocation, Driver, Failure};
+use super::driver::{Allocation, DeviceFacts, Driver, Failure};
 
 /// Device memory that this process can name: its own, or another process's that is mapped here.
 #[derive(Debug)]
@@ -23,17 +23,27 @@ impl DeviceMemory {
         Ok(Self { driver, allocation })
     }
 
-    /// Maps another process's allocation of so many bytes.
+    /// Maps another process's allocation of so many bytes, which all GPUs here have to reach: any
+    /// may be asked to copy it.
     ///
     /// # Errors
-    /// The driver's own.
+    /// The driver's own. Refused: a GPU does not reach it.
     pub fn import(
         driver: Arc<dyn Driver>,
         fd: BorrowedFd<'_>,
         bytes: usize,
     ) -> Result<Self, Failure> {
         let allocation = driver.import(fd, bytes)?;
-        Ok(Self { driver, allocation })
+        let memory = Self { driver, allocation };
+        let held = memory.device();
+        let reaches = |facts: &DeviceFacts| facts.ordinal == held || facts.reaches.contains(&held);
+        match memory.driver.devices().iter().find(|facts| !reaches(facts)) {
+            None => Ok(memory),
+            Some(DeviceFacts { ordinal, .. }) => {
+                let why = format!("GPU {ordinal} does not reach the memory of GPU {held}");
+                Err(Failure::refused("import", why))
+            }
+        }
     }
 
     /// A descriptor by which another process of this host can map it.

@@ -154,7 +154,8 @@ fn keep<T>(held: &mut Vec<Arc<T>>, one: &Arc<T>) -> bool {
 }
 
 impl CopyWork {
-    /// Whether a GPU has to make it: one end is on one.
+    /// Whether a GPU has to make it: one end is on one, and the other isn't another process's own
+    /// memory, which no GPU reaches.
     pub fn is_on_gpu(&self) -> bool {
         self.driver().is_some()
     }
@@ -184,6 +185,9 @@ impl CopyWork {
     /// The driver and the device that make it: the target's, since it is the one that answers for
     /// the memory, else the source's.
     fn driver(&self) -> Option<(&Arc<dyn Driver>, u32)> {
+        if let Source::Process(_) = self.source {
+            return None;
+        }
         let device = self.target.region().device().or_else(|| self.source_device())?;
         Some((device.driver(), device.device()))
     }

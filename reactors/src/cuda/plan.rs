@@ -1,6 +1,7 @@
-//! Pure: which launches move a list of ranges. Neighbours are joined first, but for those of
-//! different regions, which may be different allocations; then long ranges and the few go to the copy engine, which takes none of the device's multiprocessors, and the many
-//! to the kernel, for which a thousand cost one launch.
+//! Pure: which launches move a list of ranges. Neighbours are joined first, but for those between
+//! other regions, which may be other allocations; then long ranges and the few go to the copy
+//! engine, which takes none of the device's multiprocessors, and the many to the kernel, for which
+//! a thousand cost one launch.
 
 /// Bytes at one address to go to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

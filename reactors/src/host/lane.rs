@@ -23,6 +23,10 @@ pub const REPLY_WORDS: usize = 4;
 /// and together with the replies 96 KiB a lane; a larger batch goes in as it is worked off.
 pub const RING_MESSAGES: usize = 1024;
 
+/// Requests that are published at a time, so that the responder takes the first of many while the
+/// last are written: a quarter of a microsecond's.
+const PUBLISHED_MESSAGES: usize = 16;
+
 /// Words of a cache line: indices and flags have one each, so that two sides don't share any.
 const LINE_WORDS: usize = 8;
 
@@ -239,7 +243,14 @@ impl Requester {
         messages: impl Iterator<Item = &'a [u64; REQUEST_WORDS]>,
     ) -> Result<(usize, bool), Corrupt> {
         let room = self.requests.room()?;
-        let sent = messages.take(room).map(|message| self.requests.push(message)).count();
+        let mut sent = 0;
+        for message in messages.take(room) {
+            self.requests.push(message);
+            sent += 1;
+            if sent % PUBLISHED_MESSAGES == 0 {
+                self.requests.publish();
+            }
+        }
         if sent == 0 {
             return Ok((0, false));
         }

@@ -13,6 +13,9 @@ use crate::region::Slice;
 /// the kernel takes 1,024 (`UIO_MAXIOV`).
 pub const READ_MAX_PARTS: usize = 64;
 
+/// Bytes of the buffer by way of which a GPU's memory is filled: a turn's worth of copying.
+const BUFFER_BYTES: usize = 256 << 10;
+
 /// A word in this process's memory that proves to a reader whose memory it has read: it is read
 /// along in every call, so that another process which was given the same number isn't mistaken
 /// for this one.
@@ -153,13 +156,29 @@ impl ProcessSlice {
         Arc::ptr_eq(&self.process, &other.process)
     }
 
-    /// Copies the first `min(len)` bytes onto those of `target`; returns how many.
+    /// Copies the first `min(len)` bytes onto those of `target`; returns how many, which are fewer
+    /// where a GPU holds them.
     ///
     /// # Errors
     /// What `process_vm_readv(2)` gives: EPERM where it isn't permitted, ESRCH behind the process's
     /// death, EFAULT where it has no such memory. Some bytes may have been stored.
     pub fn copy_to(&self, target: &Slice) -> io::Result<usize> {
-        Self::copy_all(std::iter::once((self, target)))
+        match target.device() {
+            None => Self::copy_all(std::iter::once((self, target))),
+            Some(_) => self.copy_to_device(target),
+        }
+    }
+
+    /// By way of a buffer: the kernel does not know a GPU's addresses.
+    fn copy_to_device(&self, target: &Slice) -> io::Result<usize> {
+        let len = self.len.min(target.len()).min(BUFFER_BYTES);
+        let mut buffer = vec![0u8; len];
+        let mut local = vec![iovec(buffer.as_mut_ptr() as u64, len)];
+        let mut remote = vec![iovec(self.addr, len)];
+        // SAFETY: the buffer is this function's own.
+        unsafe { self.process.read(&mut local, &mut remote)? };
+        target.write(0, &buffer).map_err(io::Error::other)?;
+        Ok(len)
     }
 
     /// The same for several ranges of one process with one call, at most [`READ_MAX_PARTS`].

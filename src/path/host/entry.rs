@@ -205,15 +205,18 @@ pub(crate) enum Verdict {
     Ended,
     /// The grant that it was asked for under does not hold, or not any more.
     Stale,
+    /// The GPU that had to make it did not.
+    Gpu,
 }
 
-const VERDICTS: [Verdict; 6] = [
+const VERDICTS: [Verdict; 7] = [
     Verdict::Ok,
     Verdict::Refused,
     Verdict::Busy,
     Verdict::Unreadable,
     Verdict::Ended,
     Verdict::Stale,
+    Verdict::Gpu,
 ];
 
 impl Verdict {
@@ -300,7 +303,7 @@ mod tests {
         }
         let slot = 1 << 32;
         assert_eq!(Entry::decode(&[COPY | GRANTED, 0, 0, 0, 0, 0, slot, 1]), None);
-        assert_eq!(Reply::decode(&[DONE, 0, 0, 6]), None);
+        assert_eq!(Reply::decode(&[DONE, 0, 0, 7]), None);
         assert_eq!(Reply::decode(&[3, 0, 0, 0]), None);
     }
 

@@ -421,6 +421,9 @@ impl Part {
                 Error::refused("nobody at the peer has opened this counter")
             }
             (Verdict::Busy, _) => Error::busy("the peer's queue of notifications is full"),
+            (Verdict::Gpu, _) => Error::lost("the peer's GPU did not make the copy: see its log")
+                .with_landed(Landed::Maybe)
+                .with_fence(Fenced::Copier),
             (Verdict::Unreadable, _) => {
                 Error::lost("the peer could not read this process's memory")
                     .with_landed(Landed::Maybe)

@@ -15,6 +15,10 @@ use super::entry::Verdict;
 use super::server::Flying;
 use crate::limits::{HOST_LIST_COPIES, HOST_PAGES_MAX};
 
+/// So many copies are begun before the turn's others are read: some 10 us of a GPU's work, and
+/// more than a launch costs.
+const LAUNCHED_COPIES: usize = 256;
+
 /// The copies of a lane that are on GPUs.
 pub(super) struct LanePages {
     cuda: Cuda,
@@ -34,6 +38,7 @@ pub(super) struct LanePages {
 struct Gathered {
     list: PageList,
     flying: Vec<Flying>,
+    copies: usize,
 }
 
 impl LanePages {
@@ -70,21 +75,26 @@ impl LanePages {
             self.gathered.push((device, Gathered::default()));
             self.gathered.len() - 1
         });
-        let Gathered { list, flying: held } = &mut self.gathered[at].1;
-        match list.between(work) {
-            Ok(()) => held.push(flying),
-            Err(failure) => return self.refused.push((failure, vec![flying])),
+        let gathered = &mut self.gathered[at].1;
+        if let Err(failure) = gathered.list.between(work) {
+            return self.refused.push((failure, vec![flying]));
         }
-        list.make_room(offsets.size_hint().0);
+        gathered.copies += flying.count();
+        gathered.flying.push(flying);
+        gathered.list.make_room(offsets.size_hint().0);
         for [from, to] in offsets {
-            let is_inside = list.push(from, to, len);
+            let is_inside = gathered.list.push(from, to, len);
             debug_assert!(is_inside, "the ends of the work are those of its copies");
+        }
+        if gathered.copies >= LAUNCHED_COPIES {
+            self.start();
+            self.cuda.poll(usize::MAX, &mut self.done);
         }
     }
 
     /// Starts what was gathered.
     fn start(&mut self) {
-        for (_, Gathered { list, flying }) in std::mem::take(&mut self.gathered) {
+        for (_, Gathered { list, flying, .. }) in std::mem::take(&mut self.gathered) {
             let tag = self.next_tag;
             self.next_tag += 1;
             let full = |_| Failure::refused("copy", "too much is under way");
@@ -104,7 +114,7 @@ impl LanePages {
         }
         self.start();
         let mut done = std::mem::take(&mut self.done);
-        let moved = self.cuda.poll(usize::MAX, &mut done);
+        let moved = done.len() + self.cuda.poll(usize::MAX, &mut done);
         for group in done.drain(..) {
             let Some(at) = self.groups.iter().position(|(tag, _)| *tag == group.tag) else {
                 continue;
@@ -149,7 +159,7 @@ fn tell(flying: &[Flying], failure: Option<&Failure>, ended: &mut impl FnMut(&Fl
                 true => Verdict::Ended,
                 false => Verdict::Ok,
             },
-            Some(_) => Verdict::Unreadable,
+            Some(_) => Verdict::Gpu,
         };
         ended(flying, verdict);
     }

@@ -205,6 +205,6 @@ fn another_process_s_memory_is_no_gpu_s_work() {
     let ourselves = Process::new(std::process::id() as i32, Token::new().place()).unwrap();
     let source = Source::Process(ProcessSlice::new(Arc::new(ourselves), 8, 8));
     let work = CopyWork { tag: 0, source, target: rig.vram(0) };
-    assert!(work.is_on_gpu());
+    assert!(!work.is_on_gpu());
     assert_eq!(Pages::of([&work].into_iter()).unwrap_err().kind, FailureKind::Refused);
 }
