@@ -49,6 +49,29 @@ pub enum Filled<'a> {
     Memory(usize),
 }
 
+impl Staged {
+    /// Appends memory, a GPU's by way of `room`; `false` where that is full.
+    fn push(&mut self, mut slice: Slice, room: &mut Slice) -> bool {
+        if slice.driver().is_none() {
+            self.vector.push_memory(slice);
+            return true;
+        }
+        let len = slice.len();
+        slice.truncate(room.len());
+        let is_whole = slice.len() == len;
+        if !slice.is_empty() {
+            let mut block = room.clone();
+            block.truncate(slice.len());
+            // The next one begins where the kernel likes it.
+            room.advance(slice.len().next_multiple_of(STAGED_ALIGN_BYTES));
+            let at = self.vector.len();
+            self.vector.push_memory(block.clone());
+            self.pairs.push(StagedPair { at, gpu: slice, block });
+        }
+        is_whole
+    }
+}
+
 impl Part {
     fn len(&self) -> usize {
         match self {
@@ -174,30 +197,22 @@ impl Vector {
         self.memory().any(|slice| slice.driver().is_some())
     }
 
-    /// What remains, with parts of `block` in place of a GPU's memory, up to where the block is
-    /// full; scratch is copied, as it is now.
-    pub(crate) fn staged(&self, block: &Slice) -> Staged {
+    /// What remains behind its first `skip` bytes, with parts of `block` in place of a GPU's
+    /// memory, up to where the block is full; scratch is copied, as it is now.
+    pub(crate) fn staged(&self, mut skip: usize, block: &Slice) -> Staged {
         let mut staged = Staged::default();
         let mut room = block.clone();
         for part in &self.parts[self.first..] {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
             match part {
-                Part::Scratch(range) => staged.vector.push_bytes(&self.scratch[range.clone()]),
-                Part::Memory(slice) if slice.driver().is_none() => {
-                    staged.vector.push_memory(slice.clone());
+                Part::Scratch(range) => {
+                    staged.vector.push_bytes(&self.scratch[range.start + skipped..range.end]);
                 }
                 Part::Memory(slice) => {
-                    let (mut gpu, mut block) = (slice.clone(), room.clone());
-                    gpu.truncate(room.len());
-                    block.truncate(gpu.len());
-                    // The next one begins where the kernel likes it.
-                    room.advance(gpu.len().next_multiple_of(STAGED_ALIGN_BYTES));
-                    let is_whole = gpu.len() == slice.len();
-                    if !gpu.is_empty() {
-                        let at = staged.vector.len();
-                        staged.vector.push_memory(block.clone());
-                        staged.pairs.push(StagedPair { at, gpu, block });
-                    }
-                    if !is_whole {
+                    let mut slice = slice.clone();
+                    slice.advance(skipped);
+                    if !staged.push(slice, &mut room) {
                         return staged;
                     }
                 }
@@ -206,13 +221,19 @@ impl Vector {
         staged
     }
 
-    /// Takes over scratch that `staged`, which was made from this, has received.
-    pub(crate) fn take_scratch(&mut self, staged: &Self) {
-        let pairs = self.parts[self.first..].iter().zip(&staged.parts);
-        for (own, theirs) in pairs {
+    /// Takes over scratch that `staged`, which was made from what is behind the first `skip` bytes,
+    /// has received.
+    pub(crate) fn take_scratch(&mut self, mut skip: usize, staged: &Self) {
+        let mut parts = self.parts[self.first..].iter().peekable();
+        while let Some(part) = parts.next_if(|part| part.len() <= skip) {
+            skip -= part.len();
+        }
+        for (own, theirs) in parts.zip(&staged.parts) {
             if let (Part::Scratch(own), Part::Scratch(theirs)) = (own, theirs) {
-                self.scratch[own.clone()].copy_from_slice(&staged.scratch[theirs.clone()]);
+                self.scratch[own.start + skip..own.end]
+                    .copy_from_slice(&staged.scratch[theirs.clone()]);
             }
+            skip = 0;
         }
     }
 

@@ -5,6 +5,7 @@
 mod faults;
 mod ownership;
 mod paths;
+mod tcp;
 
 use std::sync::Arc;
 use std::time::Duration;

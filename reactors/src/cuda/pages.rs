@@ -160,6 +160,11 @@ impl CopyWork {
         self.driver().is_some()
     }
 
+    /// The number of the GPU that makes it; none where the CPU does.
+    pub(crate) fn gpu(&self) -> Option<u32> {
+        self.driver().map(|(_, device)| device)
+    }
+
     /// Lets the GPU that has to make it reach both ends ([`Region::reach`]), and says which that
     /// is; none where the CPU makes it. An end that can't be reached is copied all the same, more
     /// slowly.

@@ -17,7 +17,7 @@ use self::op::Op;
 use crate::Reactor;
 use crate::doorbell::Doorbell;
 use crate::epoll::{EDGES, Epoll, Event, LEVEL, Timer};
-use crate::stream::{Direction, Done, Socket, Work};
+use crate::stream::{Direction, Done, Manner, Socket, Work};
 use crate::ticket::{Table, Ticket};
 
 /// Token of the alarm. Tickets start at generation 1, so no socket has it.
@@ -125,6 +125,30 @@ impl Sockets {
         }
         self.alarm_ns = Some(at_ns);
         self.timer.set(Duration::from_nanos(at_ns.saturating_sub(now_ns)));
+    }
+
+    /// As [`Reactor::submit`], in a manner.
+    pub(crate) fn submit_as(&mut self, work: Work, manner: Manner) -> Result<u64, Work> {
+        if self.ops.len() + self.ended.len() >= self.capacity {
+            return Err(work);
+        }
+        let direction = work.direction;
+        match self.seat(&work.socket) {
+            Ok(seat) => {
+                let name = self.ops.insert(Op::new(work, manner, seat));
+                self.seats.get_mut(seat).into_iter().for_each(|seat| {
+                    seat.lane(direction).queue.push_back(name);
+                });
+                self.list(seat, direction);
+                Ok(name.to_raw())
+            }
+            Err(error) => {
+                let nowhere = Ticket::from_raw(ALARM);
+                let name = self.ops.insert(Op::new(work, manner, nowhere));
+                self.ended.extend(self.ops.remove(name).map(|op| op.finish(Err(error))));
+                Ok(name.to_raw())
+            }
+        }
     }
 
     /// The socket's seat, which it gets when it is first seen.
@@ -235,26 +259,7 @@ impl Reactor for Sockets {
     type Done = Done;
 
     fn submit(&mut self, work: Work) -> Result<u64, Work> {
-        if self.ops.len() + self.ended.len() >= self.capacity {
-            return Err(work);
-        }
-        let direction = work.direction;
-        match self.seat(&work.socket) {
-            Ok(seat) => {
-                let name = self.ops.insert(Op::new(work, seat));
-                self.seats.get_mut(seat).into_iter().for_each(|seat| {
-                    seat.lane(direction).queue.push_back(name);
-                });
-                self.list(seat, direction);
-                Ok(name.to_raw())
-            }
-            Err(error) => {
-                let nowhere = Ticket::from_raw(ALARM);
-                let name = self.ops.insert(Op::new(work, nowhere));
-                self.ended.extend(self.ops.remove(name).map(|op| op.finish(Err(error))));
-                Ok(name.to_raw())
-            }
-        }
+        self.submit_as(work, Manner::Wait)
     }
 
     fn poll(&mut self, budget: usize, done: &mut Vec<Done>) -> usize {

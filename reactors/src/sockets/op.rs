@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use super::Seat;
-use crate::stream::{Direction, Done, Work};
+use crate::stream::{Direction, Done, Manner, Work};
 use crate::ticket::Ticket;
 
 /// Pieces that the kernel takes in one call (`UIO_MAXIOV`); a send goes on with the others.
@@ -12,6 +12,7 @@ const IOVECS_MAX: usize = 1024;
 
 pub(super) struct Op {
     work: Work,
+    manner: Manner,
     seat: Ticket<Seat>,
     /// Bytes that went out already.
     sent: usize,
@@ -30,8 +31,8 @@ pub(super) struct Tried {
 }
 
 impl Op {
-    pub(super) fn new(work: Work, seat: Ticket<Seat>) -> Self {
-        Self { work, seat, sent: 0 }
+    pub(super) fn new(work: Work, manner: Manner, seat: Ticket<Seat>) -> Self {
+        Self { work, manner, seat, sent: 0 }
     }
 
     pub(super) fn seat(&self) -> Ticket<Seat> {
@@ -54,7 +55,9 @@ impl Op {
         match self.call(iovecs) {
             Ok(moved) => self.moved(moved, asked),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Tried { ended: None, moved: 0, was_full: false, did: 0 }
+                let ended = (self.manner == Manner::Now).then_some(Err(error));
+                let did = usize::from(ended.is_some());
+                Tried { ended, moved: 0, was_full: false, did }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 Tried { ended: None, moved: 0, was_full: true, did: 0 }
@@ -90,8 +93,9 @@ impl Op {
                 unsafe { libc::sendmsg(fd, &raw const message, flags) }
             }
             Direction::Receive => {
+                let flags = libc::MSG_DONTWAIT | self.manner.flags();
                 // SAFETY: as above, and the memory is the work's to be written into.
-                unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_DONTWAIT) }
+                unsafe { libc::recvmsg(fd, &raw mut message, flags) }
             }
         };
         usize::try_from(count).map_err(|_| io::Error::last_os_error())

@@ -15,6 +15,7 @@ pub use self::socket::{Socket, Tcp};
 use self::staging::Staging;
 pub use self::tls::SECRET_BYTES;
 use crate::Reactor;
+use crate::cuda::Failure;
 use crate::doorbell::Doorbell;
 use crate::sockets::Sockets;
 use crate::uring::Uring;
@@ -60,6 +61,34 @@ pub struct Done {
 /// Whether an operation ended because it was fenced. Of a receive nothing was received then.
 pub fn is_fenced(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ECANCELED)
+}
+
+/// What a GPU said, where an operation ended since the bytes did not get from or to it. The socket
+/// is well, and of a send nothing went out.
+pub fn gpu_failure(error: &io::Error) -> Option<&Failure> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// How a receive is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// It waits for bytes.
+    Wait,
+    /// It waits for bytes and leaves them where they are.
+    Peek,
+    /// It fails with `EAGAIN` where it would wait.
+    Now,
+}
+
+impl Manner {
+    /// What it is for the kernel.
+    pub(crate) fn flags(self) -> libc::c_int {
+        match self {
+            Self::Wait => 0,
+            Self::Peek => libc::MSG_PEEK,
+            Self::Now => libc::MSG_DONTWAIT,
+        }
+    }
 }
 
 /// A reactor for sockets, of either kind.
@@ -120,7 +149,7 @@ impl Streams {
     /// Whether something waits for a GPU, which must be looked at now and then: one that is lost
     /// rings nobody.
     pub fn awaits_gpus(&self) -> bool {
-        self.staging.as_ref().is_some_and(|staging| !staging.is_idle())
+        self.staging.as_ref().is_some_and(|staging| staging.awaits_gpus())
     }
 }
 
@@ -148,8 +177,20 @@ impl Reactor for Streams {
 
     fn fence(&mut self, name: u64) {
         match &mut self.staging {
-            Some(staging) if staging.has(name) => staging.fence(name, &mut self.kind),
+            Some(staging) if staging::is_staged(name) => staging.fence(name, &mut self.kind),
             _ => self.kind.fence(name),
+        }
+    }
+}
+
+impl Kind {
+    /// As [`Reactor::submit`], in a manner; a simulated network knows but one, and no staging.
+    fn submit_as(&mut self, work: Work, manner: Manner) -> Result<u64, Work> {
+        match self {
+            Self::Uring(ring) => ring.submit_as(work, manner),
+            Self::Sockets(sockets) => sockets.submit_as(work, manner),
+            #[cfg(feature = "sim")]
+            Self::Sim(streams) => streams.submit(work),
         }
     }
 }
@@ -159,12 +200,7 @@ impl Reactor for Kind {
     type Done = Done;
 
     fn submit(&mut self, work: Work) -> Result<u64, Work> {
-        match self {
-            Self::Uring(ring) => ring.submit(work),
-            Self::Sockets(sockets) => sockets.submit(work),
-            #[cfg(feature = "sim")]
-            Self::Sim(streams) => streams.submit(work),
-        }
+        self.submit_as(work, Manner::Wait)
     }
 
     fn poll(&mut self, budget: usize, done: &mut Vec<Done>) -> usize {

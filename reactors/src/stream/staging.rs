@@ -1,85 +1,78 @@
-//! Bytes of GPUs on their way through sockets: each send and receive borrows a block of pinned host
-//! memory, which a GPU fills before the one and empties behind the other. A send may be short: its
-//! owner sends the rest, by the next block.
+//! Bytes of GPUs on their way through sockets: each send and receive borrows blocks of pinned host
+//! memory, which a GPU fills before the socket and empties behind it, the one block while the
+//! socket has the other. A send may be short: its owner sends the rest.
+
+mod blocks;
+mod op;
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 
-use slab::Slab;
-
-use super::{Direction, Done, Kind, Work};
+use self::blocks::{Blocks, slab};
+use self::op::{Op, Step, UnderWay, by_gpu};
+use super::{Direction, Done, Kind, Manner, Work};
 use crate::Reactor;
 use crate::copy::CopyWork;
-use crate::cuda::{Cuda, Failure, Group, GroupDone, Pages};
+use crate::cuda::{Cuda, Failure, Group, GroupDone};
 use crate::doorbell::Doorbell;
-use crate::region::{Region, Slice};
-use crate::vector::{Staged, StagedPair};
-
-/// Bytes of a block: as long as the sends that are asked for, so that each takes one.
-const BLOCK_BYTES: usize = 1 << 20;
-
-/// Blocks at most. A receive holds one until its bytes are there: so many peers may dawdle before
-/// others wait for them.
-const BLOCKS_MAX: usize = 64;
+use crate::region::Slice;
+use crate::ticket::{Table, Ticket};
+use crate::vector::Vector;
 
 /// Sends and receives that are under way or wait for a block.
 const OPS_MAX: usize = 4096;
 
+/// Groups of copies under way: a few for each block, by the GPUs that it has bytes of.
+const GROUPS_MAX: usize = 4096;
+
+/// What names of staged operations have and no reactor's own: it is above every index there.
+const STAGED: u64 = 1 << 31;
+
+/// Whether it is the name of an operation here.
+pub(super) fn is_staged(name: u64) -> bool {
+    name & STAGED != 0
+}
+
+fn name(ticket: Ticket<Op>) -> u64 {
+    ticket.to_raw() | STAGED
+}
+
+fn ticket(name: u64) -> Ticket<Op> {
+    Ticket::from_raw(name & !STAGED)
+}
+
 /// Operations that pass through host memory.
 pub(super) struct Staging {
     cuda: Cuda,
-    ops: Slab<Op>,
+    ops: Table<Op>,
+    copies: Table<Copying>,
+    blocks: Blocks,
     /// Those that wait for a block, oldest first.
-    waiting: VecDeque<usize>,
+    senders: VecDeque<Ticket<Op>>,
+    receivers: VecDeque<Ticket<Op>>,
     /// Those that the sockets' reactor had no room for.
-    unsent: VecDeque<usize>,
-    blocks: Vec<Slice>,
-    made: usize,
-    ended: Vec<Done>,
+    unsent: VecDeque<Ticket<Op>>,
+    ended: VecDeque<Done>,
     groups_done: Vec<GroupDone>,
 }
 
-struct Op {
-    /// As it was asked for. The vector keeps the GPU's memory.
-    work: Work,
-    block: Option<Slice>,
-    /// What stands in the block; the vector is the sockets' meanwhile.
-    staged: Staged,
-    state: State,
-    is_fenced: bool,
-}
-
-enum State {
-    Waiting,
-    /// A GPU fills the block.
-    Loading,
-    /// It is the sockets' reactor's, by this name.
-    Moving(u64),
-    /// A GPU empties the block, into which so many bytes came.
-    Storing(usize),
-}
-
-/// What an operation is called, here and by the sockets' reactor: counted from the top, where no
-/// ticket and no name of theirs is.
-fn name(index: usize) -> u64 {
-    u64::MAX - index as u64
-}
-
-fn index(name: u64) -> Option<usize> {
-    usize::try_from(u64::MAX - name).ok().filter(|index| *index < OPS_MAX)
+/// What a group of copies is for.
+struct Copying {
+    op: Ticket<Op>,
+    part: u64,
 }
 
 impl Staging {
     pub(super) fn new(doorbell: Arc<Doorbell>, blocks: u32) -> Self {
         Self {
-            cuda: Cuda::new(OPS_MAX, doorbell).with_blocks(blocks),
-            ops: Slab::new(),
-            waiting: VecDeque::new(),
+            cuda: Cuda::new(GROUPS_MAX, doorbell).with_blocks(blocks),
+            ops: Table::default(),
+            copies: Table::default(),
+            blocks: Blocks::default(),
+            senders: VecDeque::new(),
+            receivers: VecDeque::new(),
             unsent: VecDeque::new(),
-            blocks: Vec::new(),
-            made: 0,
-            ended: Vec::new(),
+            ended: VecDeque::new(),
             groups_done: Vec::new(),
         }
     }
@@ -88,41 +81,50 @@ impl Staging {
         self.ops.is_empty() && self.ended.is_empty()
     }
 
-    pub(super) fn has(&self, name: u64) -> bool {
-        index(name).is_some_and(|index| self.ops.contains(index))
+    pub(super) fn awaits_gpus(&self) -> bool {
+        !self.copies.is_empty()
     }
 
     pub(super) fn submit(&mut self, work: Work, kind: &mut Kind) -> Result<u64, Work> {
-        if self.ops.len() >= OPS_MAX {
+        if self.ops.len() + self.ended.len() >= OPS_MAX {
             return Err(work);
         }
-        let staged = Staged::default();
-        let op = Op { work, block: None, staged, state: State::Waiting, is_fenced: false };
-        let index = self.ops.insert(op);
-        self.waiting.push_back(index);
-        self.begin(kind);
-        Ok(name(index))
+        let ticket = self.ops.insert(Op::new(work));
+        self.advance(ticket, kind);
+        self.lend(kind);
+        Ok(name(ticket))
     }
 
+    /// GPUs are looked at first and last: what they have is the sockets' in this turn, and what
+    /// they get they work on while the thread is with the sockets.
     pub(super) fn poll(&mut self, budget: usize, done: &mut Vec<Done>, kind: &mut Kind) -> usize {
-        let mut moved = self.poll_sockets(budget, done, kind) + self.poll_gpus(kind);
+        let full = done.len().saturating_add(budget);
+        let mut moved = self.poll_gpus(kind) + self.take_ended(full, done);
+        moved += self.poll_sockets(full.saturating_sub(done.len()), done, kind);
         for _ in 0..self.unsent.len() {
-            let Some(index) = self.unsent.pop_front() else { break };
-            self.pass_to_sockets(index, kind);
-            moved += usize::from(!self.unsent.contains(&index));
+            let Some(ticket) = self.unsent.pop_front() else { break };
+            self.ops.get_mut(ticket).into_iter().for_each(|op| op.is_unsent = false);
+            self.advance(ticket, kind);
         }
-        moved += self.ended.len();
-        done.append(&mut self.ended);
-        moved
+        self.lend(kind);
+        moved + self.poll_gpus(kind) + self.take_ended(full, done)
+    }
+
+    fn take_ended(&mut self, full: usize, done: &mut Vec<Done>) -> usize {
+        let room = full.saturating_sub(done.len()).min(self.ended.len());
+        done.extend(self.ended.drain(..room));
+        room
     }
 
     fn poll_sockets(&mut self, budget: usize, done: &mut Vec<Done>, kind: &mut Kind) -> usize {
         let before = done.len();
         let moved = kind.poll(budget, done);
-        for ended in done.split_off(before) {
-            match index(ended.tag).filter(|index| self.ops.contains(*index)) {
-                Some(index) => self.moved(index, ended, kind),
-                None => done.push(ended),
+        if done[before..].iter().any(|ended| is_staged(ended.tag)) {
+            for ended in done.split_off(before) {
+                match is_staged(ended.tag) {
+                    true => self.moved(ended, kind),
+                    false => done.push(ended),
+                }
             }
         }
         moved
@@ -135,162 +137,222 @@ impl Staging {
             self.copied(group, kind);
         }
         self.groups_done = groups;
+        self.lend(kind);
         moved
     }
 
+    /// What the sockets' reactor has no room for waits for it, which rings.
     pub(super) fn arm(&mut self) -> bool {
-        self.ended.is_empty() && self.unsent.is_empty() && self.cuda.arm()
+        self.ended.is_empty() && self.cuda.arm()
     }
 
     pub(super) fn fence(&mut self, name: u64, kind: &mut Kind) {
-        let Some(index) = index(name).filter(|index| self.ops.contains(*index)) else { return };
-        self.ops[index].is_fenced = true;
-        match self.ops[index].state {
-            State::Moving(inner) => kind.fence(inner),
-            State::Waiting => {
-                self.waiting.retain(|waiting| *waiting != index);
-                self.finish(index, Err(fenced()), kind);
-            }
-            State::Loading if self.unsent.contains(&index) => {
-                self.unsent.retain(|unsent| *unsent != index);
-                self.finish(index, Err(fenced()), kind);
-            }
-            // It ends by itself, soon.
-            State::Loading | State::Storing(_) => {}
+        let ticket = ticket(name);
+        let Some(op) = self.ops.get_mut(ticket) else { return };
+        op.fence();
+        if let Some(UnderWay { name, .. }) = op.under_way {
+            kind.fence(name);
         }
+        // What a GPU does ends by itself, soon.
+        self.advance(ticket, kind);
+        self.lend(kind);
     }
 
-    /// Gives blocks to those that wait.
-    fn begin(&mut self, kind: &mut Kind) {
-        while let Some(index) = self.waiting.front().copied() {
-            let block = match self.block(index) {
-                Ok(Some(block)) => block,
-                Ok(None) => return,
-                Err(error) => {
-                    self.waiting.pop_front();
-                    let Op { work, .. } = self.ops.remove(index);
-                    self.ended.push(ended(work, Err(error)));
-                    continue;
+    /// Does for an operation all that can be done now.
+    fn advance(&mut self, ticket: Ticket<Op>, kind: &mut Kind) {
+        while let Some(op) = self.ops.get_mut(ticket) {
+            let goes_on = match op.step() {
+                Step::Block { is_first: true } => self.stand_in_line(ticket),
+                Step::Block { is_first: false } => self.work_ahead(ticket),
+                Step::Post(manner) => self.post(ticket, manner, kind),
+                Step::TakeBack(name) => {
+                    kind.fence(name);
+                    false
                 }
+                Step::Wait => false,
+                Step::Over => self.finish(ticket),
             };
-            self.waiting.pop_front();
-            let op = &mut self.ops[index];
-            op.staged = op.work.vector.staged(&block);
-            op.block = Some(block);
-            match op.work.direction {
-                Direction::Receive => self.pass_to_sockets(index, kind),
-                Direction::Send => {
-                    op.state = State::Loading;
-                    let works = op
-                        .staged
-                        .pairs
-                        .iter()
-                        .map(|StagedPair { gpu, block, .. }| copy(gpu.clone(), block.clone()));
-                    let works = works.collect();
-                    self.pass_to_gpus(index, works, kind);
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn finish(&mut self, ticket: Ticket<Op>) -> bool {
+        if let Some(op) = self.ops.remove(ticket) {
+            let direction = op.direction();
+            if op.is_waiting {
+                self.line(direction).retain(|waiting| *waiting != ticket);
+            }
+            if op.is_unsent {
+                self.unsent.retain(|unsent| *unsent != ticket);
+            }
+            let (done, blocks) = op.finish();
+            blocks.for_each(|block| self.blocks.give_back(direction, block));
+            self.ended.push_back(done);
+        }
+        false
+    }
+
+    fn line(&mut self, direction: Direction) -> &mut VecDeque<Ticket<Op>> {
+        match direction {
+            Direction::Send => &mut self.senders,
+            Direction::Receive => &mut self.receivers,
+        }
+    }
+
+    /// The first block is given by [`Staging::lend`].
+    fn stand_in_line(&mut self, ticket: Ticket<Op>) -> bool {
+        let Some(op) = self.ops.get_mut(ticket) else { return false };
+        let direction = op.direction();
+        if !std::mem::replace(&mut op.is_waiting, true) {
+            self.line(direction).push_back(ticket);
+        }
+        false
+    }
+
+    /// Takes one more block, where none is missed elsewhere.
+    fn work_ahead(&mut self, ticket: Ticket<Op>) -> bool {
+        let Some(op) = self.ops.get(ticket) else { return false };
+        let direction = op.direction();
+        if !self.blocks.are_plenty(direction) || !self.line(direction).is_empty() {
+            return false;
+        }
+        let Some(op) = self.ops.get(ticket) else { return false };
+        match self.blocks.lend(direction, || slab(op.driver())) {
+            Ok(Some(block)) => self.begin_part(ticket, block),
+            Ok(None) | Err(_) => return false,
+        }
+        true
+    }
+
+    /// Gives blocks to those that wait, and goes on with them.
+    fn lend(&mut self, kind: &mut Kind) {
+        while self.lend_one(Direction::Receive, kind) || self.lend_one(Direction::Send, kind) {}
+    }
+
+    fn lend_one(&mut self, direction: Direction, kind: &mut Kind) -> bool {
+        let Some(ticket) = self.line(direction).front().copied() else { return false };
+        let Some(op) = self.ops.get_mut(ticket) else { return false };
+        let lent = self.blocks.lend(direction, || slab(op.driver()));
+        op.is_waiting = matches!(lent, Ok(None));
+        match lent {
+            Ok(None) => return false,
+            Ok(Some(block)) => self.begin_part(ticket, block),
+            Err(failure) => op.fail_gpu(failure),
+        }
+        self.line(direction).pop_front();
+        self.advance(ticket, kind);
+        true
+    }
+
+    fn begin_part(&mut self, ticket: Ticket<Op>, block: Slice) {
+        if let Some(op) = self.ops.get_mut(ticket) {
+            let (part, works) = op.begin_part(block);
+            self.copy(ticket, part, works);
+        }
+    }
+
+    /// Hands the next part to the sockets' reactor; `false` where that is full.
+    fn post(&mut self, ticket: Ticket<Op>, manner: Manner, kind: &mut Kind) -> bool {
+        let Some(op) = self.ops.get_mut(ticket) else { return false };
+        if op.is_unsent {
+            return false;
+        }
+        let (direction, socket) = (op.direction(), op.work.socket.clone());
+        let mut vector = Vector::default();
+        match (manner, op.staged()) {
+            (Manner::Peek, _) => vector.push_room(1),
+            (_, Some(staged)) => vector = std::mem::take(&mut staged.vector),
+            (_, None) => return false,
+        }
+        let work = Work { tag: name(ticket), socket, direction, vector };
+        match kind.submit_as(work, manner) {
+            Ok(name) => {
+                op.under_way = Some(UnderWay { name, manner });
+                true
+            }
+            Err(work) => {
+                if let Some(staged) = op.staged().filter(|_| manner != Manner::Peek) {
+                    staged.vector = work.vector;
+                }
+                op.is_unsent = true;
+                self.unsent.push_back(ticket);
+                false
+            }
+        }
+    }
+
+    /// The sockets' reactor is done with a part, or has peeked.
+    fn moved(&mut self, done: Done, kind: &mut Kind) {
+        let ticket = ticket(done.tag);
+        let Some(op) = self.ops.get_mut(ticket) else { return };
+        let under_way = op.under_way.take();
+        let is_peek = under_way.is_some_and(|under_way| under_way.manner == Manner::Peek);
+        let direction = op.direction();
+        let freed = match direction {
+            Direction::Send => op.sent(done),
+            Direction::Receive if is_peek => {
+                op.peeked(done.result);
+                None
+            }
+            Direction::Receive => {
+                if let Some((part, works)) = op.received(&done) {
+                    self.copy(ticket, part, works);
+                }
+                self.ops.get_mut(ticket).and_then(Op::drop_unused)
+            }
+        };
+        freed.into_iter().for_each(|block| self.blocks.give_back(direction, block));
+        self.advance(ticket, kind);
+    }
+
+    /// Has GPUs make copies for a part, each its own.
+    fn copy(&mut self, ticket: Ticket<Op>, part: u64, works: Vec<CopyWork>) {
+        let all = match by_gpu(works) {
+            Ok(all) => all,
+            Err(failure) => return self.fail(ticket, failure),
+        };
+        for pages in all {
+            let copying = self.copies.insert(Copying { op: ticket, part });
+            let group = Group { tag: copying.to_raw(), pages: Arc::new(pages) };
+            match (self.cuda.submit(group), self.ops.get_mut(ticket)) {
+                (Ok(_), Some(op)) => op.copies(part),
+                (Ok(_), None) => {}
+                (Err(_), _) => {
+                    self.copies.remove(copying);
+                    self.fail(ticket, Failure::refused("copy", "too many are under way"));
                 }
             }
         }
     }
 
-    /// A block; none while all are lent.
-    fn block(&mut self, index: usize) -> io::Result<Option<Slice>> {
-        if let Some(block) = self.blocks.pop() {
-            return Ok(Some(block));
-        }
-        if self.made >= BLOCKS_MAX {
-            return Ok(None);
-        }
-        let region = Arc::new(Region::allocate(BLOCK_BYTES, None)?);
-        if let Some(driver) = self.ops[index].work.vector.memory().find_map(|slice| slice.driver())
-        {
-            // Without, the copies are slower.
-            let _: Result<(), Failure> = region.reach(driver);
-        }
-        self.made += 1;
-        Ok(Slice::new(region, 0, BLOCK_BYTES).ok())
+    fn fail(&mut self, ticket: Ticket<Op>, failure: Failure) {
+        self.ops.get_mut(ticket).into_iter().for_each(|op| op.fail_gpu(failure.clone()));
     }
 
-    fn pass_to_sockets(&mut self, index: usize, kind: &mut Kind) {
-        let op = &mut self.ops[index];
-        let vector = std::mem::take(&mut op.staged.vector);
-        let Work { socket, direction, .. } = &op.work;
-        let work = Work { tag: name(index), socket: socket.clone(), direction: *direction, vector };
-        match kind.submit(work) {
-            Ok(inner) => op.state = State::Moving(inner),
-            Err(work) => {
-                op.state = State::Loading;
-                op.staged.vector = work.vector;
-                self.unsent.push_back(index);
-            }
-        }
-    }
-
-    /// The sockets are done with it.
-    fn moved(&mut self, index: usize, done: Done, kind: &mut Kind) {
-        let op = &mut self.ops[index];
-        let count = match done.result {
-            Ok(count) if count > 0 && op.work.direction == Direction::Receive => count,
-            result => return self.finish(index, result, kind),
-        };
-        op.work.vector.take_scratch(&done.vector);
-        let works: Vec<_> = op.staged.pairs.iter().filter_map(|pair| store(pair, count)).collect();
-        if works.is_empty() {
-            return self.finish(index, Ok(count), kind);
-        }
-        op.state = State::Storing(count);
-        self.pass_to_gpus(index, works, kind);
-    }
-
-    fn pass_to_gpus(&mut self, index: usize, works: Vec<CopyWork>, kind: &mut Kind) {
-        match Pages::of(works.iter()) {
-            Ok(pages) => {
-                let group = Group { tag: index as u64, pages: Arc::new(pages) };
-                // There is room for as many groups as operations.
-                drop(self.cuda.submit(group));
-            }
-            Err(failure) => self.finish(index, Err(io::Error::other(failure)), kind),
-        }
-    }
-
-    /// A GPU is done with it.
+    /// A GPU is done with its share of a part.
     fn copied(&mut self, group: GroupDone, kind: &mut Kind) {
-        let index = group.tag as usize;
-        let Some(op) = self.ops.get(index) else { return };
-        let result = match (&group.error, &op.state) {
-            (Some(failure), _) => Err(io::Error::other(failure.clone())),
-            (None, State::Storing(count)) => Ok(*count),
-            (None, _) if op.is_fenced => Err(fenced()),
-            (None, _) => return self.pass_to_sockets(index, kind),
-        };
-        self.finish(index, result, kind);
-    }
-
-    fn finish(&mut self, index: usize, result: io::Result<usize>, kind: &mut Kind) {
-        let Op { work, block, .. } = self.ops.remove(index);
-        self.blocks.extend(block);
-        self.ended.push(ended(work, result));
-        self.begin(kind);
+        let Some(copying) = self.copies.remove(Ticket::from_raw(group.tag)) else { return };
+        let Copying { op: ticket, part } = copying;
+        if let Some(failure) = group.error {
+            self.fail(ticket, failure);
+        }
+        let Some(op) = self.ops.get_mut(ticket) else { return };
+        let direction = op.direction();
+        let freed = op.copied(part);
+        freed.into_iter().for_each(|block| self.blocks.give_back(direction, block));
+        self.advance(ticket, kind);
     }
 }
 
-/// The copy out of a block of what came for a pair, if something did.
-fn store(pair: &StagedPair, count: usize) -> Option<CopyWork> {
-    let came = count.checked_sub(pair.at).filter(|came| *came > 0)?;
-    let (mut source, target) = (pair.block.clone(), pair.gpu.clone());
-    source.truncate(came);
-    Some(copy(source, target))
+#[cfg(all(test, feature = "sim"))]
+impl super::Streams {
+    /// Groups of copies that are under way.
+    fn awaiting(&self) -> usize {
+        self.staging.as_ref().map_or(0, |staging| staging.copies.len())
+    }
 }
 
-fn copy(source: Slice, target: Slice) -> CopyWork {
-    CopyWork { tag: 0, source: source.into(), target }
-}
-
-fn ended(work: Work, result: io::Result<usize>) -> Done {
-    let Work { tag, direction, vector, .. } = work;
-    Done { tag, direction, result, vector }
-}
-
-fn fenced() -> io::Error {
-    io::Error::from_raw_os_error(libc::ECANCELED)
-}
+#[cfg(all(test, feature = "sim"))]
+mod tests;

@@ -14,7 +14,7 @@ use crate::region::{Region, Slice};
 const LARGE: usize = 32 << 20;
 
 /// Runs `test` on each reactor that the kernel gives us.
-fn both(capacity: usize, test: impl Fn(Streams, &Doorbell)) {
+pub(super) fn both(capacity: usize, test: impl Fn(Streams, &Doorbell)) {
     let bell = Doorbell::with_sources().unwrap();
     test(Sockets::new(capacity, &bell).unwrap().into(), &bell);
     match probe_uring() {
@@ -26,13 +26,13 @@ fn both(capacity: usize, test: impl Fn(Streams, &Doorbell)) {
     }
 }
 
-fn pair() -> (Arc<Socket>, TcpStream) {
+pub(super) fn pair() -> (Arc<Socket>, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     (Arc::new(ours.into()), listener.accept().unwrap().0)
 }
 
-fn work(tag: u64, socket: &Arc<Socket>, direction: Direction, vector: Vector) -> Work {
+pub(super) fn work(tag: u64, socket: &Arc<Socket>, direction: Direction, vector: Vector) -> Work {
     Work { tag, socket: socket.clone(), direction, vector }
 }
 
@@ -81,7 +81,7 @@ fn park_one(streams: &mut Streams, bell: &Doorbell) -> Done {
 }
 
 /// Waits until the kernel has everything that the peer sent.
-fn until_arrived(socket: &TcpStream, len: usize) {
+pub(super) fn until_arrived(socket: &TcpStream, len: usize) {
     let mut seen = vec![0; len];
     let start = Instant::now();
     while socket.peek(&mut seen).unwrap() < len {

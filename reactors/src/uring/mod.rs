@@ -14,6 +14,7 @@ use io_uring::{IoUring, opcode};
 
 use self::op::Op;
 use crate::Reactor;
+use crate::stream::Manner;
 pub use crate::stream::{Direction, Done, Work};
 use crate::ticket::{Table, Ticket};
 
@@ -69,6 +70,14 @@ impl Uring {
         }
         let ticket = self.start(Op::alarm(Duration::from_nanos(at_ns.saturating_sub(now_ns))));
         self.alarm = Some(Alarm { at_ns, ticket });
+    }
+
+    /// As [`Reactor::submit`], in a manner.
+    pub(crate) fn submit_as(&mut self, work: Work, manner: Manner) -> Result<u64, Work> {
+        if self.ops.len() >= self.capacity {
+            return Err(work);
+        }
+        Ok(self.start(Op::transfer(work, manner)).to_raw())
     }
 
     fn start(&mut self, op: Op) -> Ticket<Box<Op>> {
@@ -153,10 +162,7 @@ impl Reactor for Uring {
     type Done = Done;
 
     fn submit(&mut self, work: Work) -> Result<u64, Work> {
-        if self.ops.len() >= self.capacity {
-            return Err(work);
-        }
-        Ok(self.start(Op::transfer(work)).to_raw())
+        self.submit_as(work, Manner::Wait)
     }
 
     fn poll(&mut self, budget: usize, done: &mut Vec<Done>) -> usize {

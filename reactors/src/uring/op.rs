@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 
-use crate::stream::{Direction, Done, Socket, Work};
+use crate::stream::{Direction, Done, Manner, Socket, Work};
 
 pub(super) struct Op {
     kind: Kind,
@@ -15,14 +15,14 @@ pub(super) struct Op {
 }
 
 enum Kind {
-    Transfer(Work),
+    Transfer(Work, Manner),
     Alarm(types::Timespec),
     Spare,
 }
 
 impl Op {
-    pub(super) fn transfer(work: Work) -> Self {
-        Self::new(Kind::Transfer(work))
+    pub(super) fn transfer(work: Work, manner: Manner) -> Self {
+        Self::new(Kind::Transfer(work, manner))
     }
 
     pub(super) fn alarm(after: Duration) -> Self {
@@ -44,7 +44,7 @@ impl Op {
     /// the completion.
     pub(super) fn entry(&mut self) -> squeue::Entry {
         match &mut self.kind {
-            Kind::Transfer(work) => {
+            Kind::Transfer(work, manner) => {
                 work.vector.fill_iovecs(&mut self.iovecs);
                 self.message.msg_iov = self.iovecs.as_mut_ptr();
                 self.message.msg_iovlen = self.iovecs.len();
@@ -53,7 +53,9 @@ impl Op {
                     Direction::Send => opcode::SendMsg::new(fd, &self.message)
                         .flags(send_flags(&work.socket) as u32)
                         .build(),
-                    Direction::Receive => opcode::RecvMsg::new(fd, &mut self.message).build(),
+                    Direction::Receive => opcode::RecvMsg::new(fd, &mut self.message)
+                        .flags(manner.flags() as u32)
+                        .build(),
                 }
             }
             Kind::Alarm(after) => opcode::Timeout::new(after).build(),
@@ -63,7 +65,7 @@ impl Op {
 
     /// The operation is over; an alarm is nobody's completion.
     pub(super) fn finish(&mut self, result: i32) -> Option<Done> {
-        let Kind::Transfer(work) = std::mem::replace(&mut self.kind, Kind::Spare) else {
+        let Kind::Transfer(work, _) = std::mem::replace(&mut self.kind, Kind::Spare) else {
             return None;
         };
         let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));

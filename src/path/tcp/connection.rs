@@ -12,6 +12,7 @@ use kvrail_reactors::stream::{Direction, Done, Socket, Streams, Work, is_fenced}
 use kvrail_reactors::vector::Vector;
 
 use super::client::{Broken, ClientStream, Request};
+use super::gpu_loss::GpuLoss;
 use super::server::ServerStream;
 use super::shard::Guard;
 use super::wire::LaneName;
@@ -27,6 +28,8 @@ pub(super) enum End {
     PeerClosed,
     /// The socket failed; for a client the peer is gone or has closed.
     Io(Arc<io::Error>),
+    /// A GPU of ours did not give or take its bytes; the peer has nothing to do with it.
+    Gpu(GpuLoss),
     /// The peer broke the protocol.
     Broken(Broken),
     /// The peer moved no byte for too long.
@@ -199,9 +202,11 @@ impl Connection {
                 return;
             }
             Ok(_) => self.progress_ns = now_ns,
-            // A client's peer may have answered before it closed: its receive will tell.
-            Err(_) if matches!(self.role, Role::Client { .. }) => self.send_failed = true,
-            Err(error) => self.close(ring, End::Io(Arc::new(error))),
+            Err(error) => match end_of(error, Direction::Send, &done.vector) {
+                // A client's peer may have answered before it closed: its receive will tell.
+                End::Io(_) if matches!(self.role, Role::Client { .. }) => self.send_failed = true,
+                end => self.close(ring, end),
+            },
         }
         self.sending_from.clear();
         if let Role::Server(stream) = &mut self.role {
@@ -229,7 +234,7 @@ impl Connection {
             }
             // Nothing was received: the rest goes elsewhere.
             Err(error) if self.is_cut_off(&error) => {}
-            Err(error) => self.close(ring, End::Io(Arc::new(error))),
+            Err(error) => self.close(ring, end_of(error, Direction::Receive, &done.vector)),
         }
         self.recycle(done.vector);
         None
@@ -387,6 +392,17 @@ impl Connection {
                 Role::Server(stream) => stream.is_mid_request() || self.sending.is_some(),
                 Role::Client { stream, .. } => stream.has_unanswered(),
             }
+    }
+}
+
+/// Why a connection ends whose operation failed with this left of its vector.
+fn end_of(error: io::Error, direction: Direction, vector: &Vector) -> End {
+    match GpuLoss::of(&error, direction, vector) {
+        Some(loss) => {
+            tracing::warn!(failure = %loss.failure, "a GPU failed a data connection, which ends");
+            End::Gpu(loss)
+        }
+        None => End::Io(Arc::new(error)),
     }
 }
 

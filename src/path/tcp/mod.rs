@@ -5,6 +5,7 @@ mod connection;
 mod dialed;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
+mod gpu_loss;
 mod granted;
 mod peers;
 mod server;

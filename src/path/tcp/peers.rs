@@ -12,6 +12,7 @@ use super::dialed::Entry;
 use super::wire::{LaneName, Version};
 use crate::canary::{self, Canary};
 use crate::limits::{ATTEMPTS_MAX, LANE_SPREAD_BYTES, LANES_MAX};
+use crate::memory::gpu_error;
 use crate::peer::{Route, RouteKind};
 use crate::receipt::{Fenced, Proof};
 use crate::{Error, ErrorKind, Landed, PathKind};
@@ -62,7 +63,7 @@ impl Loss {
 
     /// It need not be a request's fault, or the careful lane finds out whose.
     fn is_blameless(&self) -> bool {
-        matches!(self.end, End::GivenUp | End::PeerClosed)
+        matches!(self.end, End::GivenUp | End::PeerClosed | End::Gpu(_))
     }
 }
 
@@ -163,7 +164,7 @@ impl Lanes {
             None => loss.is_given_up(),
         };
         let is_costly = loss.was_careful || (loss.name.is_some() && !loss.is_blameless());
-        let mut failed = Vec::new();
+        let (unanswered, mut failed) = self.without_owed(loss, unanswered, fenced);
         let mut is_unwell = false;
         for mut request in unanswered.into_iter().rev() {
             request.attempts += u32::from(is_costly && !loss.was_rejected);
@@ -206,6 +207,31 @@ impl Lanes {
         failed
     }
 
+    /// Sorts out the requests that a GPU of ours owes bytes of, if the lane died of one, each with
+    /// its error.
+    fn without_owed(
+        &self,
+        loss: &Loss,
+        unanswered: Vec<Request>,
+        fenced: Fenced,
+    ) -> (Vec<Request>, Vec<(Request, Error)>) {
+        let End::Gpu(gpu) = &loss.end else { return (unanswered, Vec::new()) };
+        let (mut gpu, mut others, mut failed) = (gpu.clone(), Vec::new(), Vec::new());
+        for request in unanswered.into_iter().rev() {
+            let error = match gpu.owes(&request) {
+                None => {
+                    others.push(request);
+                    continue;
+                }
+                Some(Landed::No) => request.at_rest(self.lost(loss)),
+                Some(_) => self.lost(loss).with_fence(request.fence(fenced)),
+            };
+            failed.push((request, error));
+        }
+        others.reverse();
+        (others, failed)
+    }
+
     /// Lonely attempts of a request. A version 1 peer refuses by closing, so its first word is
     /// final.
     fn attempts_max(&self) -> u32 {
@@ -229,6 +255,7 @@ impl Lanes {
             End::Stalled => Error::lost("the peer moved no byte for too long"),
             End::GivenUp => Error::lost("the peer was too slow for another transfer beside it"),
             End::Io(source) => Error::lost("the connection failed").with_source(source.clone()),
+            End::Gpu(gpu) => gpu_error(&gpu.failure),
             End::Broken(source) => Error::lost("the peer broke the protocol").with_source(*source),
         };
         self.blame(error).with_landed(Landed::Maybe)

@@ -184,7 +184,7 @@ impl TcpShard {
     /// Before parking: `false` where something is ready already.
     pub(crate) fn arm(&mut self, now_ns: u64) -> bool {
         self.served.record();
-        if self.has_clocks() {
+        if self.has_clocks() || self.ring.awaits_gpus() {
             self.ring.set_alarm(now_ns + TICK_NS, now_ns);
         }
         self.ring.arm()
