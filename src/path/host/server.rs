@@ -10,6 +10,7 @@ use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
 use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::lane::{Corrupt, Responder};
 use kvrail_reactors::region::{Region, Slice};
+use tracing::field::display;
 
 use super::entry::{CopyEntry, Entry, Reply, Verdict};
 use super::pages::LanePages;
@@ -18,6 +19,7 @@ use crate::auth::Visitor;
 use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_PAGES_MAX, HOST_REPLIES_MAX};
 use crate::memory::Operation;
 use crate::memory::grant::{Denied, Use};
+use crate::path::asking::{Asking, RequestName};
 use crate::path::served::Served;
 use crate::path::tcp::{Event, Status};
 
@@ -27,6 +29,8 @@ pub(crate) struct LaneServer {
     bell: Arc<Bell>,
     offered: Arc<Offered>,
     visitor: Visitor,
+    /// What both sides' logs call it.
+    label: u64,
     copy: Copy,
     pages: LanePages,
     done: Vec<CopyDone>,
@@ -81,7 +85,7 @@ impl LaneServer {
         ring: Responder,
         bell: Arc<Bell>,
         offered: Arc<Offered>,
-        visitor: Visitor,
+        (visitor, label): (Visitor, u64),
         pages: LanePages,
     ) -> Self {
         Self {
@@ -89,6 +93,7 @@ impl LaneServer {
             bell,
             offered,
             visitor,
+            label,
             copy: Copy::new(HOST_COPIES_MAX),
             pages,
             done: Vec::new(),
@@ -157,6 +162,10 @@ impl LaneServer {
         self.bell.ring();
     }
 
+    fn asking(&self, part: u64) -> Asking<'_> {
+        asking((&self.visitor, self.label), part)
+    }
+
     fn has_room(&self) -> bool {
         // Parts that are refused wait behind the copies of those before them.
         self.flying.len() < HOST_COPIES_MAX
@@ -201,6 +210,7 @@ impl LaneServer {
             Err(verdict) => return self.failed(id, index, verdict),
         };
         let Some(source) = self.offered.slice(source, offset, len) else {
+            note(&self.asking(id), Verdict::Unreadable);
             return self.failed(id, index, Verdict::Unreadable);
         };
         let (bytes, region) = (target.len(), target.region().clone());
@@ -225,13 +235,14 @@ impl LaneServer {
         asked: &CopyEntry,
         served: &mut impl Served,
     ) -> Result<(Slice, Option<Use>), Verdict> {
-        let CopyEntry { addr, len, key, .. } = *asked;
+        let CopyEntry { part, addr, len, key, .. } = *asked;
+        let asking = self.asking(part);
         let Some(key) = key else {
             let found =
-                served.find(&self.visitor, addr, len, Operation::Write).ok_or(Verdict::Refused)?;
+                served.find(&asking, addr, len, Operation::Write).ok_or(Verdict::Refused)?;
             return Ok((found, None));
         };
-        let found = served.find_granted(&self.visitor, key, addr, len, Operation::Write);
+        let found = served.find_granted(&asking, key, addr, len, Operation::Write);
         match found {
             Ok((target, used)) => Ok((target, Some(used))),
             Err(Denied::Stale) => Err(Verdict::Stale),
@@ -249,6 +260,8 @@ impl LaneServer {
         // The latest of that number: an honest peer has no two.
         let Some(part) = self.parts.iter_mut().rev().find(|part| part.id == id) else { return };
         part.is_closed = true;
+        let (peer, request) = (&self.visitor, RequestName { lane: self.label, number: id });
+        tracing::debug!(%request, %peer, "a peer takes its request back");
         let serial = part.serial;
         for flying in self.flying.iter().filter(|flying| flying.serial == serial) {
             self.copy.fence(flying.name);
@@ -278,14 +291,16 @@ impl LaneServer {
             None => Verdict::Ended,
             Some(_) => Verdict::Unreadable,
         };
-        landed(&mut self.parts, &mut self.replies, &flying, verdict);
+        let asker = (&self.visitor, self.label);
+        landed(&mut self.parts, &mut self.replies, asker, &flying, verdict);
         self.end_parts();
     }
 
     /// Starts the turn's pages on their GPUs, and takes back what has ended there.
     fn make_pages(&mut self) -> usize {
-        let Self { pages, parts, replies, .. } = self;
-        let moved = pages.poll(|flying, verdict| landed(parts, replies, flying, verdict));
+        let Self { pages, parts, replies, visitor, label, .. } = self;
+        let asker = (&*visitor, *label);
+        let moved = pages.poll(|flying, verdict| landed(parts, replies, asker, flying, verdict));
         if moved > 0 {
             self.end_parts();
         }
@@ -304,7 +319,8 @@ impl LaneServer {
 
     fn deliver(&mut self, served: &mut impl Served) {
         let Some(Assembly { part, body, .. }) = self.event.take() else { return };
-        let status = Event::decode(&body).map_or(Status::Refused, |event| served.event(event));
+        let event = Event::decode(&body);
+        let status = event.map_or(Status::Refused, |event| served.event(&self.asking(part), event));
         let verdict = match status {
             Status::Ok => Verdict::Ok,
             Status::Busy => Verdict::Busy,
@@ -329,10 +345,22 @@ impl LaneServer {
     }
 }
 
+fn asking((visitor, lane): (&Visitor, u64), number: u64) -> Asking<'_> {
+    Asking { visitor, request: Some(RequestName { lane, number }) }
+}
+
+/// Logs a copy that was permitted and failed.
+fn note(asking: &Asking<'_>, verdict: Verdict) {
+    let Asking { visitor, request } = *asking;
+    let request = request.map(display);
+    tracing::debug!(request, peer = %visitor, ?verdict, "a copy for a peer has failed");
+}
+
 /// A copy is over.
 fn landed(
     parts: &mut VecDeque<Part>,
     replies: &mut VecDeque<Reply>,
+    asker: (&Visitor, u64),
     flying: &Flying,
     verdict: Verdict,
 ) {
@@ -341,6 +369,7 @@ fn landed(
     }
     if verdict != Verdict::Ok {
         let (part, index) = (flying.part, flying.index);
+        note(&asking(asker, part), verdict);
         replies.push_back(Reply::Failed { part, index, verdict });
     }
 }
