@@ -3,12 +3,16 @@
 //! wait for it, and its [`Portion`]s, none of which can get lost.
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tracing::Level;
+use tracing::field::display;
+
 use crate::memory::Visit;
+use crate::path::asking::RequestName;
 use crate::path::host::{self, Lane};
 use crate::prepared::Plan;
 use crate::receipt::{Fenced, Receipt};
@@ -131,6 +135,8 @@ pub(crate) type Announce = Box<dyn FnOnce(Portion) + Send>;
 pub(crate) struct Flight {
     pub(crate) plan: Arc<Plan>,
     pub(crate) deadline_ns: Option<u64>,
+    /// What logs call it; 0 where nobody writes that much.
+    number: u64,
     path: PathKind,
     started: quanta::Instant,
     abandoned: AtomicBool,
@@ -164,9 +170,19 @@ impl Flight {
         let shared = Mutex::new(Shared { life, announce, waker: None });
         let abandoned = AtomicBool::new(false);
         let path = plan.peer.path();
+        let number = if tracing::enabled!(Level::DEBUG) { next_number() } else { 0 };
+        tracing::debug!(
+            transfer = number,
+            peer = plan.peer.name(),
+            path = path.label(),
+            requests = plan.requests(),
+            bytes = plan.bytes(),
+            "posted"
+        );
         Arc::new(Self {
             plan,
             deadline_ns,
+            number,
             path,
             started,
             abandoned,
@@ -249,6 +265,7 @@ impl Flight {
             }
             Next::Finish => {
                 let over = self.over(shared.life.failures());
+                self.note_end(&over, shared.life.failures());
                 shared.life.over = Some(over);
                 let waker = shared.waker.take();
                 self.plan.landed();
@@ -258,6 +275,31 @@ impl Flight {
                 }
             }
         }
+    }
+
+    /// What logs call it.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Logs how a part of it ended, by the name that the peer's log has for that part.
+    pub(crate) fn note(&self, part: Option<RequestName>, is_event: bool, failed: Option<&Error>) {
+        let request = part.map(display);
+        match failed {
+            Some(error) => {
+                tracing::debug!(transfer = self.number, request, %error, "a request has failed");
+            }
+            None if is_event => {
+                tracing::debug!(transfer = self.number, request, "the peer has taken the event");
+            }
+            None => tracing::trace!(transfer = self.number, request, "a request is done"),
+        }
+    }
+
+    fn note_end(&self, over: &Over, failures: &[(usize, Error)]) {
+        let error = failures.first().map(|(_, error)| display(error));
+        tracing::debug!(transfer = self.number, error, lasted = ?over.lasted, "ended");
     }
 
     /// What is known of a flight that is over, of which this failed.
@@ -307,6 +349,12 @@ impl Flight {
     }
 }
 
+/// Numbers that logs call flights by.
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A part of a flight that is out. Dropped before it came back (its shard panicked, or ended with
 /// it in the inbox), it fails its requests as Closed: nobody waits for it for ever.
 pub(crate) struct Portion {
@@ -323,6 +371,11 @@ impl Portion {
 
     pub(crate) fn flight(&self) -> &Arc<Flight> {
         &self.flight
+    }
+
+    /// Whether it is the event behind the data.
+    pub(crate) fn is_event(&self) -> bool {
+        *self.requests.start() == EVENT
     }
 
     /// Every slice of it has ended and its memory is quiet; with what failed, by request number.

@@ -154,9 +154,10 @@ impl Links {
         let own = control.name().to_owned();
         let lane = LaneName::new();
         let given = control.admission(&peer, Some(incarnation), lane, Entrance::Host).await?;
-        let pass = given.map(|given| (lane, given.pass));
-        let connect =
-            async move { Neighbour::connect(hub, &sockets, incarnation, peer, &own, pass).await };
+        let pass = given.map(|given| given.pass);
+        let connect = async move {
+            Neighbour::connect(hub, &sockets, incarnation, peer, &own, (lane, pass)).await
+        };
         control.run(connect).await
     }
 }

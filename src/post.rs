@@ -147,6 +147,7 @@ impl Inner {
                         attempts: 0,
                         landed: Landed::No,
                         fenced: Fenced::Unposted,
+                        name: None,
                     };
                     engine.carry_portion(portion, engine.next_shard(), vec![request]);
                 }
@@ -343,5 +344,6 @@ fn tcp_request(plan: &Plan, slice: &PlannedSlice) -> Request {
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,
+        name: None,
     }
 }

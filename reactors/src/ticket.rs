@@ -120,9 +120,10 @@ impl<T> Table<T> {
             .map(|(index, (generation, value))| (Ticket::new(index, *generation), value))
     }
 
-    /// Takes every entry out; no ticket names anything from now on.
-    pub fn drain(&mut self) -> impl Iterator<Item = T> {
-        self.slots.drain().map(|(_, value)| value)
+    /// Takes every entry out, each with its ticket, which names nothing from now on.
+    pub fn drain(&mut self) -> impl Iterator<Item = (Ticket<T>, T)> {
+        let entries = std::mem::take(&mut self.slots).into_iter();
+        entries.map(|(index, (generation, value))| (Ticket::new(index, generation), value))
     }
 
     /// Every entry with its ticket.

@@ -222,10 +222,12 @@ impl Visitor {
 }
 
 impl fmt::Display for Visitor {
+    /// By the name that it proved or, where nobody has to, says; that one on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.peer {
-            Some(peer) => peer.fmt(f),
-            None => f.write_str("a connection without a pass"),
+        match (&self.peer, &*self.names) {
+            (None, _) => f.write_str("a connection without a pass"),
+            (Some(PeerId::Anyone), [name]) => name.escape_debug().fmt(f),
+            (Some(peer), _) => peer.fmt(f),
         }
     }
 }

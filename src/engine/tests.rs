@@ -197,19 +197,19 @@ fn a_session_of_the_same_host_takes_a_pass_that_is_good() {
     let peer = rig.peer("a");
     let descriptor = rig.owner.inner.host.descriptor();
     let (names, to) = (descriptor.kvrail.unwrap().sockets, rig.incarnation());
-    let connect = |pass: Option<(LaneName, Pass)>| {
+    let connect = |entry: (LaneName, Option<Pass>)| {
         let (hub, names) = (peer.inner.host.hub.clone().unwrap(), names.clone());
         let owner = Arc::from(rig.owner.name());
         let connecting =
-            async move { Neighbour::connect(hub, &names, to, owner, "a", pass).await.map(drop) };
+            async move { Neighbour::connect(hub, &names, to, owner, "a", entry).await.map(drop) };
         block_on(peer.inner.control.run(connecting))
     };
     let lane = LaneName::new();
     let pass = rig.pass(&peer, lane);
-    connect(Some((lane, pass))).unwrap();
-    let (made_up, replayed) = ((lane, Pass([0; 32])), (lane, pass));
+    connect((lane, Some(pass))).unwrap();
+    let (made_up, replayed) = (Pass([0; 32]), pass);
     for bad in [None, Some(made_up), Some(replayed)] {
-        let error = connect(bad).unwrap_err();
+        let error = connect((lane, bad)).unwrap_err();
         assert!(error.to_string().contains("closed the Unix socket"), "{bad:?}: {error}");
     }
 }

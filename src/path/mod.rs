@@ -1,5 +1,6 @@
 //! The ways by which bytes travel, as actors on the shards.
 
+pub(crate) mod asking;
 mod carriers;
 pub(crate) mod gpu;
 pub(crate) mod host;

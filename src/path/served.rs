@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use kvrail_reactors::region::Slice;
+use tracing::field::display;
 
+use super::asking::{Asking, RequestName};
 use super::tcp::{Event, LaneName, Status};
 use crate::arrivals::Arrivals;
 use crate::auth::{Entrance, Gate, Pass, Seal, Visitor};
@@ -13,10 +15,10 @@ use crate::metrics;
 
 /// What a connection asks of its engine.
 pub(crate) trait Served {
-    /// The memory that a request of this visitor's may touch; none where it is refused.
+    /// The memory that a visitor's request may touch; none where it is refused.
     fn find(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         addr: u64,
         len: u64,
         operation: Operation,
@@ -25,7 +27,7 @@ pub(crate) trait Served {
     /// it drops it.
     fn find_granted(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         key: Key,
         addr: u64,
         len: u64,
@@ -35,16 +37,16 @@ pub(crate) trait Served {
     /// where each is to be looked at by itself. Nothing is counted before `took_all`.
     fn find_all(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         key: Option<Key>,
         addr: u64,
         len: u64,
         operation: Operation,
     ) -> Option<(Slice, Option<Use>)>;
     /// Counts what was found so.
-    fn took_all(&mut self, bytes: u64, operation: Operation);
+    fn took_all(&mut self, asking: &Asking<'_>, bytes: u64, operation: Operation);
     /// Counts and queues an event; answers Ok, Busy or Refused.
-    fn event(&mut self, event: Event) -> Status;
+    fn event(&mut self, asking: &Asking<'_>, event: Event) -> Status;
     /// Whether the engine is this incarnation of its name.
     fn is_process(&self, incarnation: u64) -> bool;
     /// Who shows a pass for the connection that it calls so, and what encrypts the connection
@@ -104,39 +106,54 @@ impl Service {
 impl Served for Service {
     fn find(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         addr: u64,
         len: u64,
         operation: Operation,
     ) -> Option<Slice> {
+        let Asking { visitor, request } = *asking;
         let found = self.regions.current().find_for(visitor, addr, len, operation);
         self.serving.add(operation, len, found.is_ok());
-        found.inspect_err(|error| tracing::debug!(%error, "refused a peer's request")).ok()
+        match &found {
+            Ok(_) => served(request, visitor, len, operation),
+            Err(error) => tracing::debug!(
+                request = request.map(display), peer = %visitor, %error, "refused a peer's request"
+            ),
+        }
+        found.ok()
     }
 
     fn find_granted(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         key: Key,
         addr: u64,
         len: u64,
         operation: Operation,
     ) -> Result<(Slice, Use), Denied> {
+        let Asking { visitor, request } = *asking;
         let regions = self.regions.current();
         let found = self.grants.find_for(visitor, regions, key, addr, len, operation);
         self.serving.add(operation, len, found.is_ok());
-        found.inspect_err(|denied| tracing::debug!(?key, ?visitor, ?denied, "a peer's request"))
+        match &found {
+            Ok(_) => served(request, visitor, len, operation),
+            Err(denied) => tracing::debug!(
+                request = request.map(display), peer = %visitor, ?key, ?denied,
+                "refused a peer's request under a grant"
+            ),
+        }
+        found
     }
 
     fn find_all(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         key: Option<Key>,
         addr: u64,
         len: u64,
         operation: Operation,
     ) -> Option<(Slice, Option<Use>)> {
-        let regions = self.regions.current();
+        let (visitor, regions) = (asking.visitor, self.regions.current());
         let Some(key) = key else {
             let found = regions.find_for(visitor, addr, len, operation);
             return found.ok().map(|found| (found, None));
@@ -145,12 +162,20 @@ impl Served for Service {
         found.ok().map(|(found, used)| (found, Some(used)))
     }
 
-    fn took_all(&mut self, bytes: u64, operation: Operation) {
+    fn took_all(&mut self, asking: &Asking<'_>, bytes: u64, operation: Operation) {
+        let Asking { visitor, request } = *asking;
         self.serving.add(operation, bytes, true);
+        served(request, visitor, bytes, operation);
     }
 
-    fn event(&mut self, event: Event) -> Status {
-        self.arrivals.event(event)
+    fn event(&mut self, asking: &Asking<'_>, event: Event) -> Status {
+        let Asking { visitor, request } = *asking;
+        let counter = event.count.map(|(counter, _)| counter);
+        let status = self.arrivals.event(event);
+        tracing::debug!(
+            request = request.map(display), peer = %visitor, counter, ?status, "a peer's event"
+        );
+        status
     }
 
     fn is_process(&self, incarnation: u64) -> bool {
@@ -160,4 +185,9 @@ impl Served for Service {
     fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<(Visitor, Option<Seal>)> {
         self.gate.admit_tcp(pass, lane)
     }
+}
+
+fn served(request: Option<RequestName>, visitor: &Visitor, bytes: u64, operation: Operation) {
+    let (request, operation) = (request.map(display), operation.label());
+    tracing::trace!(request, peer = %visitor, bytes, operation, "serves a peer's request");
 }

@@ -7,6 +7,8 @@ mod contract;
 mod crashes;
 #[cfg(feature = "redis")]
 mod foreign;
+#[cfg(feature = "etcd")]
+mod members;
 mod outages;
 mod peer;
 mod service;

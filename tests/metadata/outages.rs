@@ -21,13 +21,13 @@ on_every_service!(
 
 /// The longest that anything here may wait for a service: some requests of 3 s each, on a machine
 /// that is busy.
-const IN_TIME: Duration = Duration::from_secs(30);
+pub(crate) const IN_TIME: Duration = Duration::from_secs(30);
 
 fn a_service_that_restarts_loses_nothing(kind: Kind) {
     let mut service = Service::start(kind);
     let far = engine("far", &service);
     let _memory = region(&far, 3);
-    under_load(&mut service, Service::restart);
+    under_load(&service.url(), || service.restart());
     // Over HTTP a restart forgets: there the next renewal tells it again.
     eventually("it is found", || keys("far").iter().all(|key| service.get(key).is_some()));
     reads(&engine("near", &service), "far", 3);
@@ -47,11 +47,11 @@ fn a_service_that_forgot_is_told_again(kind: Kind) {
 }
 
 fn a_hung_service_is_an_error_in_time_and_stops_no_transfer(kind: Kind) {
-    let mut service = Service::start(kind);
+    let service = Service::start(kind);
     let (lone, _known) = (engine("lone", &service), engine("known", &service));
     let _memory = region(&lone, 5);
     let peer = wait(lone.open("known")).expect("the peer");
-    under_load(&mut service, |service| {
+    under_load(&service.url(), || {
         service.signal(Signal::STOP);
         let start = Instant::now();
         let error = wait(lone.publish()).expect_err("the service hangs");
@@ -93,8 +93,9 @@ fn a_service_that_is_not_there_is_an_error_in_time(kind: Kind) {
 
 /// While two engines that have met at the service move data, `trouble` happens; every transfer
 /// succeeds, some of them begun during the trouble.
-fn under_load(service: &mut Service, trouble: impl FnOnce(&mut Service)) {
-    let (source, target) = (engine("source", service), engine("target", service));
+pub(crate) fn under_load(url: &str, trouble: impl FnOnce()) {
+    let [source, target] = ["source", "target"].map(|name| named(name, url).start());
+    let (source, target) = (source.expect("an engine"), target.expect("an engine"));
     let (near, far) = (region(&source, 6), region(&target, 0));
     let peer = wait(source.open("target")).expect("the peer");
     let write = || {
@@ -113,7 +114,7 @@ fn under_load(service: &mut Service, trouble: impl FnOnce(&mut Service)) {
         // However `trouble` ends, so does the load.
         let _end = OnDrop(|| is_over.store(true, Ordering::Relaxed));
         eventually("the load is under way", || done.load(Ordering::Relaxed) > 0);
-        trouble(service);
+        trouble();
         let before = done.load(Ordering::Relaxed);
         eventually("transfers go on", || done.load(Ordering::Relaxed) > before + 1);
     });

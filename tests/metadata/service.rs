@@ -35,7 +35,7 @@ pub struct Service {
 impl Service {
     /// Starts an empty one.
     pub fn start(kind: Kind) -> Self {
-        let (port, peer_port) = free_ports();
+        let [port, peer_port] = free_ports();
         let folder = tempfile::tempdir().expect("a folder");
         let child = spawn(kind, port, peer_port, &folder);
         let service = Self { kind, port, peer_port, folder, child };
@@ -178,7 +178,7 @@ impl Drop for Service {
 }
 
 #[cfg(feature = "etcd")]
-fn blocking<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn blocking<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(work)
 }
@@ -187,7 +187,10 @@ fn spawn(kind: Kind, port: u16, peer_port: u16, folder: &TempDir) -> Child {
     let _ = peer_port;
     let (mut command, package) = match kind {
         #[cfg(feature = "etcd")]
-        Kind::Etcd => (etcd(port, peer_port), "etcd-server"),
+        Kind::Etcd => {
+            let alone = format!("one=http://127.0.0.1:{peer_port}");
+            (etcd("one", port, peer_port, &alone), "etcd-server")
+        }
         #[cfg(feature = "redis")]
         Kind::Redis => (redis_server(port), "redis-server"),
         Kind::Http => (http_server(port), "kvrail"),
@@ -198,15 +201,16 @@ fn spawn(kind: Kind, port: u16, peer_port: u16, folder: &TempDir) -> Child {
     })
 }
 
+/// A member called `name` of a cluster, which lists its members' names with their peer URLs.
 #[cfg(feature = "etcd")]
-fn etcd(port: u16, peer_port: u16) -> Command {
+pub(crate) fn etcd(name: &str, port: u16, peer_port: u16, cluster: &str) -> Command {
     let (client, peer) =
         (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
     let mut command = Command::new("etcd");
-    command.args(["--name", "one", "--data-dir", "data"]);
+    command.args(["--name", name, "--data-dir", &format!("data-{name}")]);
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    command.arg("--initial-cluster").arg(format!("one={peer}"));
+    command.args(["--initial-cluster", cluster]);
     command
 }
 
@@ -241,9 +245,8 @@ fn http(port: u16, method: &str, key: &str, body: &str) -> std::io::Result<(u16,
     Ok((status.unwrap_or(0), body.to_owned()))
 }
 
-/// Two ports that were free a moment ago.
-fn free_ports() -> (u16, u16) {
-    let listeners = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
-    let [one, two] = listeners.map(|listener| listener.local_addr().expect("bound").port());
-    (one, two)
+/// Ports that were free a moment ago.
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"));
+    listeners.map(|listener| listener.local_addr().expect("bound").port())
 }

@@ -1,7 +1,9 @@
-//! What operators meet: the command as a service (`service`), and the files that they are given to
-//! run and watch it (`files`).
+//! What operators meet: the command as a service (`service`), the files that they are given to
+//! run and watch it (`files`), and logs in which a request is followed from process to process
+//! (`requests`).
 
 mod files;
+mod requests;
 mod service;
 #[path = "../stopping/mod.rs"]
 mod stopping;

@@ -2,6 +2,7 @@
 //! `cargo xtask vm --nics 4` has. A plain `cargo test` lists these as ignored;
 //! `cargo xtask test --only rdma` boots the guest and runs them.
 
+mod draining;
 mod failing;
 mod fences;
 mod keys;

@@ -83,9 +83,10 @@ impl FromStr for MetadataKind {
 }
 
 fn etcd(text: &str) -> Result<MetadataKind> {
-    // etcd's own clients take members as URLs, too.
+    // etcd's own clients take members as URLs, too, and between commas.
     let bare = |member: &str| member.trim().trim_start_matches("http://").to_owned();
-    let members: Vec<_> = text.split(';').map(bare).filter(|member| !member.is_empty()).collect();
+    let members: Vec<_> =
+        text.split([';', ',']).map(bare).filter(|member| !member.is_empty()).collect();
     let kind = MetadataKind::Etcd(members);
     kind.addresses().map(|_| kind)
 }
@@ -190,6 +191,7 @@ mod tests {
         assert_eq!(parsed("etcd://a:1;[::1]:2"), etcd(&["a:1", "[::1]:2"]));
         assert_eq!(parsed("10.0.0.1:2379"), etcd(&["10.0.0.1:2379"]));
         assert_eq!(parsed("etcd://http://a:1;"), etcd(&["a:1"]));
+        assert_eq!(parsed("etcd://a:1,b:2, c:3"), etcd(&["a:1", "b:2", "c:3"]));
         assert_eq!(redis("redis://h").address, "h");
         assert_eq!(redis("redis://h:1/7").database, 7);
         for wrong in

@@ -83,7 +83,7 @@ impl Neighbour {
         incarnation: u64,
         peer: Arc<str>,
         own: &str,
-        pass: Option<(LaneName, Pass)>,
+        (lane, pass): (LaneName, Option<Pass>),
     ) -> Result<Arc<Self>> {
         let candidates = hub.candidates(names);
         let mut found = Err(Error::refused("the peer names no Unix socket"));
@@ -102,11 +102,12 @@ impl Neighbour {
             name: peer.to_string(),
             from: own.to_owned(),
             token: hub.token.place(),
-            pass: pass.map(|(lane, pass)| (lane.to_string(), pass.to_string())),
+            label: lane.label(),
+            pass: pass.map(|pass| (lane.to_string(), pass.to_string())),
         };
         let welcome = greet(&packets, incarnation, &hello).await?;
         let Welcome { ledger, grants, bells, nodes, token } = welcome;
-        let lanes = bring_lanes(&hub, &packets, bells, &peer).await?;
+        let lanes = bring_lanes(&hub, &packets, bells, (&peer, lane.label())).await?;
         let (questions, asked) = mpsc::channel(HOST_CALLS_MAX);
         let neighbour = Arc::new(Self {
             lanes,
@@ -215,7 +216,7 @@ async fn bring_lanes(
     hub: &Arc<Hub>,
     packets: &Packets,
     bells: Vec<Bell>,
-    peer: &Arc<str>,
+    (peer, label): (&Arc<str>, u64),
 ) -> Result<Vec<Arc<Lane>>> {
     let no_memory = |error| Error::refused("no memory for lanes").with_source(error);
     let (fd, rings) = lane::create(bells.len()).map_err(no_memory)?;
@@ -229,8 +230,9 @@ async fn bring_lanes(
         return Err(Error::refused("the peer does not take the lanes"));
     }
     let mut lanes = Vec::new();
-    for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(homes) {
-        let lane = Lane::new(peer.clone(), ring, bell, shard.doorbell().clone());
+    for (index, ((ring, bell), shard)) in rings.into_iter().zip(bells).zip(homes).enumerate() {
+        let label = label.wrapping_add(index as u64);
+        let lane = Lane::new((peer.clone(), label), ring, bell, shard.doorbell().clone());
         let lane = Arc::new(lane);
         tell(shard, Message::Ask(lane.clone())).await;
         lanes.push(lane);

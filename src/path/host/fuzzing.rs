@@ -150,7 +150,7 @@ impl Rig {
             offered.insert(source(id, byte)).expect("room");
         }
         let (bell, visitor) = (Arc::new(bell), Visitor::anyone(PEER));
-        let server = LaneServer::new(answers, bell, offered, visitor, pages);
+        let server = LaneServer::new(answers, bell, offered, (visitor, 0), pages);
         Self { asks: asks.pop().expect("one"), server, begun: 0, done: 0, copies: 0 }
     }
 

@@ -15,12 +15,15 @@ use super::entry::{self, CopyEntry, Entry, ListEntry, Reply, Verdict};
 use crate::flight::{EVENT, Portion};
 use crate::limits::{ENDING_MAX_NS, SPIN_TURNS, TURN_BURST};
 use crate::memory::grant::stale;
+use crate::path::asking::RequestName;
 use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
 /// A lane to a peer of this host.
 pub(crate) struct Lane {
     peer: Arc<str>,
+    /// What both sides' logs call it.
+    label: u64,
     state: Mutex<State>,
     bell: Bell,
     /// Of the shard that looks after it.
@@ -54,13 +57,22 @@ struct Part {
 }
 
 /// A part that has ended, with what failed in it.
-type Returned = (Portion, Vec<(usize, Error)>);
+struct Returned {
+    part: u64,
+    portion: Portion,
+    failures: Vec<(usize, Error)>,
+}
 
 /// Parts that have ended, to be taken back without the lock.
 type Ended = Vec<Returned>;
 
 impl Lane {
-    pub(crate) fn new(peer: Arc<str>, ring: Requester, bell: Bell, home: Arc<Doorbell>) -> Self {
+    pub(crate) fn new(
+        (peer, label): (Arc<str>, u64),
+        ring: Requester,
+        bell: Bell,
+        home: Arc<Doorbell>,
+    ) -> Self {
         let state = State {
             ring,
             parts: Table::default(),
@@ -70,7 +82,7 @@ impl Lane {
             lost: None,
         };
         let (parts_out, watchers) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { peer, state: Mutex::new(state), bell, home, parts_out, watchers }
+        Self { peer, label, state: Mutex::new(state), bell, home, parts_out, watchers }
     }
 
     /// Asks for the copies of a part.
@@ -190,14 +202,25 @@ impl Lane {
         // It lets go of the lane.
         self.home.ring();
         let error = error.with_landed(Landed::Maybe);
-        parts.into_iter().for_each(|part| part.fail(&error));
+        for (ticket, part) in parts {
+            let name = self.name(ticket.to_raw());
+            part.portion.flight().note(name, part.asks.is_none(), Some(&error));
+            part.fail(&error);
+        }
     }
 
     fn take_back(&self, ended: Ended) {
-        for (portion, failures) in ended {
+        for Returned { part, portion, failures } in ended {
             let blame = |error: Error| error.with_peer(self.peer.clone()).with_path(PathKind::Host);
+            let failed = failures.first().map(|(_, error)| error);
+            portion.flight().note(self.name(part), portion.is_event(), failed);
             portion.back(failures.into_iter().map(|(k, error)| (k, blame(error))).collect());
         }
+    }
+
+    /// What both sides' logs call a part.
+    fn name(&self, part: u64) -> Option<RequestName> {
+        Some(RequestName { lane: self.label, number: part })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -274,9 +297,10 @@ impl State {
                 part.fail_some(index, count, verdict)?;
                 Ok(None)
             }
-            Reply::Done { part, ended, verdict } => {
-                let part = self.parts.remove(Ticket::from_raw(part)).ok_or(Corrupt)?;
-                Ok(Some(part.done(usize::try_from(ended).unwrap_or(usize::MAX), verdict)))
+            Reply::Done { part: raw, ended, verdict } => {
+                let part = self.parts.remove(Ticket::from_raw(raw)).ok_or(Corrupt)?;
+                let ended = usize::try_from(ended).unwrap_or(usize::MAX);
+                Ok(Some(part.done(raw, ended, verdict)))
             }
         }
     }
@@ -317,7 +341,7 @@ impl State {
     fn cancel(&mut self, raw: u64, unsent: usize, ended: &mut Ended) {
         let ticket = Ticket::from_raw(raw);
         if unsent > 0 && self.parts.get(ticket).is_some_and(|part| part.asks().len() == unsent) {
-            ended.extend(self.parts.remove(ticket).map(|part| part.done(0, Verdict::Ended)));
+            ended.extend(self.parts.remove(ticket).map(|part| part.done(raw, 0, Verdict::Ended)));
             return;
         }
         // An event in mid-body or a list goes first: its entries follow each other.
@@ -387,10 +411,11 @@ impl Part {
     }
 
     /// The peer is done with it, of which it has looked at `ended` copies.
-    fn done(mut self, ended: usize, verdict: Verdict) -> Returned {
+    fn done(mut self, part: u64, ended: usize, verdict: Verdict) -> Returned {
         let Some(asks) = self.asks.clone() else {
             let failed = (verdict != Verdict::Ok).then(|| (EVENT, self.error(verdict, None)));
-            return (self.portion, failed.into_iter().collect());
+            let failures = failed.into_iter().collect();
+            return Returned { part, portion: self.portion, failures };
         };
         let copies = asks.as_slice();
         for index in ended.min(copies.len())..copies.len() {
@@ -405,7 +430,8 @@ impl Part {
         carried.add_all(copies.len() - self.failed.len(), bytes as usize);
         carried.record(PathKind::Host, &self.failed);
         let request = |(index, error): (usize, Error)| (copies[index].request, error);
-        (self.portion, self.failed.into_iter().map(request).collect())
+        let failures = self.failed.into_iter().map(request).collect();
+        Returned { part, portion: self.portion, failures }
     }
 
     fn error(&self, verdict: Verdict, ask: Option<Ask>) -> Error {

@@ -35,6 +35,9 @@ pub(crate) enum ToResponder {
         from: String,
         /// Where a word is in the asker's memory, and which: proof of what is read from there.
         token: (u64, u64),
+        /// By which both sides' logs call the session's first lane; the others follow it.
+        #[serde(default)]
+        label: u64,
         /// Where peers have to prove who they are: a lane's name and the pass given for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pass: Option<(String, String)>,

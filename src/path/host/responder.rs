@@ -96,7 +96,7 @@ struct Greeted {
 /// The handshake, up to the lanes.
 async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Greeted> {
     let (hello, _) = packets.answer().await?;
-    let ToResponder::Hello { version: VERSION, to, name, from, token, pass } = hello else {
+    let ToResponder::Hello { version: VERSION, to, name, from, token, label, pass } = hello else {
         return Err(Error::refused("the peer does not greet as this version does"));
     };
     if to != hub.incarnation {
@@ -120,13 +120,15 @@ async fn greet(hub: &Arc<Hub>, packets: &Packets, id: u64) -> Result<Greeted> {
     let rings = fds.first().map(|fd| lane::open(fd, lanes)).transpose();
     let rings = rings.map_err(|error| Error::refused(error.to_string()))?.unwrap_or_default();
     let offered = Arc::new(Offered::default());
-    for ((ring, bell), shard) in rings.into_iter().zip(bells).zip(shards) {
+    let peer = &visitor;
+    tracing::debug!(lane = %format_args!("{label:08x}"), lanes, %peer, "a neighbour opens lanes");
+    for (index, ((ring, bell), shard)) in rings.into_iter().zip(bells).zip(shards).enumerate() {
         let bell = Bell::new(bell)
             .map_err(|error| Error::refused("the peer's bell is no eventfd").with_source(error))?;
         let pages = LanePages::new(shard.doorbell().clone(), hub.blocks);
         let (bell, offered) = (Arc::new(bell), offered.clone());
-        let server = LaneServer::new(ring, bell, offered, visitor.clone(), pages);
-        let server = Box::new(server);
+        let peer = (visitor.clone(), label.wrapping_add(index as u64));
+        let server = Box::new(LaneServer::new(ring, bell, offered, peer, pages));
         tell(shard, Message::Serve { session: id, server }).await;
     }
     packets.send(&ToAsker::Ready, &[]).await?;

@@ -10,6 +10,7 @@ use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
 use kvrail_reactors::doorbell::Bell;
 use kvrail_reactors::host::lane::{Corrupt, Responder};
 use kvrail_reactors::region::{Region, Slice};
+use tracing::field::display;
 
 use super::entry::{CopyEntry, Entry, ListEntry, Reply, Verdict};
 use super::list::{Listing, Span};
@@ -19,6 +20,7 @@ use crate::auth::Visitor;
 use crate::limits::{HOST_COPIES_MAX, HOST_EVENT_MAX_BYTES, HOST_PAGES_MAX, HOST_REPLIES_MAX};
 use crate::memory::Operation;
 use crate::memory::grant::{Denied, Use};
+use crate::path::asking::{Asking, RequestName};
 use crate::path::served::Served;
 use crate::path::tcp::{Event, Status};
 
@@ -28,6 +30,8 @@ pub(crate) struct LaneServer {
     bell: Arc<Bell>,
     offered: Arc<Offered>,
     visitor: Visitor,
+    /// What both sides' logs call it.
+    label: u64,
     copy: Copy,
     pages: LanePages,
     done: Vec<CopyDone>,
@@ -119,7 +123,7 @@ impl LaneServer {
         ring: Responder,
         bell: Arc<Bell>,
         offered: Arc<Offered>,
-        visitor: Visitor,
+        (visitor, label): (Visitor, u64),
         pages: LanePages,
     ) -> Self {
         Self {
@@ -127,6 +131,7 @@ impl LaneServer {
             bell,
             offered,
             visitor,
+            label,
             copy: Copy::new(HOST_COPIES_MAX),
             pages,
             done: Vec::new(),
@@ -204,6 +209,10 @@ impl LaneServer {
         self.bell.ring();
     }
 
+    fn asking(&self, part: u64) -> Asking<'_> {
+        asking((&self.visitor, self.label), part)
+    }
+
     fn has_room(&self) -> bool {
         // Parts that are refused wait behind the copies of those before them.
         self.flying.len() < HOST_COPIES_MAX
@@ -264,6 +273,7 @@ impl LaneServer {
             Err(verdict) => return self.failed(id, index, verdict),
         };
         let Some(source) = self.offered.slice(source, offset, len) else {
+            note(&self.asking(id), Verdict::Unreadable);
             return self.failed(id, index, Verdict::Unreadable);
         };
         let (bytes, region) = (target.len(), target.region().clone());
@@ -293,7 +303,7 @@ impl LaneServer {
         };
         let ListEntry { part: id, last, count, len, .. } = listing.asked;
         let (serial, index) = self.count_in(id, count, last)?;
-        served.took_all(listing.bytes(), Operation::Write);
+        served.took_all(&self.asking(id), listing.bytes(), Operation::Write);
         let (bytes, target) = (listing.bytes() as usize, work.target.region().clone());
         let flying = Flying::new((serial, id), (index, count), bytes, target, used);
         self.pages.add_list(device, &work, listing.offsets(offsets), len as usize, flying);
@@ -310,7 +320,8 @@ impl LaneServer {
         let (from, to) = listing.spans()?;
         let source = self.offered.slice(listing.asked.source, from.start, from.len)?;
         let (key, write) = (listing.asked.key, Operation::Write);
-        let (target, used) = served.find_all(&self.visitor, key, to.start, to.len, write)?;
+        let asking = self.asking(listing.asked.part);
+        let (target, used) = served.find_all(&asking, key, to.start, to.len, write)?;
         Some((CopyWork { tag: 0, source, target }, (from, to), used))
     }
 
@@ -326,13 +337,14 @@ impl LaneServer {
         asked: &CopyEntry,
         served: &mut impl Served,
     ) -> Result<(Slice, Option<Use>), Verdict> {
-        let CopyEntry { addr, len, key, .. } = *asked;
+        let CopyEntry { part, addr, len, key, .. } = *asked;
+        let asking = self.asking(part);
         let Some(key) = key else {
             let found =
-                served.find(&self.visitor, addr, len, Operation::Write).ok_or(Verdict::Refused)?;
+                served.find(&asking, addr, len, Operation::Write).ok_or(Verdict::Refused)?;
             return Ok((found, None));
         };
-        let found = served.find_granted(&self.visitor, key, addr, len, Operation::Write);
+        let found = served.find_granted(&asking, key, addr, len, Operation::Write);
         match found {
             Ok((target, used)) => Ok((target, Some(used))),
             Err(Denied::Stale) => Err(Verdict::Stale),
@@ -350,6 +362,8 @@ impl LaneServer {
         // The latest of that number: an honest peer has no two.
         let Some(part) = self.parts.iter_mut().rev().find(|part| part.id == id) else { return };
         part.is_closed = true;
+        let (peer, request) = (&self.visitor, RequestName { lane: self.label, number: id });
+        tracing::debug!(%request, %peer, "a peer takes its request back");
         let serial = part.serial;
         for flying in self.flying.iter().filter(|flying| flying.serial == serial) {
             self.copy.fence(flying.name);
@@ -379,14 +393,16 @@ impl LaneServer {
             None => Verdict::Ended,
             Some(_) => Verdict::Unreadable,
         };
-        landed(&mut self.parts, &mut self.replies, &flying, verdict);
+        let asker = (&self.visitor, self.label);
+        landed(&mut self.parts, &mut self.replies, asker, &flying, verdict);
         self.end_parts();
     }
 
     /// Starts the turn's pages on their GPUs, and takes back what has ended there.
     fn make_pages(&mut self) -> usize {
-        let Self { pages, parts, replies, .. } = self;
-        let moved = pages.poll(|flying, verdict| landed(parts, replies, flying, verdict));
+        let Self { pages, parts, replies, visitor, label, .. } = self;
+        let asker = (&*visitor, *label);
+        let moved = pages.poll(|flying, verdict| landed(parts, replies, asker, flying, verdict));
         if moved > 0 {
             self.end_parts();
         }
@@ -409,7 +425,8 @@ impl LaneServer {
             return;
         }
         let Assembly { part, body, .. } = event;
-        let status = Event::decode(&body).map_or(Status::Refused, |event| served.event(event));
+        let event = Event::decode(&body);
+        let status = event.map_or(Status::Refused, |event| served.event(&self.asking(part), event));
         let verdict = match status {
             Status::Ok => Verdict::Ok,
             Status::Busy => Verdict::Busy,
@@ -434,10 +451,22 @@ impl LaneServer {
     }
 }
 
+fn asking((visitor, lane): (&Visitor, u64), number: u64) -> Asking<'_> {
+    Asking { visitor, request: Some(RequestName { lane, number }) }
+}
+
+/// Logs a copy that was permitted and failed.
+fn note(asking: &Asking<'_>, verdict: Verdict) {
+    let Asking { visitor, request } = *asking;
+    let request = request.map(display);
+    tracing::debug!(request, peer = %visitor, ?verdict, "a copy for a peer has failed");
+}
+
 /// A copy is over.
 fn landed(
     parts: &mut VecDeque<Part>,
     replies: &mut VecDeque<Reply>,
+    asker: (&Visitor, u64),
     flying: &Flying,
     verdict: Verdict,
 ) {
@@ -446,6 +475,7 @@ fn landed(
     }
     if verdict != Verdict::Ok {
         let Flying { part, index, count, .. } = *flying;
+        note(&asking(asker, part), verdict);
         replies.push_back(Reply::Failed { part, index, count, verdict });
     }
 }

@@ -31,8 +31,8 @@ pub(crate) enum Action {
     Ended { order: u64, ending: Ending },
     /// The memory of a transfer that ended without being quiet here is quiet now.
     Released { order: u64 },
-    /// A counter of ours has advanced.
-    Counted(Counted),
+    /// A counter of ours has advanced, by an event of this initiator's.
+    Counted { from: InitiatorId, counted: Counted },
     /// A window to this grant was asked for; answered by `Target::granted`.
     Granted { name: EndpointName, grant: u128 },
     /// Nothing reaches this grant any more.

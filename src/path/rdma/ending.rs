@@ -2,6 +2,7 @@
 
 use kvrail_reactors::verbs::Status;
 
+use super::message::{EndpointName, InitiatorId};
 use super::rail::Ends;
 use crate::receipt::Proof;
 use crate::{ErrorKind, Landed};
@@ -34,6 +35,7 @@ pub(crate) struct SliceEnd {
 pub(crate) struct Culprit {
     pub(crate) ends: Ends,
     pub(crate) status: Status,
+    pub(crate) endpoint: EndpointName,
 }
 
 /// How a transfer ended.
@@ -47,6 +49,8 @@ pub(crate) struct Ending {
     pub(crate) local: Proof,
     pub(crate) landed: Landed,
     pub(crate) fenced: Fenced,
+    /// What logs call its event, by its initiator and a number, once that was on its way.
+    pub(crate) event: Option<(InitiatorId, u64)>,
     /// What the device said, where one did.
     pub(crate) culprit: Option<Culprit>,
     /// From the cause of the end, or from posting, to quiet.

@@ -243,8 +243,9 @@ impl Initiator {
             known.items[item].stage = known.verdict(item, word.as_ref());
         } else {
             let status_of_all = endpoint.culprit.unwrap_or(status);
-            let ends = endpoint.ends;
-            known.culprit.get_or_insert(Culprit { ends, status: status_of_all });
+            let (ends, name) = (endpoint.ends, endpoint.name);
+            let culprit = Culprit { ends, status: status_of_all, endpoint: name };
+            known.culprit.get_or_insert(culprit);
             known.items[item].stage = Stage::Held(known.blame(item, status));
             endpoint.held.push((transfer, item));
         }
@@ -271,9 +272,10 @@ impl Initiator {
         // They go behind the last data on the same queue, so before what waits.
         more.into_iter().rev().for_each(|item| peer.waiting.push_front((ticket, item)));
         transfer.stop_followers();
-        let Some(ending) = transfer.ending(now_ns) else { return };
+        let Some(mut ending) = transfer.ending(now_ns) else { return };
         if let Some(number) = transfer.event_number {
             peer.events.over(number);
+            ending.event = Some((peer.id, number));
         }
         transfer.is_over = true;
         let order = transfer.order.id;

@@ -14,6 +14,8 @@ use crate::limits::{RDMA_EVENTS_MAX, RDMA_INITIATORS_MAX};
 pub(crate) struct Counted {
     pub(crate) counter: u64,
     pub(crate) amount: u64,
+    /// Which event of its sender's it is.
+    pub(crate) event: u64,
 }
 
 /// A notice that no sender of ours would send: its endpoint ends.
@@ -97,8 +99,8 @@ impl Book {
         parts.arrived |= 1 << notice.part;
         let completes = (before != expected && parts.arrived == expected)
             || is_on(Canary::CountedTwice) && before == expected;
-        let Notice { counter, amount, .. } = *notice;
-        Ok(completes.then_some(Counted { counter, amount }))
+        let Notice { counter, amount, event, .. } = *notice;
+        Ok(completes.then_some(Counted { counter, amount, event }))
     }
 
     fn retire(&mut self, floor: u64) {
@@ -122,14 +124,14 @@ mod tests {
     #[test]
     fn a_counter_advances_once_when_all_rails_have_spoken() {
         let mut ledger = Ledger::default();
-        let counted = Ok(Some(Counted { counter: 3, amount: 5 }));
+        let counted = |event| Ok(Some(Counted { counter: 3, amount: 5, event }));
         assert_eq!(ledger.arrived(FROM, &notice(0, 1, 3, 0)), Ok(None));
         assert_eq!(ledger.arrived(FROM, &notice(0, 1, 3, 0)), Ok(None), "sent again");
         assert_eq!(ledger.arrived(FROM, &notice(0, 0, 3, 0)), Ok(None));
         assert_eq!(ledger.arrived(InitiatorId(8), &notice(0, 2, 3, 0)), Ok(None), "another's");
-        assert_eq!(ledger.arrived(FROM, &notice(0, 2, 3, 0)), counted);
+        assert_eq!(ledger.arrived(FROM, &notice(0, 2, 3, 0)), counted(0));
         assert_eq!(ledger.arrived(FROM, &notice(0, 2, 3, 0)), Ok(None));
-        assert_eq!(ledger.arrived(FROM, &notice(1, 0, 1, 1)), counted);
+        assert_eq!(ledger.arrived(FROM, &notice(1, 0, 1, 1)), counted(1));
         assert_eq!(ledger.arrived(FROM, &notice(0, 2, 3, 0)), Ok(None), "below the floor");
     }
 

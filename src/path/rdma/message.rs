@@ -1,6 +1,8 @@
 //! What the two sides of an endpoint tell each other over control. Every message may be lost, come
 //! twice, late or out of order: each names the endpoint's generation, and asking again is harmless.
 
+use std::fmt;
+
 use kvrail_reactors::verbs::{QpAddress, RemoteAccess, RemoteKey};
 
 use super::notice::queue_bytes;
@@ -41,6 +43,20 @@ impl Mailbox {
     }
 }
 
+impl InitiatorId {
+    /// What logs call it: half of it, by which nobody ends anything of its.
+    pub(crate) fn label(self) -> u64 {
+        self.0 >> u32::BITS
+    }
+}
+
+/// As in logs, on both sides: its initiator, rail and generation.
+impl fmt::Display for EndpointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}/{}/{}", self.initiator.label(), self.rail, self.generation)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Message {
     /// From the initiator: connect these to queue pairs of this NIC of yours.
@@ -74,6 +90,24 @@ pub(crate) enum Message {
 }
 
 impl Message {
+    /// What logs say of it: neither a grant nor a key.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "open",
+            Self::Opened { .. } => "opened",
+            Self::Refused { .. } => "refused",
+            Self::Fence { .. } => "fence",
+            Self::Fenced { .. } => "fenced",
+            Self::Broken { .. } => "broken",
+            Self::Bind { .. } => "bind",
+            Self::Bound { .. } => "bound",
+            Self::Struck { why: Strike::Gone, .. } => "struck: gone",
+            Self::Struck { why: Strike::Full, .. } => "struck: no room",
+            Self::Struck { why: Strike::Refused, .. } => "struck: refused",
+        }
+    }
+
     /// The endpoint that it is about.
     pub(crate) fn name(&self) -> EndpointName {
         match *self {

@@ -219,6 +219,12 @@ impl Target {
         names.into_iter().for_each(|name| self.broke(name, true));
     }
 
+    /// The endpoint that this queue pair is of.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn endpoint_of(&self, nic: u8, qp: QpNumber) -> Option<EndpointName> {
+        self.by_qp.get(&(nic, qp)).map(|(name, _)| *name)
+    }
+
     /// Whose endpoint it is.
     pub(crate) fn peer_of(&self, name: EndpointName) -> Option<u64> {
         self.accepted.get(&name).map(|known| known.peer)
@@ -372,7 +378,11 @@ impl Target {
         // It is as long as the word.
         let _ = consumed.write(0, &read.to_le_bytes());
         match self.ledger.arrived(name.initiator, &notice) {
-            Ok(counted) => self.actions.extend(counted.map(Action::Counted)),
+            Ok(counted) => {
+                let from = name.initiator;
+                let counted = counted.map(|counted| Action::Counted { from, counted });
+                self.actions.extend(counted);
+            }
             Err(_) => self.broke(name, false),
         }
     }

@@ -276,6 +276,7 @@ impl Transfer {
             landed: self.landed(),
             fenced: self.fenced,
             culprit: self.culprit,
+            event: None,
             took_ns: now_ns.saturating_sub(since_ns),
         })
     }

@@ -21,6 +21,7 @@ use crate::limits::{
 };
 use crate::memory::Operation;
 use crate::memory::grant::Key;
+use crate::path::asking::RequestName;
 use crate::receipt::Fenced;
 use crate::window::Window;
 use crate::{Error, Landed};
@@ -43,6 +44,8 @@ pub(crate) struct Request {
     pub(crate) landed: Landed,
     /// By whose word nothing more of earlier attempts lands.
     pub(crate) fenced: Fenced,
+    /// What both sides' logs call its last attempt, where the lane has a name.
+    pub(crate) name: Option<RequestName>,
 }
 
 #[derive(Debug)]
@@ -332,7 +335,9 @@ impl ClientStream {
         self.version == Version::V1 && matches!(request.action, Action::Write(_))
     }
 
-    fn send(&mut self, request: Request, vector: &mut Vector) {
+    fn send(&mut self, mut request: Request, vector: &mut Vector) {
+        let number = self.answers + self.unanswered.len() as u64;
+        request.name = self.name().map(|lane| RequestName { lane: lane.label(), number });
         vector.push_bytes(&request.header(self.version).encode());
         if let Some(key) = request.key {
             vector.push_bytes(&key.encode());

@@ -19,6 +19,7 @@ use crate::limits::{
 };
 use crate::memory::grant::{Denied, Granting, Grants, Key, Use};
 use crate::memory::{Access, Grant, Location, Operation, Region, Regions, RegionsView};
+use crate::path::asking::Asking;
 use crate::path::served::Served;
 
 /// Memory with registered ranges in it and guard bytes around them. Peers name bytes by their
@@ -129,7 +130,7 @@ impl Granted {
 }
 
 impl Served for World {
-    fn find(&mut self, _: &Visitor, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
+    fn find(&mut self, _: &Asking<'_>, addr: u64, len: u64, operation: Operation) -> Option<Slice> {
         let is_ours = addr < self.memory.len() as u64;
         let addr = if is_ours { self.memory.addr() + addr } else { addr };
         self.view.current().find(addr, len, operation).ok()
@@ -137,7 +138,7 @@ impl Served for World {
 
     fn find_granted(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         key: Key,
         addr: u64,
         len: u64,
@@ -146,31 +147,31 @@ impl Served for World {
         let held = self.held.get(key.slot as usize).filter(|_| key.word == WORD);
         let reference = held.and_then(Option::as_ref).ok_or(Denied::Stale)?.reference();
         let addr = self.memory.addr().wrapping_add(addr);
-        visitor.under_a_name(Denied::Refused, |holder| {
+        asking.visitor.under_a_name(Denied::Refused, |holder| {
             self.grants.find(reference.key, holder, addr, len, operation)
         })
     }
 
     fn find_all(
         &mut self,
-        visitor: &Visitor,
+        asking: &Asking<'_>,
         key: Option<Key>,
         addr: u64,
         len: u64,
         operation: Operation,
     ) -> Option<(Slice, Option<Use>)> {
         match key {
-            None => Some((self.find(visitor, addr, len, operation)?, None)),
+            None => Some((self.find(asking, addr, len, operation)?, None)),
             Some(key) => {
-                let found = self.find_granted(visitor, key, addr, len, operation).ok();
+                let found = self.find_granted(asking, key, addr, len, operation).ok();
                 found.map(|(found, used)| (found, Some(used)))
             }
         }
     }
 
-    fn took_all(&mut self, _: u64, _: Operation) {}
+    fn took_all(&mut self, _: &Asking<'_>, _: u64, _: Operation) {}
 
-    fn event(&mut self, event: Event) -> Status {
+    fn event(&mut self, _: &Asking<'_>, event: Event) -> Status {
         let status = status_of(&event);
         self.events.push(event);
         status

@@ -10,6 +10,7 @@ use kvrail_reactors::vector::Vector;
 use super::wire::{HEADER_BYTES, KEY_BYTES, Status};
 use crate::limits::{SEND_MAX_BYTES, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES};
 use crate::memory::grant::{Denied, Use};
+use crate::path::asking::RequestName;
 
 /// A header, and the key behind it.
 pub(super) fn split(
@@ -51,6 +52,7 @@ impl Sink {
 #[derive(Debug)]
 pub(super) struct Answering {
     bytes: Bytes,
+    request: Option<RequestName>,
     is_over: bool,
 }
 
@@ -61,12 +63,16 @@ enum Bytes {
 }
 
 impl Answering {
-    pub(super) fn new(found: Result<(Slice, Use), Denied>, len: u64) -> Self {
+    pub(super) fn new(
+        found: Result<(Slice, Use), Denied>,
+        len: u64,
+        request: Option<RequestName>,
+    ) -> Self {
         let bytes = match found {
             Ok((memory, used)) => Bytes::Memory(memory, used),
             Err(denied) => Bytes::Zeros { left: len, status: status(denied) },
         };
-        Self { bytes, is_over: false }
+        Self { bytes, request, is_over: false }
     }
 
     /// Whether all of it was put into a vector.
@@ -87,6 +93,8 @@ impl Answering {
         if let Bytes::Memory(memory, used) = &self.bytes
             && used.is_struck()
         {
+            let request = self.request.map(tracing::field::display);
+            tracing::debug!(request, "a grant was taken back under a read");
             self.bytes = Bytes::Zeros { left: memory.len() as u64, status: Status::Stale };
         }
     }

@@ -9,7 +9,7 @@ use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::{Filled, Vector};
 
 use super::granted::{self, Answering, Sink};
-use super::steps::{Receiving, Reply};
+use super::steps::{Receiving, Reply, complete};
 use super::wire::{
     Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
     PASS_FRAME_BYTES, Status, Verb, Version,
@@ -21,6 +21,7 @@ use crate::limits::{
 };
 use crate::memory::Operation;
 use crate::memory::grant::{Key, Use};
+use crate::path::asking::{Asking, RequestName};
 use crate::path::served::Served;
 
 /// Bytes of a body with names.
@@ -38,6 +39,8 @@ pub(crate) struct ServerStream {
     header_len: usize,
     /// Bytes that the header has, as far as is known.
     header_room: usize,
+    /// Headers that were complete.
+    frames: u64,
     /// Grants that the send under way reads under.
     sending: Vec<Use>,
     replies: VecDeque<Reply>,
@@ -67,6 +70,7 @@ impl ServerStream {
             header: [0; HEADER_BYTES + KEY_BYTES],
             header_len: 0,
             header_room: HEADER_BYTES,
+            frames: 0,
             sending: Vec::new(),
             replies: VecDeque::new(),
             backlog: Vec::new(),
@@ -172,7 +176,8 @@ impl ServerStream {
         if let Receiving::Body { target, used: Some(used), .. } = &self.receiving
             && used.is_struck()
         {
-            self.receiving = Receiving::Sink(Sink::new(target.len() as u64, Status::Stale));
+            let status = self.struck();
+            self.receiving = Receiving::Sink(Sink::new(target.len() as u64, status));
         }
     }
 
@@ -241,6 +246,21 @@ impl ServerStream {
         self.visitor.is(peer)
     }
 
+    /// The request under way, where the connection has a name; the peer counts frames, too.
+    fn request(&self) -> Option<RequestName> {
+        let lane = self.name?.label();
+        Some(RequestName { lane, number: self.frames.saturating_sub(1) })
+    }
+
+    fn asking(&self) -> Asking<'_> {
+        Asking { visitor: &self.visitor, request: self.request() }
+    }
+
+    fn struck(&self) -> Status {
+        self.asking().note_struck();
+        Status::Stale
+    }
+
     /// Whether it needs no pass, or has shown a good one.
     pub(crate) fn is_let_in(&self) -> bool {
         self.visitor.is_in()
@@ -283,7 +303,8 @@ impl ServerStream {
             if target.is_empty() {
                 let version = *version;
                 self.receiving = Receiving::Header;
-                self.acknowledge(version, if is_struck { Status::Stale } else { Status::Ok });
+                let status = if is_struck { self.struck() } else { Status::Ok };
+                self.acknowledge(version, status);
             }
         }
     }
@@ -374,6 +395,7 @@ impl ServerStream {
             return;
         }
         let key = Key::decode(key);
+        self.frames += 1;
         (self.header_len, self.header_room) = (0, HEADER_BYTES);
         self.read_ahead = header.len <= SMALL_REQUEST_BYTES;
         match header.verb {
@@ -388,7 +410,7 @@ impl ServerStream {
             Verb::Event | Verb::Name | Verb::Pass => self.refuse(header.version),
             Verb::Granted(operation) => self.granted(operation, &header, key, served),
             Verb::Transfer(operation) => {
-                match served.find(&self.visitor, header.addr, header.len, operation) {
+                match served.find(&self.asking(), header.addr, header.len, operation) {
                     None => self.refuse(header.version),
                     Some(memory) => self.transfer(operation, memory, header.version),
                 }
@@ -421,7 +443,7 @@ impl ServerStream {
         if !self.visitor.is_in() || !(1..=GRANTED_MAX_BYTES).contains(&len) {
             return self.refuse(version);
         }
-        let found = served.find_granted(&self.visitor, key, addr, len, operation);
+        let found = served.find_granted(&self.asking(), key, addr, len, operation);
         self.is_known |= found.is_ok();
         match (operation, found) {
             (Operation::Write, Ok((target, used))) => {
@@ -431,7 +453,7 @@ impl ServerStream {
                 self.receiving = Receiving::Sink(Sink::new(len, granted::status(denied)));
             }
             (Operation::Read, found) => {
-                self.replies.push_back(Reply::Granted(Answering::new(found, len)));
+                self.replies.push_back(Reply::Granted(Answering::new(found, len, self.request())));
             }
         }
     }
@@ -455,21 +477,17 @@ impl ServerStream {
         let Some((name, (visitor, seal))) = known else { return self.refuse(Version::V2) };
         (self.name, self.visitor, self.seal) = (Some(name), visitor, seal);
         self.is_known |= has_pass;
+        let (lane, peer) = (name.label(), &self.visitor);
+        tracing::debug!(lane = %format_args!("{lane:08x}"), %peer, "a peer opens a lane");
         self.acknowledge(Version::V2, Status::Ok);
     }
 
     fn deliver(&mut self, body: &[u8], served: &mut impl Served) {
-        let status = Event::decode(body).map_or(Status::Refused, |event| served.event(event));
+        let event = Event::decode(body);
+        let status = event.map_or(Status::Refused, |event| served.event(&self.asking(), event));
         self.is_known |= status == Status::Ok;
         self.acknowledge(Version::V2, status);
     }
-}
-
-/// Takes of these bytes what a body of `len` lacks; how many, and the body once it is whole.
-fn complete(body: &mut Vec<u8>, len: usize, bytes: &[u8]) -> (usize, Option<Vec<u8>>) {
-    let used = bytes.len().min(len - body.len());
-    body.extend_from_slice(&bytes[..used]);
-    (used, (body.len() == len).then(|| std::mem::take(body)))
 }
 
 #[cfg(any(fuzzing, test))]

@@ -426,6 +426,8 @@ impl TcpShard {
     pub(super) fn ended(&mut self, request: Request, result: Result<()>) {
         let ticket = Ticket::from_raw(request.part);
         let Some(part) = self.parts.get_mut(ticket) else { return };
+        let is_event = matches!(request.action, super::Action::Event(_));
+        part.portion.flight().note(request.name, is_event, result.as_ref().err());
         match result {
             Ok(()) => part.carried.add(request.len()),
             Err(error) => part.failures.push((request.index, error)),

@@ -36,3 +36,10 @@ pub(super) enum Reply {
     /// To a READ under a grant.
     Granted(Answering),
 }
+
+/// Takes of these bytes what a body of `len` lacks; how many, and the body once it is whole.
+pub(super) fn complete(body: &mut Vec<u8>, len: usize, bytes: &[u8]) -> (usize, Option<Vec<u8>>) {
+    let used = bytes.len().min(len - body.len());
+    body.extend_from_slice(&bytes[..used]);
+    (used, (body.len() == len).then(|| std::mem::take(body)))
+}

@@ -2,6 +2,7 @@
 //! requests whose transfer is over, and lanes that died.
 
 use kvrail_reactors::ticket::{Table, Ticket};
+use tracing::field::display;
 
 use super::client::Request;
 use super::connection::{Connection, End, Role};
@@ -52,7 +53,8 @@ impl TcpShard {
         };
         if !unanswered.is_empty() {
             let (peer, requests) = (&lanes.route.name, unanswered.len());
-            tracing::debug!(%peer, end = ?loss.end, requests, "lost a lane");
+            let first = unanswered[0].name.map(display);
+            tracing::debug!(%peer, end = ?loss.end, requests, first, "lost a lane");
         }
         lanes.lanes.retain(|other| *other != lane);
         if !lanes.may_retry(&loss) {

@@ -69,6 +69,11 @@ impl LaneName {
         self.0.to_le_bytes()
     }
 
+    /// What logs call it: half of the name, which ends no connection.
+    pub(crate) fn label(self) -> u64 {
+        (self.0 >> u64::BITS) as u64
+    }
+
     /// The connection's name and the engine's; none where nobody has such a name.
     pub(crate) fn split(body: &[u8]) -> Option<(Self, &str)> {
         let (name, engine) = body.split_first_chunk()?;

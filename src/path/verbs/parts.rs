@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use kvrail_reactors::verbs::Status;
+use tracing::field::display;
 
 use super::reach::Reach;
 use crate::flight::{EVENT, Portion};
 use crate::memory::grant;
 use crate::metrics::Carried;
+use crate::path::asking::RequestName;
 use crate::path::rdma::{self, Ending, Event, Incarnation, Order, RdmaSlice, SliceEnd};
 use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind};
@@ -82,6 +84,7 @@ impl Part {
 
     /// It has ended, and its memory here is quiet. `nics` are the names of ours.
     pub(super) fn ended(self, ending: &Ending, nics: &[&str]) {
+        self.note(ending);
         let fence = fenced(ending.fenced, self.is_reading);
         let error = |kind, landed| {
             let fence = if landed == Landed::No { Fenced::Unposted } else { fence };
@@ -94,6 +97,17 @@ impl Part {
         let is_event = self.has_event && ends.iter().all(Option::is_none);
         let event = ending.kind.filter(|_| is_event).map(|kind| error(kind, Landed::Maybe));
         self.finish(ends, event);
+    }
+
+    /// By the names that the peer's log has for it, too.
+    fn note(&self, ending: &Ending) {
+        let endpoint = ending.culprit.map(|culprit| display(culprit.endpoint));
+        let request = ending
+            .event
+            .map(|(initiator, number)| display(RequestName { lane: initiator.label(), number }));
+        let (peer, why) = (&*self.reach.name, ending.kind.map(tracing::field::debug));
+        let transfer = self.portion.flight().number();
+        tracing::debug!(transfer, request, endpoint, peer, why, "its part on rails has ended");
     }
 
     /// The end of each slice, none where it went well.
@@ -112,7 +126,7 @@ impl Part {
 
     fn error(&self, kind: ErrorKind, culprit: Option<&rdma::Culprit>, nics: &[&str]) -> Error {
         let rail = culprit.map(|culprit| {
-            let rdma::Culprit { ends, status } = culprit;
+            let rdma::Culprit { ends, status, .. } = culprit;
             let ours = nics.get(usize::from(ends.nic)).copied().unwrap_or("?");
             let theirs = self.reach.nics.get(usize::from(ends.theirs));
             let theirs = theirs.map_or("?", |nic| nic.name.as_str());

@@ -300,6 +300,12 @@ impl RdmaShard {
                 self.initiator.port(nic, false, self.now_ns);
             }
             AsyncEvent::AccessViolated(qp) | AsyncEvent::PairFailed(qp) => {
+                if let Some(endpoint) = self.target.endpoint_of(nic, qp) {
+                    let peer = self.target.peer_of(endpoint);
+                    let peer = peer.and_then(|peer| self.strangers.get(&peer));
+                    let peer = peer.map(|stranger| &*stranger.name);
+                    tracing::debug!(%endpoint, peer, "a NIC has refused a peer's request");
+                }
                 self.target.violated(nic, qp);
             }
             // Those that connect from here on find out; the queues' own end comes as flushes.

@@ -310,7 +310,7 @@ impl<'a> World<'a> {
                 note!(self, "order {order}   is released");
                 self.released(order)
             }
-            Action::Counted(counted) => self.counted(node, counted.counter, counted.amount),
+            Action::Counted { counted, .. } => self.counted(node, counted.counter, counted.amount),
             Action::Revoked { grant } => {
                 note!(self, "node {node}    has revoked grant {grant}");
                 self.revoked(node, grant);

@@ -131,6 +131,28 @@ fn a_fence_says_which_parts_have_arrived() {
 }
 
 #[test]
+fn both_sides_call_an_event_alike() {
+    let mut ours = Ours::new(limits(), 1);
+    ours.carry(noticed(writes(1, 1)));
+    while !ours.complete(0, Status::Success).is_empty() {}
+    let (initiator, event) = ours.ending(1).event.expect("it was on its way");
+    let mut theirs = opened(1);
+    let notice =
+        notice::Notice { event, part: 0, parts: 1, attempt: 0, floor: 0, counter: 3, amount: 1 };
+    let slot = theirs.mailboxes[0].part(notice::CONSUMED_BYTES, notice::NOTICE_BYTES).unwrap();
+    notice.write_to(&slot);
+    theirs.machine.received(0, QpNumber(1), 0);
+    theirs.act();
+    let is_it = |done: &Action| match done {
+        Action::Counted { from, counted } => (*from, counted.event) == (initiator, event),
+        _ => false,
+    };
+    assert!(theirs.take_done().iter().any(is_it), "{initiator:?} {event}");
+    let (label, other) = (initiator.label(), InitiatorId(initiator.0 ^ 1).label());
+    assert_eq!(label, other, "half of a name is told: nobody ends an endpoint by it");
+}
+
+#[test]
 fn an_evicted_initiator_is_gone_when_its_endpoints_are_drained() {
     let mut theirs = opened(1);
     theirs.machine.evict(ME);

@@ -42,8 +42,9 @@ fn the_first_status_that_says_something_is_the_ending_s() {
     ours.carry(writes(1, 1));
     ours.complete(3, Status::RemoteAccess);
     ours.fenced(ours.opened[0], &[]);
+    let endpoint = ours.opened[0];
     let culprit = ours.ending(1).culprit;
-    assert_eq!(culprit, Some(Culprit { ends: ENDS[0], status: Status::RemoteAccess }));
+    assert_eq!(culprit, Some(Culprit { ends: ENDS[0], status: Status::RemoteAccess, endpoint }));
 }
 
 #[test]

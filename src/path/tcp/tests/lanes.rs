@@ -36,6 +36,7 @@ fn request(index: usize, action: Action) -> Request {
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,
+        name: None,
     }
 }
 

@@ -30,5 +30,6 @@ fn request(index: usize, action: Action, addr: usize) -> Request {
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,
+        name: None,
     }
 }

@@ -61,6 +61,7 @@ fn flight(memory: &Region) -> (Arc<Flight>, Message) {
         attempts: 0,
         landed: Landed::No,
         fenced: Fenced::Unposted,
+        name: None,
     }];
     let portion = Portion::new(flight.clone(), 0..=0);
     let message = Message::Carry { portion, route: Arc::new(route()), requests };

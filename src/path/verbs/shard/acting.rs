@@ -7,10 +7,11 @@ use super::super::parts::Part;
 use super::super::watch;
 use super::RdmaShard;
 use crate::auth::Visitor;
+use crate::path::asking::RequestName;
 use crate::path::rdma::{
-    Action, Counted, Ending, EndpointName, Ends, Incarnation, Message as Told, Refusal,
+    Action, Counted, Ending, EndpointName, Ends, Incarnation, InitiatorId, Message as Told, Refusal,
 };
-use crate::path::tcp::{Event, Status as EventStatus};
+use crate::path::tcp::Event;
 use crate::receipt::Proof;
 
 impl RdmaShard {
@@ -47,7 +48,9 @@ impl RdmaShard {
                 self.initiator.connected(name, is_connected, self.now_ns);
             }
             Action::Accept { name, peer, nic, queues } => {
-                tracing::debug!(peer, nic, queues = queues.len(), "accepts an endpoint");
+                let (endpoint, queues_len) = (name, queues.len());
+                let peer = self.strangers.get(&peer).map(|stranger| &*stranger.name);
+                tracing::debug!(%endpoint, peer, nic, queues = queues_len, "accepts an endpoint");
                 let made = self.endpoints.accept(name, nic, &queues, &self.rdma);
                 self.target.accepted(name, made);
             }
@@ -67,7 +70,7 @@ impl RdmaShard {
                 let ending = self.parts.get_mut(&order).and_then(Part::take_ending);
                 ending.into_iter().for_each(|ending| self.ended(order, &ending));
             }
-            Action::Counted(counted) => self.counted(counted),
+            Action::Counted { from, counted } => self.counted(from, counted),
             Action::Granted { name, grant } => self.open_window(name, grant),
             Action::Revoked { grant } => self.windows.closed(grant, &mut self.endpoints),
             Action::Evicted { initiator } => tracing::debug!(?initiator, "is gone"),
@@ -154,10 +157,12 @@ impl RdmaShard {
         }
     }
 
-    fn counted(&mut self, Counted { counter, amount }: Counted) {
+    fn counted(&mut self, from: InitiatorId, counted: Counted) {
+        let Counted { counter, amount, event: number } = counted;
         let event = Event { count: Some((counter, amount)), message: None };
-        if self.rdma.arrivals.event(event) != EventStatus::Ok {
-            tracing::debug!(counter, "a peer advanced a counter that nobody has opened");
-        }
+        // Refused: nobody has opened the counter (any more), and nobody waits for an answer.
+        let status = self.rdma.arrivals.event(event);
+        let request = RequestName { lane: from.label(), number };
+        tracing::debug!(%request, counter, ?status, "a peer's event");
     }
 }

@@ -13,6 +13,8 @@ impl RdmaShard {
         let nic = device.and_then(|device| self.rdma.index_of(&device)).unwrap_or(u8::MAX);
         let is_answer = body.is_for_initiator();
         let Some(message) = body.message(stranger.incarnation, nic) else { return };
+        let (peer, letter) = (&*stranger.name, message.kind());
+        tracing::debug!(endpoint = %name, peer, letter, "a letter has come");
         self.endpoints.is_reached_at(name, port);
         if is_answer {
             self.initiator.told(message, self.now_ns);
@@ -46,6 +48,8 @@ impl RdmaShard {
             }
         };
         let Some(incarnation) = incarnation else { return };
+        let (peer, letter) = (&*to, message.kind());
+        tracing::debug!(endpoint = %name, peer, letter, "a letter goes out");
         let body = serde_json::to_value(Body::new(message, port, device));
         let letter = Letter {
             from: self.control.name().to_owned(),
