@@ -146,12 +146,12 @@ fn of_a_list_what_is_permitted_is_copied_and_the_rest_is_refused_one_by_one() {
         let (_raw, lanes) = rig.stranger();
         let (addr, unit) = (rig.target.addr(), 16);
         let list = |part: u64, len: u64, count: u64| {
-            [words::LIST | words::LAST, part, 1, 0, addr, len | count << 32, 0, 0]
+            [words::LIST | words::LAST, part, 1, 0, addr, len | (count << 32), 0, 0]
         };
         let listed = |copies: &[(u64, u64)]| {
             let mut entry = [words::LISTED, 0, 0, 0, 0, 0, 0, 0];
             for (word, (from, to)) in entry[1..].iter_mut().zip(copies) {
-                *word = from / unit | to / unit << 32;
+                *word = (from / unit) | ((to / unit) << 32);
             }
             entry
         };

@@ -377,7 +377,7 @@ pub(crate) mod words {
 
     /// What a reply says of one copy that failed, or of so many.
     pub(crate) fn failed(part: u64, index: u64, verdict: u64) -> [u64; 4] {
-        [FAILED, part, index, verdict | 1 << 32]
+        [FAILED, part, index, verdict | (1 << 32)]
     }
 
     /// A part of one copy.

@@ -283,7 +283,7 @@ fn replies_that_lie_end_what_is_out_and_the_caller_goes_on() {
             |lanes, part| lanes.answer(0, words::failed(part, u64::MAX, words::REFUSED)),
             // None at all, and more than were asked for.
             |lanes, part| lanes.answer(0, [words::FAILED, part, 0, words::REFUSED]),
-            |lanes, part| lanes.answer(0, [words::FAILED, part, 0, words::REFUSED | 2 << 32]),
+            |lanes, part| lanes.answer(0, [words::FAILED, part, 0, words::REFUSED | (2 << 32)]),
             |lanes, _| lanes.set(0, REPLY_HEAD, 5_000),
             // Closed, with a reply that nobody takes any more.
             |lanes, part| {
