@@ -4,6 +4,7 @@
 //! - `steps`: what `test` does, in which order, and the summary
 //! - `rust`: format, lints, tests, documentation
 //! - `verbs`: RDMA's verbs on soft-RoCE, in a guest
+//! - `vram`: the suite on a machine with GPUs, `cargo xtask vram`
 //! - `vm`: a command in a guest, `cargo xtask vm`, and the NUMA tests in guests
 //! - `environments`: the engine where something is missing
 //! - `without_uring`: commands, and the suite, where io_uring is refused
@@ -38,6 +39,7 @@ mod size;
 mod steps;
 mod verbs;
 mod vm;
+mod vram;
 mod wheels;
 mod without_uring;
 
@@ -78,6 +80,8 @@ enum Chore {
     RdmaPair,
     /// Compiles the kernel that copies pages on GPUs; needs no GPU.
     Ptx,
+    /// Builds what travels to a machine with two GPUs, and runs the VRAM suite there.
+    Vram(vram::Options),
     /// Runs a command where io_uring is refused, as in a container with the default profile.
     WithoutUring(without_uring::Options),
 }
@@ -102,6 +106,7 @@ fn main() -> ExitCode {
             .and_then(|shell| verbs::pair::trouble(&shell, &verbs::interop::release(&shell)?))
             .map(|_| ExitCode::SUCCESS),
         Chore::Ptx => ptx::compile().map(|()| ExitCode::SUCCESS),
+        Chore::Vram(options) => vram::vram(&options).map(|()| ExitCode::SUCCESS),
         Chore::WithoutUring(options) => without_uring::exec(&options).map(|never| match never {}),
     };
     ended.unwrap_or_else(|error| {
