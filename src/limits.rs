@@ -273,7 +273,7 @@ pub const DATA_ACCEPT_PAUSE_MS: u64 = 1;
 /// and copying scales no further than memory does.
 pub const HOST_LANES_MAX: usize = SHARDS_DEFAULT_MAX;
 
-/// Copies of one part on a lane. The ring holds four parts, so that one which is full has a whole
+/// Entries of one part on a lane. The ring holds four parts, so that one which is full has a whole
 /// part in it, whose reply wakes the asker to send on.
 pub const HOST_PART_COPIES: usize = 256;
 

@@ -30,22 +30,14 @@ def commands(system, near, far):
     return [driver + [role, str(BYTES), str(gpu)] for role, gpu in sides]
 
 
-def segment(line):
-    """What a target prints when it is there: `segment NAME`, or kvrail's own line."""
-    words = line.split()
-    named = [word.strip(",.") for word in words if word.rsplit(":", 1)[-1].strip(",.").isdigit()]
-    if words[:1] == ["segment"]:
-        return words[1]
-    return next((word for word in named if ":" in word), None)
-
-
 def play(system, near, far, cells):
     target_command, command = commands(system, near, far)
     pipe = subprocess.PIPE
     log = open(f"{system}.log", "a")
     target = subprocess.Popen(target_command, stdin=pipe, stdout=pipe, stderr=log, text=True)
     try:
-        name = next(filter(None, map(segment, target.stdout)), None)
+        lines = (line.split() for line in target.stdout)
+        name = next((words[1] for words in lines if words[:1] == ["segment"]), None)
         if name is None:
             sys.exit(f"{system}'s target did not start: see {system}.log")
         run = subprocess.Popen(command + [name], stdin=pipe, stdout=pipe, stderr=log, text=True)

@@ -11,9 +11,7 @@ use super::callers_share;
 use super::gpu::{self, Again, Kept};
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
-use crate::limits::{
-    COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_LIST_COPIES, HOST_PART_COPIES, HOST_QUESTIONS_MAX,
-};
+use crate::limits::{COPY_GROUP_BYTES, HOST_EVENT_MAX_BYTES, HOST_QUESTIONS_MAX};
 use crate::memory::Operation;
 use crate::memory::grant::Denied;
 use crate::path::host::{Ask, Asked, Asks, Known, Neighbour, Offer, Proof};
@@ -152,7 +150,6 @@ impl Inner {
         // What a GPU of the peer's copies is one lane's, whose launches keep to one budget.
         let by_gpu =
             plan.memory(first).region().device().is_some() || plan.peer.is_on_gpu(first.addr);
-        let most = if by_gpu { HOST_LIST_COPIES } else { HOST_PART_COPIES };
         let lanes = if by_gpu { 1 } else { neighbour.lanes.len() };
         let groups = share_out(slices, lanes, COPY_GROUP_BYTES);
         // The peer's shard copies near the destination, whose node its descriptor tells.
@@ -172,8 +169,7 @@ impl Inner {
         for (group, lane) in groups.into_iter().zip(lanes) {
             let asks: Vec<Ask> =
                 slices[group.clone()].iter().zip(&sources[group]).map(ask).collect();
-            let parts: Vec<_> =
-                asks.chunks(most).map(|part| Arc::new(Asks::new(part.to_vec()))).collect();
+            let parts = Asks::parts(&asks, by_gpu);
             flight.more_parts(parts.len());
             for part in &parts {
                 lane.post(Portion::new(flight.clone(), part.requests()), part.clone());

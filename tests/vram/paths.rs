@@ -14,9 +14,10 @@ const OTHER: Location = Location::Cuda(1);
 const PAIRS: [(Location, Location); 6] =
     [(GPU, OTHER), (GPU, GPU), (GPU, HOST), (HOST, GPU), (OTHER, GPU), (HOST, OTHER)];
 
-/// Pages by number and length: what one launch takes and more, odd ones, and a single one.
+/// Pages by number and length: what one launch takes and more, more odd ones than a lane's ring
+/// holds, and a single one.
 const SHAPES: [(usize, usize); 6] =
-    [(960, 12 << 10), (2000, 4096), (7, 1000), (33, 17), (1, 5 << 20), (1, 4096)];
+    [(960, 12 << 10), (2000, 4096), (2000, 1000), (33, 17), (1, 5 << 20), (1, 4096)];
 
 #[test]
 fn inside_one_engine() {

@@ -24,7 +24,7 @@ pub const REPLY_WORDS: usize = 4;
 pub const RING_MESSAGES: usize = 1024;
 
 /// Requests that are published at a time, so that the responder takes the first of many while the
-/// last are written: a quarter of a microsecond's.
+/// last are written; few enough that it soon begins, and enough that the index seldom moves.
 const PUBLISHED_MESSAGES: usize = 16;
 
 /// Words of a cache line: indices and flags have one each, so that two sides don't share any.

@@ -2,12 +2,14 @@
 //! entry, the others one by one.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvrail_reactors::host::lane::REQUEST_WORDS;
 
 use super::entry::{
     CopyEntry, Entry, LIST_UNIT_BYTES, LISTED_COPIES, ListEntry, ListedCopy, with_part,
 };
+use crate::limits::{HOST_LIST_COPIES, HOST_PART_COPIES};
 use crate::memory::grant::Key;
 
 /// A list of fewer copies takes no fewer entries.
@@ -42,8 +44,28 @@ pub(crate) struct Asks {
 }
 
 impl Asks {
+    /// The parts that these copies are asked for in. What a GPU makes goes in parts of as many as
+    /// a launch takes, where they are lists; else the ring has to hold several parts.
+    pub(crate) fn parts(asks: &[Ask], by_gpu: bool) -> Vec<Arc<Self>> {
+        let parts = |asks: &[Ask], most: usize| {
+            let part = |part: &[Ask]| Arc::new(Self::new(part.to_vec()));
+            asks.chunks(most).map(part).collect::<Vec<_>>()
+        };
+        if !by_gpu {
+            return parts(asks, HOST_PART_COPIES);
+        }
+        let fit = |chunk: &[Ask]| {
+            let whole = Self::new(chunk.to_vec());
+            match whole.entries.len() <= HOST_PART_COPIES {
+                true => vec![Arc::new(whole)],
+                false => parts(chunk, HOST_PART_COPIES),
+            }
+        };
+        asks.chunks(HOST_LIST_COPIES).flat_map(fit).collect()
+    }
+
     /// Of at least one copy.
-    pub(crate) fn new(asks: Vec<Ask>) -> Self {
+    fn new(asks: Vec<Ask>) -> Self {
         let mut entries = Vec::with_capacity(asks.len() / LISTED_COPIES + 2);
         let mut start = 0;
         while start < asks.len() {
@@ -178,6 +200,24 @@ mod tests {
         assert_eq!(read(&asks, 5).len(), 960);
         let apart = |k: u64| ask((1, k << 40, k, 16));
         assert_eq!(Asks::new((0..9).map(apart).collect()).entries.len(), 9);
+    }
+
+    /// A ring that is full has a whole part in it, whose reply wakes the asker to send on.
+    #[test]
+    fn the_ring_holds_several_parts_whatever_they_are() {
+        let listed = |k: u64| ask((1, k * 4096, k * 4096, 4096));
+        let apart = |k: u64| ask((1, k * 1000, k * 1000, 1000));
+        for (count, by_gpu, parts) in [(4000, true, 3), (4000, false, 16)] {
+            assert_eq!(
+                Asks::parts(&(0..count).map(listed).collect::<Vec<_>>(), by_gpu).len(),
+                parts
+            );
+        }
+        for by_gpu in [true, false] {
+            let parts = Asks::parts(&(0..2000).map(apart).collect::<Vec<_>>(), by_gpu);
+            assert!(parts.iter().all(|part| part.entries.len() <= HOST_PART_COPIES));
+            assert_eq!(parts.iter().map(|part| read(part, 1).len()).sum::<usize>(), 2000);
+        }
     }
 
     proptest! {
