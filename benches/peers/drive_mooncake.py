@@ -8,7 +8,7 @@ sleeps when idle.
 """
 import sys
 
-from driver import answer, blocks, check, memory, repeated, serve
+from driver import answer, blocks, check, memory, repeated, replayed, serve
 from mooncake.engine import TransferEngine
 
 role, length = sys.argv[1], int(sys.argv[2])
@@ -49,4 +49,5 @@ check(
     lambda bytes: prepare_one("write", bytes // 4, 4, 0)(),
     lambda bytes: prepare_one("read", bytes, 1, 0)(),
 )
-answer(length, repeated(prepare), "callers busy-wait, the target sleeps")
+replay = replayed(near, length, prepare_one)
+answer(length, repeated(prepare), "callers busy-wait, the target sleeps", replay)

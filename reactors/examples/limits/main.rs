@@ -18,6 +18,17 @@ use memory::{Calls, Copies};
 /// 20 us is 500 times what one reading costs.
 const GROUP: Duration = Duration::from_micros(20);
 
+/// Within how long these shares of all batches ended: what every contender tells.
+const RANKS: [(&str, f64); 7] = [
+    ("p10", 0.1),
+    ("p25", 0.25),
+    ("p50", 0.5),
+    ("p75", 0.75),
+    ("p90", 0.9),
+    ("p99", 0.99),
+    ("p99_9", 0.999),
+];
+
 /// What one line asks for: `batch` blocks of `block` bytes, lying side by side; and `walk` such
 /// batches behind each other, which take turns.
 #[derive(Clone, Copy)]
@@ -116,14 +127,16 @@ fn measure<L: Limit>(limit: &mut L, shape: Shape, time: Duration) -> io::Result<
     }
     let seconds = started.elapsed().as_secs_f64();
     latencies.sort_unstable();
-    let quantile = |share: usize| latencies[(latencies.len() - 1) * share / 100] as f64 * 1e-3;
+    let last = (latencies.len() - 1) as f64;
+    let ranks = RANKS.map(|(name, share)| {
+        format!(r#""{name}": {}"#, latencies[(last * share) as usize] as f64 * 1e-3)
+    });
     Ok(format!(
         r#"{{"gigabytes_per_second": {}, "seconds": {seconds}, "batches": {batches}, "#,
         batches as f64 * shape.bytes() as f64 * 1e-9 / seconds
     ) + &format!(
-        r#""batch_latency_us": {{"p50": {}, "p99": {}}}, "idle": "{}"}}"#,
-        quantile(50),
-        quantile(99),
+        r#""batch_latency_us": {{{}}}, "idle": "{}"}}"#,
+        ranks.join(", "),
         L::IDLE
     ))
 }

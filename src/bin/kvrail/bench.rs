@@ -2,6 +2,7 @@
 
 mod cells;
 mod pages;
+mod replay;
 mod run;
 mod serve;
 
@@ -125,7 +126,8 @@ pub struct Options {
     json: bool,
     /// Measures what each line of standard input asks for, OPERATION BLOCK BATCH SECONDS and
     /// perhaps WALK, and answers each with a line of JSON; the line `verify` writes and reads back
-    /// once more.
+    /// once more, and `replay BLOCK MS:BLOCKS,MS:BLOCKS,...` writes so many blocks at such times
+    /// (`verify-replay`: and reads them back).
     #[arg(long)]
     cells: bool,
     #[command(flatten)]

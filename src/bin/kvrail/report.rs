@@ -58,7 +58,11 @@ impl Report {
             "gigabytes_per_second": self.gigabytes_per_second(),
             "cpu_seconds_per_gigabyte": self.cpu_seconds_per_gigabyte(),
             "batch_latency_us": {
+                "p10": self.latency_us(0.1),
+                "p25": self.latency_us(0.25),
                 "p50": self.latency_us(0.5),
+                "p75": self.latency_us(0.75),
+                "p90": self.latency_us(0.9),
                 "p99": self.latency_us(0.99),
                 "p99_9": self.latency_us(0.999),
             },

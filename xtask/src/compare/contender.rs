@@ -1,13 +1,25 @@
 //! What is put side by side: workloads, and who takes part in each. A new contender or workload
 //! is an entry here; a new program must speak the lines of `benches/peers/driver.py`.
 
+use super::bars::Bar;
+
 /// What all contenders do in their own way: move batches between two memories.
 pub struct Workload {
     /// What `--only` calls it.
     pub name: &'static str,
     pub about: &'static str,
+    pub bar: Bar,
+    /// Bytes of a request and requests of a batch, where the question is about these alone; none
+    /// where every size and batch is measured.
+    pub shapes: &'static [(u64, u64)],
     pub contenders: &'static [Contender],
 }
+
+/// One long prompt's layer slices (12 KiB are what one layer of the example's model keeps of 16
+/// tokens), and as many bytes in one request.
+const SLICES: [(u64, u64); 2] = [(12 << 10, 10_000), ((12 << 10) * 10_000, 1)];
+/// Where several callers got in each other's way: requests that are neither short nor long.
+const OF_CALLERS: [(u64, u64); 3] = [(4 << 10, 16), (64 << 10, 1), (64 << 10, 16)];
 
 /// Whose figures these are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +53,8 @@ pub struct Contender {
     pub processes: usize,
     /// The smallest batch for which its figures are comparable.
     pub from_batch: u64,
+    /// Threads that each have batches of their own under way.
+    pub callers: u64,
 }
 
 /// What runs it.
@@ -53,18 +67,22 @@ pub enum Program {
     /// Drivers in `benches/peers`.
     Mooncake,
     Nixl,
+    Ucx,
     Iperf3,
 }
 
 /// Every workload, in the order of the report.
-pub const WORKLOADS: [Workload; 4] = [
+pub const WORKLOADS: [Workload; 6] = [
     Workload {
         name: "tcp",
         about: "two processes, TCP on loopback",
+        bar: Bar::Peers,
+        shapes: &[],
         contenders: &[
             ours("--path tcp"),
             peer("Mooncake tcp", Program::Mooncake, ""),
             peer("NIXL tcp", Program::Nixl, "tcp"),
+            peer("UCX tcp", Program::Ucx, "tcp"),
             limit("sockets", "sockets"),
             // It never waits for an answer, so it says nothing of single requests.
             Contender { program: Program::Iperf3, from_batch: 2, ..limit("iperf3", "") },
@@ -73,9 +91,12 @@ pub const WORKLOADS: [Workload; 4] = [
     Workload {
         name: "host",
         about: "two processes of one host, no network",
+        bar: Bar::HostPeers,
+        shapes: &[],
         contenders: &[
             ours("--path host"),
             peer("NIXL shm+cma", Program::Nixl, "posix,cma,tcp"),
+            peer("UCX shm+cma", Program::Ucx, "posix,cma,tcp"),
             limit("memcpy", "memcpy"),
             limit("process_vm", "process-vm"),
         ],
@@ -83,21 +104,60 @@ pub const WORKLOADS: [Workload; 4] = [
     Workload {
         name: "process-vm",
         about: "two processes of one host, memory that nobody can map",
+        bar: Bar::None,
+        shapes: &[],
         contenders: &[ours("--path host --memory foreign"), limit("process_vm", "process-vm")],
     },
     Workload {
         name: "local",
         about: "inside one process",
+        bar: Bar::Limit,
+        shapes: &[],
         contenders: &[
             Contender { processes: 1, ..ours("--path local") },
             Contender { processes: 1, ..limit("memcpy", "memcpy") },
         ],
     },
+    Workload {
+        name: "callers",
+        about: "two processes, TCP on loopback, 4 callers, 2 and 1",
+        bar: Bar::Callers,
+        shapes: &OF_CALLERS,
+        contenders: &[
+            Contender { callers: 4, ..ours("--path tcp") },
+            Contender { callers: 2, name: "kvrail, 2 callers", ..ours("--path tcp") },
+            Contender { name: "kvrail, 1 caller", ..ours("--path tcp") },
+            Contender { callers: 4, ..peer("Mooncake", Program::Mooncake, "") },
+            Contender { callers: 2, ..peer("Mooncake, 2 callers", Program::Mooncake, "") },
+            peer("Mooncake, 1 caller", Program::Mooncake, ""),
+            limit("sockets, 1 caller", "sockets"),
+        ],
+    },
+    Workload {
+        name: "slices",
+        about: "two processes, TCP on loopback, 10,000 blocks beside one as long",
+        bar: Bar::Whole,
+        shapes: &SLICES,
+        contenders: &[
+            ours("--path tcp"),
+            peer("Mooncake tcp", Program::Mooncake, ""),
+            limit("sockets", "sockets"),
+        ],
+    },
 ];
+
+/// The workload of `--trace`, one caller: whoever is asked serves the requests as they come.
+pub const TRACE: Workload = Workload {
+    name: "trace",
+    about: "requests of a trace, each moved when it arrives; latency of a request, from its arrival",
+    bar: Bar::None,
+    shapes: &[],
+    contenders: &[ours("--path tcp"), peer("Mooncake tcp", Program::Mooncake, "")],
+};
 
 const fn ours(options: &'static str) -> Contender {
     let (role, program) = (Role::Ours, Program::Kvrail);
-    Contender { name: "kvrail", role, program, options, processes: 2, from_batch: 1 }
+    Contender { name: "kvrail", role, program, options, processes: 2, from_batch: 1, callers: 1 }
 }
 
 const fn peer(name: &'static str, program: Program, options: &'static str) -> Contender {
@@ -129,7 +189,6 @@ mod tests {
         for workload in &WORKLOADS {
             let roles: Vec<_> = workload.contenders.iter().map(|one| one.role).collect();
             assert_eq!(roles[0], Role::Ours, "{}", workload.name);
-            assert_eq!(roles.iter().filter(|role| **role == Role::Ours).count(), 1);
             assert!(roles.contains(&Role::Limit), "{}", workload.name);
             let mut names: Vec<_> = workload.contenders.iter().map(|one| one.name).collect();
             names.sort_unstable();

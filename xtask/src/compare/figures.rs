@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::bars::Bar;
 use super::contender::Role;
+use super::latency::Latency;
 use super::plan::Cell;
 
 /// So much of other work and a figure is doubtful: on two cores each side has one.
@@ -12,8 +14,8 @@ pub const NOISY_CORES: f64 = 0.25;
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Figure {
     pub gigabytes_per_second: f64,
-    /// Of a whole batch, where the contender says it: median and 99th percentile.
-    pub latency_us: Option<(f64, f64)>,
+    /// Of a whole batch, where the contender says it.
+    pub latency: Option<Latency>,
     /// Of all its processes together.
     pub cpu_seconds_per_gigabyte: f64,
     /// Cores that others kept busy meanwhile: how far to trust the figure.
@@ -45,6 +47,8 @@ pub struct Row {
 pub struct Results {
     pub workload: String,
     pub about: String,
+    /// What ours has to reach.
+    pub bar: Bar,
     pub columns: Vec<Column>,
     pub rows: Vec<Row>,
 }
@@ -84,6 +88,17 @@ impl Row {
         Spread::of(self.figures[column].iter().flatten().filter_map(figure))
     }
 
+    /// How long one contender's batches took.
+    pub fn latency(&self, column: usize) -> Option<Latency> {
+        let rounds = self.figures[column].iter().flatten();
+        Latency::median(&rounds.filter_map(|figure| figure.latency).collect::<Vec<_>>())
+    }
+
+    /// CPU seconds for a gigabyte of one contender, both sides.
+    pub fn cpu(&self, column: usize) -> Option<Spread> {
+        self.spread(column, |figure| Some(figure.cpu_seconds_per_gigabyte))
+    }
+
     /// One contender's throughput over another's, round by round: what drifts, drifts for both.
     pub fn ratio(&self, column: usize, base: usize) -> Option<Spread> {
         let rounds = self.figures[column].iter().zip(&self.figures[base]);
@@ -97,11 +112,24 @@ impl Row {
 impl Results {
     /// Ours over the best of a role (by its median) in one row, and which that is.
     pub fn ours_over(&self, row: &Row, role: Role) -> Option<(usize, Spread)> {
-        let ours = self.columns.iter().position(|column| column.role == Role::Ours)?;
-        let of_role = (0..self.columns.len()).filter(|&at| self.columns[at].role == role);
-        let medians = of_role.filter_map(|at| Some((at, row.throughput(at)?.median)));
-        let (best, _) = medians.max_by(|one, other| one.1.total_cmp(&other.1))?;
-        Some((best, row.ratio(ours, best)?))
+        let best = self.best(row, role)?;
+        Some((best, row.ratio(self.ours()?, best)?))
+    }
+
+    /// Our column; the first, where there are several.
+    pub fn ours(&self) -> Option<usize> {
+        self.of(Role::Ours).next()
+    }
+
+    /// The columns of a role.
+    pub fn of(&self, role: Role) -> impl Iterator<Item = usize> {
+        (0..self.columns.len()).filter(move |&at| self.columns[at].role == role)
+    }
+
+    /// Who of a role has the highest median.
+    pub fn best(&self, row: &Row, role: Role) -> Option<usize> {
+        let medians = self.of(role).filter_map(|at| Some((at, row.throughput(at)?.median)));
+        medians.max_by(|one, other| one.1.total_cmp(&other.1)).map(|(at, _)| at)
     }
 
     /// Every figure of every round, with what was made of them.
@@ -111,6 +139,7 @@ impl Results {
         json!({
             "workload": self.workload,
             "about": self.about,
+            "bar": format!("{:?}", self.bar),
             "contenders": columns,
             "cells": rows,
         })
@@ -163,7 +192,7 @@ impl Figure {
     fn json(&self) -> Value {
         json!({
             "gigabytes_per_second": self.gigabytes_per_second,
-            "batch_latency_us": self.latency_us.map(|(p50, p99)| json!({"p50": p50, "p99": p99})),
+            "batch_latency_us": self.latency.map(|latency| latency.json()),
             "cpu_seconds_per_gigabyte": self.cpu_seconds_per_gigabyte,
             "foreign_cores": self.foreign_cores,
         })
@@ -172,12 +201,13 @@ impl Figure {
 
 #[cfg(test)]
 pub mod tests {
+    use super::super::latency::tests::latency;
     use super::*;
 
     fn figure(gigabytes_per_second: f64) -> Option<Figure> {
         Some(Figure {
             gigabytes_per_second,
-            latency_us: Some((10.0, 20.5)),
+            latency: Some(latency(10.0)),
             cpu_seconds_per_gigabyte: 0.25,
             foreign_cores: 0.0,
         })
@@ -204,9 +234,10 @@ pub mod tests {
             vec![figure(8.0), None],
             vec![None, None],
         ];
-        let cell = Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 1 };
+        let cell = Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 1, trace: None };
         let rows = vec![Row { cell, figures }];
-        Results { workload: "host".into(), about: "one host".into(), columns, rows }
+        let (workload, about) = ("host".into(), "one host".into());
+        Results { workload, about, bar: Bar::HostPeers, columns, rows }
     }
 
     #[test]

@@ -18,9 +18,18 @@ const NIXL: Wheel = Wheel {
     libraries: &[],
 };
 
+/// UCX by itself: what NIXL's backend is made of.
+const UCX: Wheel = Wheel {
+    name: "UCX",
+    version: "1.22.0",
+    requirements: include_str!("../../ucx/1.22.0.txt"),
+    import: "libucx",
+    libraries: &[],
+};
+
 impl Program {
-    pub const ALL: [Self; 5] =
-        [Self::Kvrail, Self::Limits, Self::Mooncake, Self::Nixl, Self::Iperf3];
+    pub const ALL: [Self; 6] =
+        [Self::Kvrail, Self::Limits, Self::Mooncake, Self::Nixl, Self::Ucx, Self::Iperf3];
 
     /// What `--without` calls it.
     pub fn word(self) -> &'static str {
@@ -29,6 +38,7 @@ impl Program {
             Self::Limits => "limits",
             Self::Mooncake => "mooncake",
             Self::Nixl => "nixl",
+            Self::Ucx => "ucx",
             Self::Iperf3 => "iperf3",
         }
     }
@@ -56,6 +66,7 @@ impl Program {
             }
             Self::Mooncake => wheel(&mooncake::WHEELS[0], shell),
             Self::Nixl => wheel(&NIXL, shell),
+            Self::Ucx => wheel(&UCX, shell),
             Self::Iperf3 => iperf3(shell),
         }
     }
@@ -83,7 +94,9 @@ impl Program {
                 command.arg(release().join("kvrail"));
                 command.args(["bench", "--buffer-size", &bytes, "--mode", side]).args(options);
                 if !is_target {
-                    command.args(["--cells", "--threads", "1", "--batch-size", "16", "--verify"]);
+                    let callers = contender.callers.to_string();
+                    command.args(["--cells", "--threads", &callers, "--batch-size", "16"]);
+                    command.arg("--verify");
                     command.args(segment.map(|segment| format!("--segment-id={segment}")));
                 }
             }
@@ -91,10 +104,11 @@ impl Program {
                 command.arg(release().join("examples/limits"));
                 command.args(options).args([side, &bytes]).args(segment);
             }
-            Self::Mooncake | Self::Nixl | Self::Iperf3 => {
+            Self::Mooncake | Self::Nixl | Self::Ucx | Self::Iperf3 => {
                 let (python, script) = self.driver(shell);
                 command.arg(python).arg(shell.root.join("benches/peers").join(script));
                 command.args([side, &bytes]).args(options).args(segment);
+                command.env("CALLERS", contender.callers.to_string());
                 // The sources stay as they are.
                 command.env("PYTHONDONTWRITEBYTECODE", "1");
             }
@@ -106,6 +120,7 @@ impl Program {
         match self {
             Self::Mooncake => (mooncake::WHEELS[0].python(shell), "drive_mooncake.py"),
             Self::Nixl => (NIXL.python(shell), "drive_nixl.py"),
+            Self::Ucx => (UCX.python(shell), "drive_ucx.py"),
             _ => ("python3".into(), "drive_iperf3.py"),
         }
     }

@@ -4,18 +4,25 @@
 //! - `plan`: which cells, for how long
 //! - `launch` `process`: getting, starting, asking and holding the contenders
 //! - `rounds`: A B C, A B C, ...
-//! - `figures` `report` `facts`: what came of it
+//! - `figures` `latency` `bars` `facts`: what came of it, and what it is held against
+//! - `report` `html` `plots` `chart`: the same for people
 //! - `rdma`: the same in a guest with soft-RoCE NICs
 
+mod bars;
+mod chart;
 mod contender;
 mod facts;
 mod figures;
+mod html;
+mod latency;
 mod launch;
 mod plan;
+mod plots;
 mod process;
 pub mod rdma;
 mod report;
 mod rounds;
+mod trace;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,12 +30,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::json;
 
-use self::contender::{Program, WORKLOADS, Workload, workload};
+use self::contender::{Program, TRACE, WORKLOADS, Workload, workload};
 use self::facts::Facts;
 use self::figures::Results;
 pub use self::launch::release;
 use self::plan::{Caches, Cell, FULL, Pace, QUICK, cells};
 use self::rounds::Rounds;
+use self::trace::Trace;
 use crate::shell::Shell;
 use crate::size;
 use crate::steps::Outcome;
@@ -45,7 +53,8 @@ pub struct Options {
     /// How often every contender measures every cell.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only these workloads: tcp, host, process-vm, local; or rdma, which is measured by itself.
+    /// Only these workloads: tcp, host, process-vm, local, callers, slices, trace; or rdma, which
+    /// is measured by itself.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Bytes of a request; 4K,64K,1M,16M by default, 64K,1M of rdma.
@@ -54,13 +63,18 @@ pub struct Options {
     /// Requests of a batch; 1,16,128 by default, 1,16 when quick, 16,128 of rdma.
     #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
     batches: Vec<u64>,
+    /// A trace of requests to replay too, by TCP: lines of JSON with `timestamp` in milliseconds and
+    /// `hash_ids`, one for each block of 512 tokens, as Mooncake publishes them. `--only trace`
+    /// measures nothing else.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Whether the same memory is used again and again, or walked through.
     #[arg(long, value_enum, default_value = "hot")]
     caches: Caches,
-    /// Leave these out: mooncake, nixl, iperf3, limits, kvrail; perftest of rdma.
+    /// Leave these out: mooncake, nixl, ucx, iperf3, limits, kvrail; perftest of rdma.
     #[arg(long, value_name = "PROGRAM", value_delimiter = ',')]
     without: Vec<String>,
-    /// Where report.md, raw.json and the contenders' logs go.
+    /// Where report.html, report.md, report.svg, raw.json and the contenders' logs go.
     #[arg(long, value_name = "FOLDER", default_value = "target/compare")]
     out: PathBuf,
 }
@@ -72,8 +86,16 @@ impl Options {
 
     fn workloads(&self) -> Result<Vec<&'static Workload>, String> {
         match self.only.is_empty() {
-            true => Ok(WORKLOADS.iter().collect()),
-            false => self.only.iter().map(|name| workload(name)).collect(),
+            true => Ok(WORKLOADS.iter().chain(self.trace.as_ref().map(|_| &TRACE)).collect()),
+            false => self.only.iter().map(|name| self.workload(name)).collect(),
+        }
+    }
+
+    fn workload(&self, name: &str) -> Result<&'static Workload, String> {
+        match (name == TRACE.name, &self.trace) {
+            (true, Some(_)) => Ok(&TRACE),
+            (true, None) => Err("name the trace by --trace FILE".into()),
+            (false, _) => workload(name),
         }
     }
 
@@ -114,6 +136,7 @@ pub fn compare(options: &Options) -> Result<Vec<Results>, String> {
         return rdma::compare(&shell, options).map(|()| Vec::new());
     }
     let (workloads, cells) = (options.workloads()?, options.cells()?);
+    let trace = options.trace.as_deref().map(Trace::load).transpose()?.map(Cell::of_trace);
     options.check_without()?;
     let out = shell.root.join(&options.out);
     let logs = out.join("logs");
@@ -124,6 +147,7 @@ pub fn compare(options: &Options) -> Result<Vec<Results>, String> {
         shell: &shell,
         field: &field,
         cells: &cells,
+        trace,
         count: options.rounds,
         pace: options.pace(),
         logs: &logs,
@@ -131,7 +155,8 @@ pub fn compare(options: &Options) -> Result<Vec<Results>, String> {
     let results = rounds.run(&workloads);
     write(&out, &facts, &results, options)?;
     print!("\n{}", report::summary(&results));
-    println!("\n{} and raw.json beside it have all figures", out.join("report.md").display());
+    println!("\n{} has all of it; beside it are", out.join("report.html").display());
+    println!("report.md, raw.json, and report.svg, the picture of it");
     Ok(results)
 }
 
@@ -180,7 +205,13 @@ fn write(out: &Path, facts: &Facts, results: &[Results], options: &Options) -> O
         "workloads": results.iter().map(Results::json).collect::<Vec<_>>(),
     });
     let report = report::markdown(facts, results, options.rounds);
-    for (name, text) in [("raw.json", format!("{raw:#}\n")), ("report.md", report)] {
+    let files = [
+        ("raw.json", format!("{raw:#}\n")),
+        ("report.md", report),
+        ("report.html", html::page(facts, results, options.rounds)?),
+        ("report.svg", html::picture(facts, results)?),
+    ];
+    for (name, text) in files {
         let path = out.join(name);
         fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }
@@ -198,20 +229,24 @@ pub fn smoke(shell: &Shell) -> Outcome {
         cells: vec![64 << 10],
         batches: vec![16],
         caches: Caches::Hot,
+        trace: None,
         without: words(&["nixl"]),
         out: out.clone(),
     };
     let results = compare(&options)?;
-    let report = fs::read_to_string(shell.root.join(out).join("report.md"));
-    let report = report.map_err(|error| format!("no report: {error}"))?;
+    let read = |name: &str| {
+        let file = fs::read_to_string(shell.root.join(&out).join(name));
+        file.map_err(|error| format!("no {name}: {error}"))
+    };
+    let reports = [read("report.md")?, read("report.html")?];
     for (at, column) in results[0].columns.iter().enumerate() {
         let has_figure = results[0].rows.iter().all(|row| row.throughput(at).is_some());
         if !has_figure && column.name != "NIXL tcp" {
             let why = column.note.as_deref().unwrap_or("no word why");
             return Err(format!("{} has no figure: {why}", column.name));
         }
-        if !report.contains(&column.name) {
-            return Err(format!("the report doesn't speak of {}", column.name));
+        if !reports.iter().all(|report| report.contains(&column.name)) {
+            return Err(format!("a report doesn't speak of {}", column.name));
         }
     }
     Ok(format!("{} contenders, one round", results[0].columns.len() - 1))
@@ -226,7 +261,8 @@ mod tests {
         let (cells, batches) = (vec![4096, 16 << 20], Vec::new());
         let out = PathBuf::from("unused");
         let caches = Caches::Hot;
-        Options { quick: true, rounds: 5, only, cells, batches, caches, without, out }
+        let trace = None;
+        Options { quick: true, rounds: 5, only, cells, batches, caches, trace, without, out }
     }
 
     #[test]
@@ -240,6 +276,11 @@ mod tests {
         let error = Options { without: vec!["nixel".into()], ..options() }.check_without();
         assert!(error.is_err_and(|error| error.contains("nixel") && error.contains("nixl")));
         assert!(Options { only: vec!["ram".into()], ..options() }.workloads().is_err());
+        let only = vec![TRACE.name.to_owned()];
+        let error = Options { only: only.clone(), ..options() }.workloads().err();
+        assert!(error.is_some_and(|error| error.contains("--trace FILE")));
+        let trace = Some(PathBuf::from("requests.jsonl"));
+        assert_eq!(Options { only, trace, ..options() }.workloads().map(|all| all.len()), Ok(1));
         assert_eq!(options().workloads().map(|all| all.len()), Ok(WORKLOADS.len()));
     }
 }

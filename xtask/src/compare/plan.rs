@@ -1,5 +1,6 @@
 //! Which cells are measured, for how long: pure.
 
+use super::trace::{self, Trace};
 use crate::size;
 
 /// Bytes of memory on each side. A batch fits into it: 16 requests of 16 MiB, 128 of 1 MiB.
@@ -14,6 +15,8 @@ pub struct Cell {
     pub batch: u64,
     /// Batches, behind each other in memory, that take turns.
     pub walk: u64,
+    /// Requests that arrive by themselves, in place of batches one after the other.
+    pub trace: Option<&'static Trace>,
 }
 
 /// Where the bytes are when they are asked for.
@@ -33,13 +36,36 @@ impl Cell {
     /// `read 64K b16`, as tables call it; `read 64K b16 cold` where batches take turns.
     pub fn name(&self) -> String {
         let block = size::show(self.block_bytes as usize);
+        if self.trace.is_some() {
+            return format!("{} {block}", self.operation);
+        }
         let cold = if self.walk > 1 { " cold" } else { "" };
         format!("{} {block} b{}{cold}", self.operation, self.batch)
     }
 
+    /// The trace's first seconds as a cell of its own; it lasts as long as this program.
+    pub fn of_trace(trace: Trace) -> Self {
+        let trace = Some(&*Box::leak(Box::new(trace)));
+        Self { operation: "replay", block_bytes: trace::BLOCK_BYTES, batch: 1, walk: 1, trace }
+    }
+
+    /// The line with which it warms up: a trace's first bytes are looked at.
+    pub fn first_line(&self, pace: Pace) -> String {
+        let verify = if self.trace.is_some() { "verify-" } else { "" };
+        format!("{verify}{}", self.line(pace.warm_up_s))
+    }
+
+    /// Seconds that it is measured for.
+    pub fn measure_s(&self, pace: Pace) -> f64 {
+        if self.trace.is_some() { pace.trace_s } else { pace.measure_s }
+    }
+
     /// The line that asks for it.
     pub fn line(&self, seconds: f64) -> String {
-        let Self { operation, block_bytes, batch, walk } = self;
+        let Self { operation, block_bytes, batch, walk, trace } = self;
+        if let Some(trace) = trace {
+            return format!("replay {}", trace.words(seconds));
+        }
         format!("{operation} {block_bytes} {batch} {seconds} {walk}")
     }
 }
@@ -55,12 +81,27 @@ pub fn cells(sizes: &[u64], batches: &[u64], caches: Caches) -> Vec<Cell> {
                     Caches::Hot => BUFFER_BYTES.min(bytes) / bytes,
                     Caches::Cold => (BUFFER_BYTES / bytes).min(WALK_MAX),
                 };
-                (walk > 0).then_some(Cell { operation, block_bytes, batch, walk })
+                (walk > 0).then_some(Cell { operation, block_bytes, batch, walk, trace: None })
             });
             cells.extend(fitting);
         }
     }
     cells
+}
+
+/// Both operations on these sizes and batches, the same memory again and again.
+pub fn shapes_cells(shapes: &[(u64, u64)]) -> Vec<Cell> {
+    let cell = |operation| {
+        let of = move |&(block_bytes, batch)| Cell {
+            operation,
+            block_bytes,
+            batch,
+            walk: 1,
+            trace: None,
+        };
+        shapes.iter().map(of)
+    };
+    ["write", "read"].into_iter().flat_map(cell).collect()
 }
 
 /// How long one contender gets for one cell in one round.
@@ -69,14 +110,16 @@ pub struct Pace {
     /// Connections wake up and caches fill before it counts.
     pub warm_up_s: f64,
     pub measure_s: f64,
+    /// Of a trace, which has its own pace.
+    pub trace_s: f64,
     /// How often a figure that others disturbed is taken again.
     pub retries: usize,
 }
 
 /// Half a second, hundreds of batches of most shapes.
-pub const FULL: Pace = Pace { warm_up_s: 0.1, measure_s: 0.5, retries: 2 };
+pub const FULL: Pace = Pace { warm_up_s: 0.1, measure_s: 0.5, trace_s: 60.0, retries: 2 };
 /// All workloads in five minutes.
-pub const QUICK: Pace = Pace { warm_up_s: 0.05, measure_s: 0.15, retries: 0 };
+pub const QUICK: Pace = Pace { warm_up_s: 0.03, measure_s: 0.1, trace_s: 10.0, retries: 0 };
 /// What starting, stopping, asking and long batches add to a measurement, in the mean.
 const OVERHEAD_S: f64 = 0.06;
 
@@ -112,15 +155,18 @@ mod tests {
 
     #[test]
     fn a_cell_is_asked_for_in_the_words_of_the_drivers() {
-        let cell = Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 3 };
+        let cell = Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 3, trace: None };
         assert_eq!(cell.line(0.5), "read 65536 16 0.5 3");
     }
 
     #[test]
     fn the_quick_pace_takes_five_minutes_for_everything() {
         let cells = cells(&[4 << 10, 64 << 10, 1 << 20, 16 << 20], &[1, 16], Caches::Hot).len();
-        let contenders = super::super::contender::WORKLOADS.iter().map(|one| one.contenders.len());
-        let seconds = QUICK.estimate_s(cells * contenders.sum::<usize>() * 5);
+        let figures = super::super::contender::WORKLOADS.iter().map(|one| {
+            let own = shapes_cells(one.shapes).len();
+            one.contenders.len() * if own > 0 { own } else { cells }
+        });
+        let seconds = QUICK.estimate_s(figures.sum::<usize>() * 5);
         assert!(seconds < 300.0, "{seconds}");
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::contender::Contender;
 use super::figures::Figure;
+use super::latency::Latency;
 use super::plan::{Cell, Pace};
 use crate::process::{Process, json};
 
@@ -63,8 +64,9 @@ impl Running {
             return Err(broken.clone());
         }
         self.signal(Signal::SIGCONT)?;
-        let warm = self.ask(&cell.line(pace.warm_up_s));
-        let figure = warm.and_then(|_| self.ask(&cell.line(pace.measure_s)));
+        let measure_s = cell.measure_s(pace);
+        let warm = self.ask(&cell.first_line(pace), measure_s);
+        let figure = warm.and_then(|_| self.ask(&cell.line(measure_s), measure_s));
         let held = self.signal(Signal::SIGSTOP);
         figure.and_then(|figure| held.map(|()| figure))
     }
@@ -79,10 +81,11 @@ impl Running {
         Ok(used.cpu_s / used.wall_s)
     }
 
-    fn ask(&mut self, line: &str) -> Result<Figure, String> {
+    fn ask(&mut self, line: &str, seconds: f64) -> Result<Figure, String> {
+        let patience = PATIENCE + Duration::from_secs_f64(seconds);
         let before = Usage::now(self);
         let sent = self.initiator.tell(line);
-        let answer = sent.and_then(|()| self.initiator.wait_for(PATIENCE, json));
+        let answer = sent.and_then(|()| self.initiator.wait_for(patience, json));
         let answer = answer.inspect_err(|error| self.broken = Some(error.clone()))?;
         let used = Usage::now(self).since(&before);
         if let Some(error) = answer.get("error") {
@@ -108,10 +111,9 @@ fn figure(answer: &Value, used: &Usage) -> Option<Figure> {
     let gigabytes_per_second = answer["gigabytes_per_second"].as_f64()?;
     let gigabytes = gigabytes_per_second * answer["seconds"].as_f64()?;
     let cpu_s = answer["cpu_seconds"].as_f64().unwrap_or(used.cpu_s);
-    let latency = &answer["batch_latency_us"];
     Some(Figure {
         gigabytes_per_second,
-        latency_us: latency["p50"].as_f64().zip(latency["p99"].as_f64()),
+        latency: Latency::read(&answer["batch_latency_us"]),
         cpu_seconds_per_gigabyte: cpu_s / gigabytes,
         foreign_cores: ((used.busy_s - cpu_s) / used.wall_s).max(0.0),
     })
@@ -159,6 +161,7 @@ fn stand_apart(process: &Process) {
 #[cfg(test)]
 mod tests {
     use super::super::contender::WORKLOADS;
+    use super::super::latency::tests::latency;
     use super::*;
     use serde_json::json;
 
@@ -166,15 +169,18 @@ mod tests {
 
     #[test]
     fn an_answer_becomes_a_figure() {
-        let latency = json!({"p50": 1.5, "p99": 9});
-        let answer =
-            json!({"gigabytes_per_second": 4.0, "seconds": 0.5, "batch_latency_us": latency});
+        let latency = latency(1.5);
+        let answer = json!({
+            "gigabytes_per_second": 4.0,
+            "seconds": 0.5,
+            "batch_latency_us": latency.json(),
+        });
         let found = figure(&answer, &USED).unwrap();
-        assert_eq!(found.latency_us, Some((1.5, 9.0)));
+        assert_eq!(found.latency, Some(latency));
         assert_eq!((found.cpu_seconds_per_gigabyte, found.foreign_cores), (0.5, 0.5));
         let told = json!({"gigabytes_per_second": 4.0, "seconds": 0.5, "cpu_seconds": 4.0});
         let found = figure(&told, &USED).unwrap();
-        assert_eq!((found.latency_us, found.cpu_seconds_per_gigabyte), (None, 2.0));
+        assert_eq!((found.latency, found.cpu_seconds_per_gigabyte), (None, 2.0));
         assert_eq!(found.foreign_cores, 0.0);
         assert_eq!(figure(&json!({"seconds": 1}), &USED), None);
     }
@@ -189,8 +195,9 @@ mod tests {
         std::env::temp_dir().join(format!("xtask-{}-{name}", std::process::id()))
     }
 
-    const CELL: Cell = Cell { operation: "read", block_bytes: 4096, batch: 1, walk: 1 };
-    const PACE: Pace = Pace { warm_up_s: 0.01, measure_s: 0.02, retries: 0 };
+    const CELL: Cell =
+        Cell { operation: "read", block_bytes: 4096, batch: 1, walk: 1, trace: None };
+    const PACE: Pace = Pace { warm_up_s: 0.01, measure_s: 0.02, trace_s: 0.02, retries: 0 };
 
     /// A contender whose target serves nothing and whose initiator is this script.
     fn running(name: &'static str, script: &str) -> Running {

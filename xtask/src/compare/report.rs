@@ -4,7 +4,8 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use super::contender::Role;
 use super::facts::Facts;
-use super::figures::{Figure, NOISY_CORES, Results, Row, Spread};
+use super::figures::{NOISY_CORES, Results, Row, Spread};
+use super::latency::Latency;
 
 /// What stands where there is no figure.
 pub const NONE: &str = "-";
@@ -15,12 +16,7 @@ pub fn markdown(facts: &Facts, results: &[Results], rounds: usize) -> String {
     for (name, value) in &facts.lines {
         text += &format!("- {name}: {value}\n");
     }
-    text += &format!(
-        "\nEach cell is measured by all contenders in turn, rounds: {rounds}. Median (min-max). \
-         Ratios are ours over theirs, round by round, so that they outlive the drift of the \
-         machine; the absolute figures don't. The best peer and the limit of a cell are those \
-         with the highest median. `b16` is a batch of 16 requests; one caller.\n"
-    );
+    text += &format!("\n{}\n", method(rounds));
     for one in results {
         text += &format!("\n## {}: {}\n", one.workload, one.about);
         text += &format!("\nGB/s\n\n{}\n", throughput(one));
@@ -29,6 +25,17 @@ pub fn markdown(facts: &Facts, results: &[Results], rounds: usize) -> String {
         text += &format!("\n{}", remarks(one));
     }
     text
+}
+
+/// How to read the figures.
+pub fn method(rounds: usize) -> String {
+    format!(
+        "Each cell is measured by all contenders in turn, rounds: {rounds}. Median (min-max). \
+         Ratios are ours over theirs, round by round, so that they outlive the drift of the \
+         machine; the absolute figures don't. The best peer and the limit of a cell are those \
+         with the highest median. b16 is a batch of 16 requests; one caller where none is named. \
+         Throughput, latency and CPU are of the same run."
+    )
 }
 
 fn throughput(results: &Results) -> Table {
@@ -44,20 +51,18 @@ fn throughput(results: &Results) -> Table {
 }
 
 fn latency(results: &Results) -> Table {
-    table(results, &[], |row| {
-        let of = |at, pick: fn((f64, f64)) -> f64| {
-            row.spread(at, |figure| figure.latency_us.map(pick)).map(|spread| spread.median)
-        };
-        let both = |at| Some((of(at, |latency| latency.0)?, of(at, |latency| latency.1)?));
-        let shown = |at| both(at).map(|(p50, p99)| format!("{} / {}", digits(p50), digits(p99)));
-        (0..results.columns.len()).map(|at| shown(at).unwrap_or(NONE.into())).collect()
-    })
+    table(results, &[], |row| (0..results.columns.len()).map(|at| latencies(row, at)).collect())
+}
+
+/// The median and the 99th percentile of one contender's batches.
+pub fn latencies(row: &Row, column: usize) -> String {
+    let shown = |one: Latency| format!("{} / {}", digits(one.p50_us()), digits(one.p99_us()));
+    row.latency(column).map_or(NONE.to_owned(), shown)
 }
 
 fn cpu(results: &Results) -> Table {
     table(results, &[], |row| {
-        let used = |figure: &Figure| Some(figure.cpu_seconds_per_gigabyte);
-        let median = |at| row.spread(at, used).map(|spread| digits(spread.median));
+        let median = |at| row.cpu(at).map(|spread| digits(spread.median));
         (0..results.columns.len()).map(|at| median(at).unwrap_or(NONE.into())).collect()
     })
 }
@@ -158,7 +163,7 @@ pub fn spread(spread: Option<Spread>) -> String {
 }
 
 /// Three digits, which is more than repeats.
-fn digits(value: f64) -> String {
+pub fn digits(value: f64) -> String {
     let places = match value {
         value if value < 1.0 => 3,
         value if value < 10.0 => 2,
@@ -188,7 +193,7 @@ mod tests {
         assert_eq!(throughput[2..5], wanted);
         assert_eq!(throughput[5..7], ["8.00 (8.00-8.00)", "-"]);
         assert_eq!(throughput[7..9], ["1.75 (0.500-3.00)", "0.250 (0.250-0.250)"]);
-        assert_eq!(cells(lines[1])[2], "10.0 / 20.5");
+        assert_eq!(cells(lines[1])[2], "10.0 / 20.0");
         assert_eq!(cells(lines[2])[2..7], ["0.250", "0.250", "0.250", "0.250", "-"]);
         assert!(text.contains("absent (limit)") && text.contains("no network"), "{text}");
     }

@@ -6,9 +6,9 @@ use std::path::Path;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Field;
-use super::contender::{Contender, Workload};
+use super::contender::{Contender, TRACE, Workload};
 use super::figures::{Column, Figure, Results, Row};
-use super::plan::{Cell, Pace};
+use super::plan::{Cell, Pace, shapes_cells};
 use super::process::Running;
 use crate::shell::Shell;
 
@@ -17,6 +17,8 @@ pub struct Rounds<'a> {
     pub shell: &'a Shell,
     pub field: &'a Field,
     pub cells: &'a [Cell],
+    /// What `TRACE` is about.
+    pub trace: Option<Cell>,
     pub count: usize,
     pub pace: Pace,
     pub logs: &'a Path,
@@ -32,11 +34,10 @@ struct Entry<'a> {
 impl Rounds<'_> {
     /// All workloads, one after the other; only the contenders of one are there at a time.
     pub fn run(&self, workloads: &[&Workload]) -> Vec<Results> {
-        let contenders: usize = workloads.iter().map(|one| one.contenders.len()).sum();
-        let measurements = contenders * self.cells.len() * self.count;
+        let figures = |one: &&Workload| one.contenders.len() * self.cells(one).len() * self.count;
+        let measurements = workloads.iter().map(figures).sum();
         let minutes = self.pace.estimate_s(measurements) / 60.0;
-        let cells = self.cells.len();
-        println!("{cells} cells, {measurements} measurements at most: {minutes:.1} minutes");
+        println!("{measurements} measurements at most: {minutes:.1} minutes");
         let bar = progress(measurements);
         let results = workloads.iter().map(|one| self.workload(one, &bar)).collect();
         bar.finish_and_clear();
@@ -47,7 +48,7 @@ impl Rounds<'_> {
         bar.set_message(format!("{}: starting", workload.name));
         let enter = |one| self.enter(workload.name, one);
         let mut entries: Vec<_> = workload.contenders.iter().map(enter).collect();
-        let rows = self.cells.iter().map(|&cell| {
+        let rows = self.cells(workload).into_iter().map(|cell| {
             let mut figures = vec![Vec::new(); entries.len()];
             for _ in 0..self.count {
                 for (entry, figures) in entries.iter_mut().zip(&mut figures) {
@@ -62,7 +63,16 @@ impl Rounds<'_> {
         let rows = rows.collect();
         let columns = entries.into_iter().map(Entry::column).collect();
         let (name, about) = (workload.name.to_owned(), workload.about.to_owned());
-        Results { workload: name, about, columns, rows }
+        Results { workload: name, about, bar: workload.bar, columns, rows }
+    }
+
+    /// Those that were asked for, or a workload's own.
+    fn cells(&self, workload: &Workload) -> Vec<Cell> {
+        match (workload.shapes, self.trace) {
+            (_, Some(cell)) if workload.name == TRACE.name => vec![cell],
+            ([], _) => self.cells.to_vec(),
+            (shapes, _) => shapes_cells(shapes),
+        }
     }
 
     /// Starts a contender; one that can't be started stays in the tables and says why.

@@ -6,12 +6,17 @@ use clap::ValueEnum;
 use kvrail::{Error, Result};
 use serde_json::json;
 
+use super::replay::Schedule;
 use super::run::Run;
-use super::{Operation, Options, differs, seconds};
+use super::{Operation, Options, differs, replay, seconds};
+use crate::report::Report;
 use crate::size;
 
 /// The line that asks for one more look at the data.
 const VERIFY: &str = "verify";
+/// What lines begin with that ask for a trace, and for a look at the bytes it left.
+const REPLAY: &str = "replay";
+const VERIFY_REPLAY: &str = "verify-replay";
 
 /// Answers every line of standard input until it ends, after one look at the data itself where
 /// `--verify` asks for it. A line that can't be carried out gets an `error` that says why, and the
@@ -28,7 +33,11 @@ pub(super) fn answer(mut run: Run) -> Result<()> {
         let line = line.map_err(|error| Error::lost("standard input").with_source(error))?;
         let found = match line.trim() {
             VERIFY => look(&run),
-            cell => measure(&mut run, cell),
+            line => match line.split_once(' ') {
+                Some((REPLAY, schedule)) => replayed(&mut run, schedule, replay::measure),
+                Some((VERIFY_REPLAY, schedule)) => replayed(&mut run, schedule, replay::verify),
+                _ => measure(&mut run, line),
+            },
         };
         let answer = found.unwrap_or_else(|error| json!({"error": error}).to_string());
         let told = writeln!(std::io::stdout(), "{answer}");
@@ -43,6 +52,18 @@ fn look(run: &Run) -> Result<String, String> {
         Ok(Some(verified)) => Ok(json!({"verified": verified}).to_string()),
         Ok(None) => Err("start the bench with --verify".to_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+fn replayed(
+    run: &mut Run,
+    schedule: &str,
+    play: fn(&mut Run, &Schedule) -> Result<Report>,
+) -> Result<String, String> {
+    let report = play(run, &replay::read(schedule)?).map_err(|error| error.to_string())?;
+    match report.verified {
+        Some(false) => Err(differs().to_string()),
+        _ => Ok(report.json()),
     }
 }
 

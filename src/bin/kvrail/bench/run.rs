@@ -27,6 +27,13 @@ pub(super) struct Run<'a> {
     pub(super) near: Vec<Region>,
 }
 
+/// What was done, and how long each part of it took.
+pub(super) struct Work {
+    pub(super) batches: u64,
+    pub(super) elapsed: Duration,
+    pub(super) latency: Histogram<u64>,
+}
+
 impl Run<'_> {
     /// Who asks for one path wants no figures of another.
     pub(super) fn check_path(&self) -> Result<()> {
@@ -77,11 +84,27 @@ impl Run<'_> {
     }
 
     fn prepare_one(&self, thread: usize, step: usize, operation: Operation) -> Result<Prepared> {
+        let places = self.blocks(thread, step).zip(self.far_blocks(thread, step));
+        self.prepare_places(thread, places, operation)
+    }
+
+    /// A write of some of the first caller's blocks, to the same places.
+    pub(super) fn prepare_slots(&self, slots: Range<usize>) -> Result<Prepared> {
+        let blocks = slots.map(|block| self.block(0, 0, block));
+        self.prepare_places(0, blocks.map(|block| (block.clone(), block)), Operation::Write)
+    }
+
+    /// From ranges here to ranges there, or the other way round.
+    fn prepare_places(
+        &self,
+        thread: usize,
+        places: impl Iterator<Item = (Range<usize>, Range<usize>)>,
+        operation: Operation,
+    ) -> Result<Prepared> {
         let near = &self.near[thread % self.near.len()];
         let far = &self.far[thread % self.far.len()];
         let mut batch = Batch::new(&self.peer);
-        let places = self.far_blocks(thread, step);
-        for (range, place) in self.blocks(thread, step).zip(places) {
+        for (range, place) in places {
             let addr = far.addr + place.start as u64;
             match operation {
                 Operation::Write => batch.write(&near.share(range)?, addr),
@@ -92,11 +115,34 @@ impl Run<'_> {
     }
 
     pub(super) fn measure(&self) -> Result<Report> {
+        self.reported(|| self.call_all())
+    }
+
+    /// The report of some work, with the CPU time that it takes.
+    pub(super) fn reported(&self, work: impl FnOnce() -> Result<Work>) -> Result<Report> {
+        let (options, cpu) = (&self.options, cpu_seconds());
+        let Work { batches, elapsed, latency } = work()?;
+        Ok(Report {
+            operation: if options.operation == Operation::Read { "read" } else { "write" },
+            path: self.peer.path().label(),
+            idle: format!("{:?}", options.idle.map_or_else(Idle::default, Idle::from)),
+            block_bytes: options.block_size,
+            batch: options.batch_size,
+            threads: options.threads,
+            batches,
+            elapsed,
+            cpu_seconds: cpu_seconds() - cpu,
+            latency,
+            is_cut_short: !self.peer.is_open(),
+            verified: None,
+        })
+    }
+
+    fn call_all(&self) -> Result<Work> {
         let options = &self.options;
         let batches = AtomicU64::new(0);
         let latency = Mutex::new(new_histogram()?);
-        let (started, cpu) = (Instant::now(), cpu_seconds());
-        let bar = progress(options);
+        let (started, bar) = (Instant::now(), progress(options));
         let elapsed = std::thread::scope(|scope| {
             let callers: Vec<_> = (0..options.threads)
                 .map(|thread| {
@@ -114,20 +160,8 @@ impl Run<'_> {
             })
         })?;
         bar.finish_and_clear();
-        Ok(Report {
-            operation: if options.operation == Operation::Read { "read" } else { "write" },
-            path: self.peer.path().label(),
-            idle: format!("{:?}", options.idle.map_or_else(Idle::default, Idle::from)),
-            block_bytes: options.block_size,
-            batch: options.batch_size,
-            threads: options.threads,
-            batches: batches.into_inner(),
-            elapsed,
-            cpu_seconds: cpu_seconds() - cpu,
-            latency: latency.into_inner().unwrap_or_else(PoisonError::into_inner),
-            is_cut_short: !self.peer.is_open(),
-            verified: None,
-        })
+        let latency = latency.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Work { batches: batches.into_inner(), elapsed, latency })
     }
 
     /// One caller's batches, one after the other. Answers how long they took.
@@ -169,16 +203,25 @@ impl Run<'_> {
         if !self.options.verify {
             return Ok(None);
         }
-        let round = rounds();
         let mut is_equal = true;
         for thread in 0..self.options.threads {
-            self.fill(thread, |at| pattern(at + round))?;
-            self.post_all(thread, Operation::Write)?;
-            self.fill(thread, |_| 0)?;
-            self.post_all(thread, Operation::Read)?;
-            is_equal &= self.is_filled(thread, |at| pattern(at + round))?;
+            is_equal &= self.verify_by(thread, || self.post_all(thread, Operation::Write))?;
         }
         Ok(Some(is_equal))
+    }
+
+    /// Whether what somebody writes for a caller is what is read back.
+    pub(super) fn verify_by(
+        &self,
+        thread: usize,
+        write: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
+        let round = rounds();
+        self.fill(thread, |at| pattern(at + round))?;
+        write()?;
+        self.fill(thread, |_| 0)?;
+        self.post_all(thread, Operation::Read)?;
+        self.is_filled(thread, |at| pattern(at + round))
     }
 
     fn post_all(&self, thread: usize, operation: Operation) -> Result<()> {
@@ -248,7 +291,7 @@ fn pattern(at: usize) -> u8 {
 }
 
 /// From a nanosecond to a minute, with three digits.
-fn new_histogram() -> Result<Histogram<u64>> {
+pub(super) fn new_histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_max(60_000_000_000, 3).map_err(|error| Error::refused(error.to_string()))
 }
 

@@ -129,7 +129,8 @@ pub fn told(line: &str) -> Option<Told> {
 mod tests {
     use super::*;
 
-    const CELL: Cell = Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 1 };
+    const CELL: Cell =
+        Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 1, trace: None };
 
     #[test]
     fn what_the_guest_tells_is_what_the_host_hears() {

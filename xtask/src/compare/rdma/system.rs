@@ -194,7 +194,8 @@ mod tests {
     use super::*;
     use crate::shell::shown;
 
-    const CELL: Cell = Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 1 };
+    const CELL: Cell =
+        Cell { operation: "read", block_bytes: 65536, batch: 16, walk: 1, trace: None };
 
     #[test]
     fn each_side_is_at_its_nic_and_the_initiator_knows_its_segment() {

@@ -16,7 +16,7 @@ const BLOCK_BYTES: u64 = 64 << 10;
 const BATCH: u64 = 16;
 
 fn task(operation: &'static str) -> Task {
-    let cell = Cell { operation, block_bytes: BLOCK_BYTES, batch: BATCH, walk: 1 };
+    let cell = Cell { operation, block_bytes: BLOCK_BYTES, batch: BATCH, walk: 1, trace: None };
     Task { cell, seconds: 1.0 }
 }
 
