@@ -80,7 +80,7 @@ fn one_process_measures_the_cells_it_is_asked_for() {
     let mut child = kvrail(&[&initiator[..], &rest, &foreign].concat());
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
     let cells = "write 4K 16 0.05\nread 1M 2 0.05\nread 16M 2 0.05\nread 4K\nread 4K 1 0.05 9\n\
-                 verify\n";
+                 verify\nverify-replay 1M 0:20,10:3\nreplay 4K 0:2\nreplay 4K 0\n";
     let mut stdin = child.stdin.take().expect("it is piped");
     stdin.write_all(cells.as_bytes()).expect("it is read");
     drop(stdin);
@@ -88,7 +88,7 @@ fn one_process_measures_the_cells_it_is_asked_for() {
     let text = String::from_utf8(output.stdout).expect("text");
     let answers: Vec<serde_json::Value> =
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert_eq!(answers.len(), 7, "{text}");
+    assert_eq!(answers.len(), 10, "{text}");
     assert_eq!((&answers[0]["ready"], &answers[0]["path"]), (&true.into(), &"tcp".into()));
     assert_eq!((&answers[1]["operation"], &answers[1]["batch"]), (&"write".into(), &16.into()));
     assert_eq!(answers[2]["block_bytes"], 1 << 20);
@@ -96,6 +96,11 @@ fn one_process_measures_the_cells_it_is_asked_for() {
     assert!(answers[4]["error"].as_str().is_some_and(|error| error.contains("BLOCK BATCH")));
     assert!(answers[5]["batches"].as_u64().is_some_and(|batches| batches > 0), "{text}");
     assert_eq!(answers[6], serde_json::json!({"verified": true}));
+    // More than the buffers hold goes through them again.
+    assert_eq!((&answers[7]["verified"], &answers[7]["batches"]), (&true.into(), &23.into()));
+    assert!(answers[7]["batch_latency_us"]["p75"].is_number(), "{text}");
+    assert_eq!((&answers[8]["batches"], &answers[8]["block_bytes"]), (&2.into(), &4096.into()));
+    assert!(answers[9]["error"].as_str().is_some_and(|error| error.contains("MS:BLOCKS")));
 }
 
 #[test]

@@ -7,7 +7,7 @@ behind each other, take turns. The line replay BLOCK MS:BLOCKS,MS:BLOCKS,... ask
 blocks at such times; with verify-replay they are compared, too. `cargo xtask compare` runs the drivers, and kvrail's own bench
 (`--cells`) speaks the same lines.
 """
-import concurrent.futures, ctypes, itertools, json, mmap, os, sys, time
+import concurrent.futures, ctypes, itertools, json, math, mmap, os, sys, time
 
 # Threads that each have batches of their own under way.
 CALLERS = int(os.environ.get("CALLERS", "1"))
@@ -101,7 +101,7 @@ def repeated(prepare):
 
 def told(taken, moved, elapsed):
     """What an asker wants to know of so many bytes; times, sorted, are in nanoseconds."""
-    at = lambda share: taken[int((len(taken) - 1) * share)] * 1e-3
+    at = lambda share: taken[math.ceil(len(taken) * share) - 1] * 1e-3
     return {
         "gigabytes_per_second": moved / elapsed,
         "seconds": elapsed * 1e-9,

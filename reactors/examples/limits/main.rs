@@ -127,16 +127,12 @@ fn measure<L: Limit>(limit: &mut L, shape: Shape, time: Duration) -> io::Result<
     }
     let seconds = started.elapsed().as_secs_f64();
     latencies.sort_unstable();
-    let last = (latencies.len() - 1) as f64;
     let ranks = RANKS.map(|(name, share)| {
-        format!(r#""{name}": {}"#, latencies[(last * share) as usize] as f64 * 1e-3)
+        let rank = (latencies.len() as f64 * share).ceil() as usize;
+        format!(r#""{name}": {}"#, latencies[rank.max(1) - 1] as f64 * 1e-3)
     });
     Ok(format!(
         r#"{{"gigabytes_per_second": {}, "seconds": {seconds}, "batches": {batches}, "#,
         batches as f64 * shape.bytes() as f64 * 1e-9 / seconds
-    ) + &format!(
-        r#""batch_latency_us": {{{}}}, "idle": "{}"}}"#,
-        ranks.join(", "),
-        L::IDLE
-    ))
+    ) + &format!(r#""batch_latency_us": {{{}}}, "idle": "{}"}}"#, ranks.join(", "), L::IDLE))
 }
