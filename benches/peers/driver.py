@@ -90,10 +90,11 @@ def repeated(prepare):
         carries = prepare(operation, block, batch, walk * CALLERS)
         started = time.perf_counter_ns()
         end = started + int(seconds * 1e9)
+        # The main thread calls, too: one caller alone has no other beside it.
         with concurrent.futures.ThreadPoolExecutor(CALLERS) as pool:
-            shares = [carries[one::CALLERS] for one in range(CALLERS)]
-            runs = pool.map(carry_all, shares, [end] * CALLERS)
-            taken = sorted(itertools.chain.from_iterable(runs))
+            others = [pool.submit(carry_all, carries[k::CALLERS], end) for k in range(1, CALLERS)]
+            runs = [carry_all(carries[::CALLERS], end)] + [other.result() for other in others]
+        taken = sorted(itertools.chain.from_iterable(runs))
         return told(taken, len(taken) * block * batch, time.perf_counter_ns() - started)
 
     return measure

@@ -94,7 +94,11 @@ impl Scale {
                 let of = |decade| factors.iter().map(move |f| f.log10() + f64::from(decade));
                 decades.flat_map(of).collect()
             }
-            Self::Bytes => (from.floor() as u32..=to.ceil() as u32).map(f64::from).collect(),
+            Self::Bytes => {
+                // Every second power where there are many.
+                let step = if to - from > MARKS_MAX { 2 } else { 1 };
+                (from.ceil() as u32..=to.floor() as u32).step_by(step).map(f64::from).collect()
+            }
             Self::Nines => [0.5, 0.9, 0.99, 0.999].map(|share| self.place(share)).into(),
         };
         marks.into_iter().filter(is_inside).collect()
@@ -228,10 +232,11 @@ fn write(area: &Area<'_>, text: &str, at: (i32, i32), height: f64, colour: RGBCo
 fn legend(area: &Area<'_>, heading: &str, lines: &[Line]) -> Drawn {
     // As wide as letters of this height are in the mean.
     const HEIGHT: f64 = 15.0;
-    let width = |text: &str| (text.chars().count() as f64 * HEIGHT * 0.48) as i32 + 24;
+    let width = |text: &str| (text.chars().count() as f64 * HEIGHT * 0.55) as i32 + 24;
     write(area, heading, (10, 10), HEIGHT, INK)?;
     let mut left = width(heading) + 20;
-    for line in lines {
+    // What is drawn last, over the others, is ours.
+    for line in lines.iter().rev() {
         let (red, green, blue) = line.colour;
         write(area, &format!("● {}", line.name), (left, 10), HEIGHT, RGBColor(red, green, blue))?;
         left += width(&line.name);
@@ -245,7 +250,7 @@ fn draw(area: &Area<'_>, chart: &Chart) -> Drawn {
     let up = Axis { scale: chart.up, places: bottom..top };
     write(area, &chart.title, (10, 6), 15.0, INK)?;
     let mut builder = ChartBuilder::on(area);
-    builder.margin_top(28).margin_right(16).x_label_area_size(24).y_label_area_size(46);
+    builder.margin_top(28).margin_right(24).x_label_area_size(24).y_label_area_size(46);
     let mut plot = builder.build_cartesian_2d(across, up).map_err(failed)?;
     plot.configure_mesh()
         .disable_x_mesh()

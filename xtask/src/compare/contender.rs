@@ -149,7 +149,7 @@ pub const WORKLOADS: [Workload; 6] = [
 /// The workload of `--trace`, one caller: whoever is asked serves the requests as they come.
 pub const TRACE: Workload = Workload {
     name: "trace",
-    about: "requests of a trace, each moved when it arrives; latency of a request, from its arrival",
+    about: "requests of a trace, TCP on loopback; latency of a request, from its arrival",
     bar: Bar::None,
     shapes: &[],
     contenders: &[ours("--path tcp"), peer("Mooncake tcp", Program::Mooncake, "")],

@@ -63,9 +63,9 @@ pub struct Options {
     /// Requests of a batch; 1,16,128 by default, 1,16 when quick, 16,128 of rdma.
     #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
     batches: Vec<u64>,
-    /// A trace of requests to replay too, by TCP: lines of JSON with `timestamp` in milliseconds and
-    /// `hash_ids`, one for each block of 512 tokens, as Mooncake publishes them. `--only trace`
-    /// measures nothing else.
+    /// A trace of requests to replay too, by TCP: lines of JSON with `timestamp` in milliseconds
+    /// and `hash_ids`, one for each block of 512 tokens, as Mooncake publishes them. `--only
+    /// trace` measures nothing else.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Whether the same memory is used again and again, or walked through.

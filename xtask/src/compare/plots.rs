@@ -32,17 +32,17 @@ pub fn all(results: &Results) -> Vec<Group> {
     groups.into_iter().filter(|(_, charts)| !charts.is_empty()).collect()
 }
 
-/// The three that tell most, of the largest batches: for a picture.
+/// The three that tell most, for a picture: the largest batches, and the latency of the shortest.
 pub fn chosen(results: &Results) -> Vec<Chart> {
-    let shape = shapes(results).into_iter().filter(|(operation, _)| *operation == "read");
-    let Some((operation, batch)) = shape.last() else { return Vec::new() };
+    let shape = shapes(results).into_iter().rfind(|(operation, _)| *operation == "read");
+    let Some((operation, batch)) = shape else { return Vec::new() };
     let rows = rows(results, operation, batch);
     let title = |what: &str| format!("{operation} b{batch}, {what}");
     let mut charts = vec![
         chart(results, title("GB/s"), Scale::Even, &rows, Row::throughput),
         chart(results, title("CPU seconds for a GB"), Scale::Tens, &rows, Row::cpu),
     ];
-    charts.extend(latencies(results).into_iter().rfind(|chart| chart.title.contains("read")));
+    charts.extend(latencies(results).into_iter().find(|chart| chart.title.contains("read")));
     charts
 }
 
