@@ -5,10 +5,12 @@
 //!
 //! `cargo bench --features sim --bench posting`
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kvrail::hot::{NoNic, Ports, Posting, SimulatedNic};
+use kvrail::hot::{ADDR, NoNic, Ports, Posting, SimulatedNic, WRITE_BYTES};
+use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::verbs::{Operation, Post, QpNumber, RemoteKey, WorkRequest};
 
 /// Writes of an order: one, a batch, and the most that one queue pair has under way.
@@ -17,13 +19,13 @@ const WRITES: [usize; 3] = [1, 16, 256];
 /// What shares a doorbell (`RDMA_LIST_MAX`).
 const LIST: usize = kvrail::limits::RDMA_LIST_MAX;
 
-/// The lists of so many writes, which are of no bytes: the NIC carries each all the same.
-fn lists(qp: QpNumber, writes: usize) -> impl Iterator<Item = Post> {
+/// The lists of so many writes.
+fn lists(qp: QpNumber, local: &Slice, writes: usize) -> impl Iterator<Item = Post> {
     let request = move |id: usize| WorkRequest {
         id: id as u64,
         operation: Operation::Write,
-        local: None,
-        remote_addr: 0,
+        local: Some(local.clone()),
+        remote_addr: ADDR,
         key: RemoteKey(1),
         is_signalled: (id + 1).is_multiple_of(LIST) || id + 1 == writes,
     };
@@ -33,6 +35,8 @@ fn lists(qp: QpNumber, writes: usize) -> impl Iterator<Item = Post> {
 
 fn posting(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("post");
+    let region = Arc::new(Region::allocate(WRITE_BYTES, None).expect("memory"));
+    let local = Slice::new(region, 0, WRITE_BYTES).expect("all of it");
     for writes in WRITES {
         group.throughput(Throughput::Elements(writes as u64));
         let mut nic = SimulatedNic::default();
@@ -40,7 +44,7 @@ fn posting(criterion: &mut Criterion) {
         let mut done = Vec::new();
         group.bench_function(BenchmarkId::new("limit, NIC alone", writes), |bencher| {
             bencher.iter(|| {
-                lists(near.number, writes).for_each(|list| nic.post(list));
+                lists(near.number, &local, writes).for_each(|list| nic.post(list));
                 nic.ended(&mut done);
                 assert_eq!(done.drain(..).count(), writes.div_ceil(LIST));
             });

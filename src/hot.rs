@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kvrail_reactors::region;
 
-pub use self::posting::{NoNic, Ports, Posting, SimulatedNic};
+pub use self::posting::{ADDR, NoNic, Ports, Posting, SLICE_BYTES as WRITE_BYTES, SimulatedNic};
 use crate::auth::Gate;
 use crate::flight::Life;
 use crate::limits::{COPY_GROUP_BYTES, MAILBOX_MESSAGES, SLICE_BYTES};
@@ -155,7 +155,9 @@ fn flights() -> Vec<Hot> {
         }),
         hot("flight of 16 parts", || {
             let mut life = Life::new(black_box(PARTS), false);
-            (0..PARTS).for_each(|_| drop(black_box(life.part_back(Vec::new()))));
+            for _ in 0..PARTS {
+                black_box(life.part_back(Vec::new()));
+            }
             black_box(life.landing(PARTS, Fenced::Answered, Vec::new));
         }),
         hot("rdma: post 16 writes and take their ends", move || posting.round()),

@@ -17,10 +17,10 @@ use crate::path::rdma::{
 };
 
 const PEER: u64 = 1;
-/// Where the peer's memory begins.
-const ADDR: u64 = 1 << 32;
+/// Where the peer's memory begins, which has one slice.
+pub const ADDR: u64 = 1 << 32;
 /// Bytes of a slice: a page, so that carrying them costs little beside posting them.
-const SLICE_BYTES: usize = 4096;
+pub const SLICE_BYTES: usize = 4096;
 
 /// What takes lists.
 pub trait Ports {
