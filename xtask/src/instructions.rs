@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_rise_is_found_and_so_is_what_only_one_side_has() {
         let record = counts(&[("a", 1000.0), ("b", 1000.0), ("c", 1000.0), ("gone", 1.0)]);
-        let now = counts(&[("a", 1030.0), ("b", 1031.0), ("c", 1.0), ("new", 1.0)]);
+        let now = counts(&[("a", 1029.0), ("b", 1031.0), ("c", 1.0), ("new", 1.0)]);
         let found = ["b takes +3.1 %", "new is not in benches/instructions.md"];
         assert_eq!(findings(&record, &now)[..2], found);
         assert_eq!(findings(&record, &now)[2..], ["gone was not counted"]);
