@@ -33,6 +33,9 @@ mod flight;
 #[doc(hidden)]
 pub mod fuzzing;
 mod guests;
+#[cfg(any(test, feature = "sim"))]
+#[doc(hidden)]
+pub mod hot;
 pub mod limits;
 mod links;
 mod memory;

@@ -31,7 +31,7 @@ pub use self::builder::RuntimeBuilder;
 use self::clock::Clock;
 pub use self::driver::Driver;
 pub use self::inbox::SendError;
-use self::inbox::inbox;
+pub(crate) use self::inbox::inbox;
 pub use self::placement::{ShardPlacement, Shards};
 use self::pump::Seat;
 pub use self::pump::{Pump, PumpAddress, PumpContext};

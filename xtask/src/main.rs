@@ -13,18 +13,22 @@
 //! - `compare`: kvrail beside its peers and the machine's limits
 //! - `checkers`: sanitizers, and every order of threads' steps
 //! - `ptx`: the kernel that copies pages on GPUs, compiled
-//! - `price`: instructions per request, `cargo xtask price`
+//! - `callgrind`: counting instructions
+//! - `price`: those of a request, `cargo xtask price`
+//! - `instructions`: those of hot functions, beside their record, `cargo xtask instructions`
 //! - `sim`: whole engines on a simulated network, `cargo xtask sim`
 //! - `proof`: tests that run somewhere else, and what they must say
 //! - `process`: another process, asked line by line
 //! - `shell` `wheels`: running commands, and installing what they need
 
+mod callgrind;
 mod chaos;
 mod checkers;
 mod compare;
 mod environments;
 mod example;
 mod fuzz;
+mod instructions;
 mod mooncake;
 mod price;
 mod process;
@@ -62,6 +66,8 @@ enum Chore {
     Compare(compare::Options),
     /// Counts the instructions of a request by callgrind, on every path.
     Price(price::Options),
+    /// Counts those of hot functions, and compares with what the repository has on record.
+    Instructions(instructions::Options),
     /// Runs whole engines on a simulated network, seed after seed.
     Sim(sim::Options),
     /// Kills, stops and cuts off processes that transfer, and looks at every byte.
@@ -94,6 +100,9 @@ fn main() -> ExitCode {
         }),
         Chore::Compare(options) => compare::compare(&options).map(|_| ExitCode::SUCCESS),
         Chore::Price(options) => price::price(&options).map(|()| ExitCode::SUCCESS),
+        Chore::Instructions(options) => {
+            instructions::instructions(&options).map(|()| ExitCode::SUCCESS)
+        }
         Chore::Sim(options) => sim::sim(&options),
         Chore::Chaos(options) => chaos::chaos(&options).map(|_| ExitCode::SUCCESS),
         Chore::ChaosInGuest(play) => chaos::guest::inside(&play).map(|()| ExitCode::SUCCESS),

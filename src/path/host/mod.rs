@@ -30,6 +30,8 @@ mod sources;
 
 pub(crate) use self::asker::{Asked, Neighbour, Offer};
 pub(crate) use self::asks::{Ask, Asks};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::entry::{CopyEntry, Entry, LISTED_COPIES, ListedCopy};
 pub(crate) use self::hub::Hub;
 pub(crate) use self::lane::{Lane, watch};
 pub(crate) use self::responder::serve;

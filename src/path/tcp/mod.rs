@@ -21,4 +21,6 @@ pub(crate) use self::dialed::{Dialed, NO_KERNEL_TLS};
 pub(crate) use self::shard::{Errands, Guard, Message, TcpShard};
 pub(crate) use self::wire::{Event, LaneName, Status};
 #[cfg(test)]
-pub(crate) use self::wire::{HEADER_BYTES, Header, STATUS_BYTES, Verb, Version};
+pub(crate) use self::wire::{HEADER_BYTES, STATUS_BYTES};
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::wire::{Header, Verb, Version};

@@ -33,7 +33,7 @@ use serde_json::json;
 use self::contender::{Program, TRACE, WORKLOADS, Workload, workload};
 use self::facts::Facts;
 use self::figures::Results;
-pub use self::launch::release;
+pub use self::launch::{release, said};
 use self::plan::{Caches, Cell, FULL, Pace, QUICK, cells};
 use self::rounds::Rounds;
 use self::trace::Trace;
