@@ -221,14 +221,14 @@ impl Vector {
         staged
     }
 
-    /// Takes over scratch that `staged`, which was made from what is behind the first `skip` bytes,
-    /// has received.
+    /// Takes over the scratch that `staged` has, of which what remains was made from what is behind
+    /// the first `skip` bytes.
     pub(crate) fn take_scratch(&mut self, mut skip: usize, staged: &Self) {
         let mut parts = self.parts[self.first..].iter().peekable();
         while let Some(part) = parts.next_if(|part| part.len() <= skip) {
             skip -= part.len();
         }
-        for (own, theirs) in parts.zip(&staged.parts) {
+        for (own, theirs) in parts.zip(&staged.parts[staged.first..]) {
             if let (Part::Scratch(own), Part::Scratch(theirs)) = (own, theirs) {
                 self.scratch[own.start + skip..own.end]
                     .copy_from_slice(&staged.scratch[theirs.clone()]);
