@@ -21,8 +21,8 @@ enum Part {
     Memory(Slice),
 }
 
-/// What the kernel's wide loads and stores want of an address.
-const STAGED_ALIGN_BYTES: usize = 16;
+/// What a GPU's wide loads and stores want of an address.
+pub(crate) const WIDE_BYTES: usize = 16;
 
 /// A vector without a GPU's memory, and what stands for it.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ impl Staged {
             let mut block = room.clone();
             block.truncate(slice.len());
             // The next one begins where the kernel likes it.
-            room.advance(slice.len().next_multiple_of(STAGED_ALIGN_BYTES));
+            room.advance(slice.len().next_multiple_of(WIDE_BYTES));
             let at = self.vector.len();
             self.vector.push_memory(block.clone());
             self.pairs.push(StagedPair { at, gpu: slice, block });
