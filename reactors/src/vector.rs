@@ -22,7 +22,12 @@ enum Part {
 }
 
 /// What a GPU's wide loads and stores want of an address.
-pub(crate) const WIDE_BYTES: usize = 16;
+pub(crate) const WIDE_BYTES: u64 = 16;
+
+/// Bytes from `addr` to the first address that lies as `like` does within a wide word.
+pub(crate) fn lacking(addr: u64, like: u64) -> usize {
+    (like.wrapping_sub(addr) % WIDE_BYTES) as usize
+}
 
 /// A vector without a GPU's memory, and what stands for it.
 #[derive(Debug, Default)]
@@ -56,14 +61,15 @@ impl Staged {
             self.vector.push_memory(slice);
             return true;
         }
+        // Both ends begin alike, which lets a GPU take wide words.
+        room.advance(lacking(room.addr(), slice.addr()));
         let len = slice.len();
         slice.truncate(room.len());
         let is_whole = slice.len() == len;
         if !slice.is_empty() {
             let mut block = room.clone();
             block.truncate(slice.len());
-            // The next one begins where the kernel likes it.
-            room.advance(slice.len().next_multiple_of(WIDE_BYTES));
+            room.advance(slice.len());
             let at = self.vector.len();
             self.vector.push_memory(block.clone());
             self.pairs.push(StagedPair { at, gpu: slice, block });

@@ -9,7 +9,7 @@ use super::reactor::{Cuda, SM_BUDGET};
 use crate::copy::{CopyWork, Source};
 use crate::doorbell::Doorbell;
 use crate::region::{AccessError, Region, Slice};
-use crate::vector::WIDE_BYTES;
+use crate::vector::lacking;
 
 /// Bytes of a block: a launch and its end cost 10 us, in which a socket brings 64 KiB.
 pub const BLOCK_BYTES: usize = 1 << 20;
@@ -90,25 +90,30 @@ impl Landing {
             target.write(0, bytes).expect("as many bytes as the target has");
             return Ok(());
         };
-        if bytes.len() > self.room() {
+        let Some(part) = self.part(&target, &driver)? else {
+            return write(bytes, &target);
+        };
+        part.write(0, bytes).expect("as many bytes as the target has");
+        self.bring(part, target)
+    }
+
+    /// Where bytes for `target` go meanwhile; nowhere where there is no room.
+    fn part(&mut self, target: &Slice, driver: &Arc<dyn Driver>) -> Result<Option<Slice>, Failure> {
+        for _ in 0..2 {
+            if self.bounce.is_none() {
+                self.bounce = self.lend(driver);
+            }
+            let Some(bounce) = &self.bounce else { break };
+            // Both ends begin alike, which lets a GPU take wide words.
+            let at = self.bounced + lacking(bounce.addr() + self.bounced as u64, target.addr());
+            if let Ok(part) = bounce.part(at, target.len()) {
+                self.bounced = at + target.len();
+                return Ok(Some(part));
+            }
             self.finish()?;
         }
-        if self.bounce.is_none() {
-            self.bounce = self.lend(&driver);
-        }
-        let at = self.bounced;
-        match self.bounce.as_ref().and_then(|bounce| bounce.part(at, bytes.len()).ok()) {
-            Some(part) => {
-                part.write(0, bytes).expect("as many bytes as the part has");
-                // The next one begins where the kernel likes it.
-                self.bounced = (at + bytes.len()).next_multiple_of(WIDE_BYTES);
-                self.bring(part, target)
-            }
-            None => {
-                self.finish()?;
-                write(bytes, &target)
-            }
-        }
+        self.finish()?;
+        Ok(None)
     }
 
     /// Brings all that is to be brought, and waits for it.
@@ -140,11 +145,6 @@ impl Landing {
             true => self.finish(),
             false => Ok(()),
         }
-    }
-
-    /// Bytes that the block for those from elsewhere takes.
-    fn room(&self) -> usize {
-        BLOCK_BYTES.saturating_sub(self.bounced)
     }
 
     fn make(&mut self, pages: Arc<Pages>) -> Result<(), Failure> {

@@ -38,6 +38,8 @@ pub(crate) struct ServerStream {
     replies: VecDeque<Reply>,
     /// Received but not looked at yet, since too many replies are waiting.
     backlog: Vec<u8>,
+    /// The same, where it came in a block.
+    put_off: Option<Slice>,
     /// No request is carried out any more; the connection ends when the replies are out.
     closing: bool,
     /// The peer has sent all that it will.
@@ -67,6 +69,7 @@ impl ServerStream {
             sending: Vec::new(),
             replies: VecDeque::new(),
             backlog: Vec::new(),
+            put_off: None,
             closing: false,
             ended: false,
             is_known: false,
@@ -96,7 +99,7 @@ impl ServerStream {
             }
             return;
         }
-        if !self.backlog.is_empty() || self.replies.len() >= REPLIES_MAX {
+        if self.has_backlog() || self.replies.len() >= REPLIES_MAX {
             return;
         }
         if let Some(block) = self.storing.block() {
@@ -165,10 +168,19 @@ impl ServerStream {
     /// Replies were sent: looks at what was put off.
     pub(crate) fn sent(&mut self, served: &mut impl Served) {
         self.sending.clear();
-        if self.replies.len() < REPLIES_MAX && !self.backlog.is_empty() {
+        if self.replies.len() >= REPLIES_MAX {
+            return;
+        }
+        if let Some(block) = self.put_off.take() {
+            self.read(Came::Block(block), served);
+        } else if !self.backlog.is_empty() {
             let backlog = std::mem::take(&mut self.backlog);
             self.read(Came::Bytes(&backlog), served);
         }
+    }
+
+    fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty() || self.put_off.is_some()
     }
 
     /// Lets go of replies that their grants do not permit any more.
@@ -321,13 +333,20 @@ impl ServerStream {
     fn read(&mut self, mut came: Came<'_>, served: &mut impl Served) {
         while !came.is_empty() && !self.closing {
             if self.replies.len() >= REPLIES_MAX {
-                came.append_to(&mut self.backlog, came.len());
+                self.put_off(came);
                 break;
             }
             let used = self.step(&came, served);
             came.advance(used);
         }
         self.land(served);
+    }
+
+    fn put_off(&mut self, came: Came<'_>) {
+        match came {
+            Came::Bytes(bytes) => self.backlog.extend_from_slice(bytes),
+            Came::Block(block) => self.put_off = Some(block),
+        }
     }
 
     /// Looks at the first bytes; returns how many.
