@@ -21,8 +21,13 @@ enum Part {
     Memory(Slice),
 }
 
-/// What the kernel's wide loads and stores want of an address.
-const STAGED_ALIGN_BYTES: usize = 16;
+/// What a GPU's wide loads and stores want of an address.
+pub(crate) const WIDE_BYTES: u64 = 16;
+
+/// Bytes from `addr` to the first address that lies as `like` does within a wide word.
+pub(crate) fn lacking(addr: u64, like: u64) -> usize {
+    (like.wrapping_sub(addr) % WIDE_BYTES) as usize
+}
 
 /// A vector without a GPU's memory, and what stands for it.
 #[derive(Debug, Default)]
@@ -56,14 +61,15 @@ impl Staged {
             self.vector.push_memory(slice);
             return true;
         }
+        // Both ends begin alike, which lets a GPU take wide words.
+        room.advance(lacking(room.addr(), slice.addr()));
         let len = slice.len();
         slice.truncate(room.len());
         let is_whole = slice.len() == len;
         if !slice.is_empty() {
             let mut block = room.clone();
             block.truncate(slice.len());
-            // The next one begins where the kernel likes it.
-            room.advance(slice.len().next_multiple_of(STAGED_ALIGN_BYTES));
+            room.advance(slice.len());
             let at = self.vector.len();
             self.vector.push_memory(block.clone());
             self.pairs.push(StagedPair { at, gpu: slice, block });
@@ -221,14 +227,14 @@ impl Vector {
         staged
     }
 
-    /// Takes over scratch that `staged`, which was made from what is behind the first `skip` bytes,
-    /// has received.
+    /// Takes over the scratch that `staged` has, of which what remains was made from what is behind
+    /// the first `skip` bytes.
     pub(crate) fn take_scratch(&mut self, mut skip: usize, staged: &Self) {
         let mut parts = self.parts[self.first..].iter().peekable();
         while let Some(part) = parts.next_if(|part| part.len() <= skip) {
             skip -= part.len();
         }
-        for (own, theirs) in parts.zip(&staged.parts) {
+        for (own, theirs) in parts.zip(&staged.parts[staged.first..]) {
             if let (Part::Scratch(own), Part::Scratch(theirs)) = (own, theirs) {
                 self.scratch[own.start + skip..own.end]
                     .copy_from_slice(&staged.scratch[theirs.clone()]);

@@ -57,6 +57,7 @@ impl TcpActor {
             let started = streams(driver, &context.doorbell).map(|streams| {
                 let streams = streams.staging(context.doorbell.clone(), blocks);
                 let errands = errands(&control, &context.address, service.entrance());
+                let service = service.with_sm_budget(blocks);
                 Self { shard: TcpShard::new(streams, service, errands, limits), context }
             });
             let (actor, error) = match started {

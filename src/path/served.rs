@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvrail_reactors::cuda::Landing;
 use kvrail_reactors::region::Slice;
 use tracing::field::display;
 
@@ -52,6 +53,8 @@ pub(crate) trait Served {
     /// Who shows a pass for the connection that it calls so, and what encrypts the connection
     /// behind it, if anything does; none where it is no good.
     fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<(Visitor, Option<Seal>)>;
+    /// What brings bytes to GPUs that came by a socket.
+    fn landing(&mut self) -> &mut Landing;
 }
 
 /// One shard's way to the engine's regions, grants, counters and notifications.
@@ -62,6 +65,7 @@ pub(crate) struct Service {
     gate: Arc<Gate>,
     serving: metrics::Serving,
     incarnation: u64,
+    landing: Landing,
 }
 
 impl Service {
@@ -72,8 +76,13 @@ impl Service {
         arrivals: Arc<Arrivals>,
         incarnation: u64,
     ) -> Self {
-        let (gate, serving) = Default::default();
-        Self { regions, grants, arrivals, gate, serving, incarnation }
+        let (gate, serving, landing) = Default::default();
+        Self { regions, grants, arrivals, gate, serving, incarnation, landing }
+    }
+
+    /// The same, whose GPUs' launches take so many multiprocessors at most.
+    pub(crate) fn with_sm_budget(self, sm_budget: u32) -> Self {
+        Self { landing: Landing::new(sm_budget), ..self }
     }
 
     /// The same behind a gate.
@@ -184,6 +193,10 @@ impl Served for Service {
 
     fn admit(&mut self, pass: &Pass, lane: LaneName) -> Option<(Visitor, Option<Seal>)> {
         self.gate.admit_tcp(pass, lane)
+    }
+
+    fn landing(&mut self) -> &mut Landing {
+        &mut self.landing
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::stream::FakeStream;
@@ -49,6 +50,7 @@ struct Shared {
     storage: Mutex<BTreeMap<u64, Storage>>,
     faults: Mutex<Faults>,
     pinned: Mutex<BTreeMap<u64, usize>>,
+    launches: AtomicUsize,
 }
 
 /// An allocation's bytes.
@@ -91,6 +93,11 @@ impl Fake {
     /// Allocations that are alive, of this process and mapped ones.
     pub fn allocations(&self) -> usize {
         lock(&self.shared.storage).len()
+    }
+
+    /// Launches that were made.
+    pub fn launches(&self) -> usize {
+        self.shared.launches.load(Ordering::Relaxed)
     }
 
     /// Ranges of host memory that are pinned.

@@ -7,6 +7,7 @@
 //! - [`driver`]: what a GPU's driver is asked for, in a dozen functions
 //! - `nvidia`: the real one (feature `cuda`); `fake`: one that keeps "VRAM" in memfds, with faults
 //! - `memory`: an allocation, freed when nobody holds it
+//! - `landing`: what sockets bring, brought to its places
 //! - `plan`: pure, ranges → launches; `pages`: launches and their memory; `reactor`, `line`:
 //!   launches under way
 //!
@@ -16,6 +17,7 @@
 pub mod driver;
 #[cfg(feature = "sim")]
 pub mod fake;
+mod landing;
 mod line;
 mod memory;
 #[cfg(feature = "cuda")]
@@ -28,6 +30,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 pub use self::driver::{DeviceFacts, Driver, Failure};
+pub use self::landing::{BLOCK_BYTES as LANDING_BYTES, Landing};
 pub use self::memory::DeviceMemory;
 pub(crate) use self::memory::Pin;
 pub use self::pages::{PageList, Pages};

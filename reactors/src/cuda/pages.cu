@@ -21,26 +21,32 @@ template <u32 MAX> struct Pages {
     u32 bytes[MAX];
 };
 
-__device__ __forceinline__ void copy_words(const char *from, char *to, u32 bytes, u32 lane) {
-    const uint4 *source = reinterpret_cast<const uint4 *>(from);
-    uint4 *target = reinterpret_cast<uint4 *>(to);
-    const u32 words = bytes / sizeof(uint4);
-    uint4 held[LOADS];
-#pragma unroll
-    for (u32 k = 0; k < LOADS; k++) {
-        if (lane + k * 32 < words) held[k] = __ldcs(source + lane + k * 32);
-    }
-#pragma unroll
-    for (u32 k = 0; k < LOADS; k++) {
-        if (lane + k * 32 < words) __stcs(target + lane + k * 32, held[k]);
-    }
-}
-
+// Moves a chunk between addresses that differ by whole words: the words with all loads in flight
+// that a lane has, and with them the bytes before and behind, which are fewer than lanes.
 template <typename Word>
-__device__ __forceinline__ void copy_plainly(const char *from, char *to, u32 bytes, u32 lane) {
-    for (u32 at = lane; at < bytes / sizeof(Word); at += 32) {
-        reinterpret_cast<Word *>(to)[at] = reinterpret_cast<const Word *>(from)[at];
+__device__ __forceinline__ void copy_chunk(const char *from, char *to, u32 bytes, u32 lane) {
+    const u32 lacking = static_cast<u32>(-reinterpret_cast<u64>(to) % sizeof(Word));
+    const u32 head = lacking < bytes ? lacking : bytes;
+    const u32 words = (bytes - head) / sizeof(Word);
+    const u32 tail = (bytes - head) % sizeof(Word);
+    const bool has_edge = lane < head + tail;
+    const u32 edge = lane < head ? lane : head + words * sizeof(Word) + (lane - head);
+    char held_edge;
+    if (has_edge) held_edge = from[edge];
+    const Word *source = reinterpret_cast<const Word *>(from + head);
+    Word *target = reinterpret_cast<Word *>(to + head);
+    for (u32 at = lane; at < words; at += LOADS * 32) {
+        Word held[LOADS];
+#pragma unroll
+        for (u32 k = 0; k < LOADS; k++) {
+            if (at + k * 32 < words) held[k] = __ldcs(source + at + k * 32);
+        }
+#pragma unroll
+        for (u32 k = 0; k < LOADS; k++) {
+            if (at + k * 32 < words) __stcs(target + at + k * 32, held[k]);
+        }
     }
+    if (has_edge) to[edge] = held_edge;
 }
 
 template <u32 MAX> __device__ __forceinline__ void copy(const Pages<MAX> &pages) {
@@ -56,13 +62,15 @@ template <u32 MAX> __device__ __forceinline__ void copy(const Pages<MAX> &pages)
         const u32 bytes = all - start < CHUNK_BYTES ? all - start : CHUNK_BYTES;
         const char *from = reinterpret_cast<const char *>(pages.from[page]) + start;
         char *to = reinterpret_cast<char *>(pages.to[page]) + start;
-        const u64 odd = pages.from[page] | pages.to[page] | all;
-        if (odd % sizeof(uint4) == 0) {
-            copy_words(from, to, bytes, lane);
-        } else if (odd % sizeof(u32) == 0) {
-            copy_plainly<u32>(from, to, bytes, lane);
+        const u64 apart = pages.from[page] ^ pages.to[page];
+        if (apart % sizeof(uint4) == 0) {
+            copy_chunk<uint4>(from, to, bytes, lane);
+        } else if (apart % sizeof(u64) == 0) {
+            copy_chunk<u64>(from, to, bytes, lane);
+        } else if (apart % sizeof(u32) == 0) {
+            copy_chunk<u32>(from, to, bytes, lane);
         } else {
-            copy_plainly<char>(from, to, bytes, lane);
+            copy_chunk<char>(from, to, bytes, lane);
         }
     }
 }

@@ -70,6 +70,24 @@ impl Cuda {
         self.groups == 0
     }
 
+    /// Makes copies here and now: for those that are waited for anyway, and take microseconds. None
+    /// may be under way.
+    ///
+    /// # Errors
+    /// That of the copies; what the targets hold is undefined then.
+    pub fn make(&mut self, pages: Arc<Pages>) -> Result<(), Failure> {
+        let busy = |_| Failure::refused("copy", "others are under way");
+        self.submit(Group { tag: 0, pages }).map_err(busy)?;
+        let mut done = Vec::with_capacity(1);
+        loop {
+            self.poll(1, &mut done);
+            if let Some(GroupDone { error, .. }) = done.pop() {
+                return error.map_or(Ok(()), Err);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     /// Nothing of `region` is touched any more when this returns: what of it wasn't begun is left
     /// out, and what was is waited for, which takes milliseconds at most. Groups end as
     /// [`FailureKind::Fenced`](super::driver::FailureKind::Fenced) then.

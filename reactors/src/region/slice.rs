@@ -147,7 +147,7 @@ impl Slice {
     }
 
     /// Who copies the bytes, where the CPU can't.
-    pub(crate) fn driver(&self) -> Option<&Arc<dyn Driver>> {
+    pub fn driver(&self) -> Option<&Arc<dyn Driver>> {
         self.device().map(|device| device.driver())
     }
 

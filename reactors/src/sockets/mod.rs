@@ -137,7 +137,10 @@ impl Sockets {
             Ok(seat) => {
                 let name = self.ops.insert(Op::new(work, manner, seat));
                 self.seats.get_mut(seat).into_iter().for_each(|seat| {
-                    seat.lane(direction).queue.push_back(name);
+                    let lane = seat.lane(direction);
+                    lane.queue.push_back(name);
+                    // It asks whether there is something, so it is tried whatever was heard.
+                    lane.is_ready |= manner == Manner::Now;
                 });
                 self.list(seat, direction);
                 Ok(name.to_raw())

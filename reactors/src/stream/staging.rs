@@ -165,6 +165,7 @@ impl Staging {
                 Step::Block { is_first: true } => self.stand_in_line(ticket),
                 Step::Block { is_first: false } => self.work_ahead(ticket),
                 Step::Post(manner) => self.post(ticket, manner, kind),
+                Step::Store => self.store(ticket),
                 Step::TakeBack(name) => {
                     kind.fence(name);
                     false
@@ -297,14 +298,23 @@ impl Staging {
                 None
             }
             Direction::Receive => {
-                if let Some((part, works)) = op.received(&done) {
-                    self.copy(ticket, part, works);
-                }
-                self.ops.get_mut(ticket).and_then(Op::drop_unused)
+                op.received(done);
+                op.drop_unused()
             }
         };
         freed.into_iter().for_each(|block| self.blocks.give_back(direction, block));
         self.advance(ticket, kind);
+    }
+
+    /// Has GPUs take what was received into the last part. It may have been another's than a GPU's.
+    fn store(&mut self, ticket: Ticket<Op>) -> bool {
+        let Some((part, works)) = self.ops.get_mut(ticket).and_then(Op::store) else {
+            return false;
+        };
+        self.copy(ticket, part, works);
+        let freed = self.ops.get_mut(ticket).and_then(Op::drop_unused);
+        freed.into_iter().for_each(|block| self.blocks.give_back(Direction::Receive, block));
+        true
     }
 
     /// Has GPUs make copies for a part, each its own.

@@ -7,6 +7,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
+use kvrail_reactors::cuda::Landing;
 use kvrail_reactors::region::Region;
 use kvrail_reactors::stream::{Direction, Done, Socket, Streams, Work, is_fenced};
 use kvrail_reactors::vector::Vector;
@@ -110,6 +111,7 @@ impl Connection {
         ring: &mut Streams,
         queue: &mut VecDeque<Request>,
         unwanted: impl FnMut(&Request) -> bool,
+        landing: &mut Landing,
     ) -> Vec<Request> {
         self.encrypt_if_due(ring);
         if self.end.is_some() {
@@ -135,6 +137,7 @@ impl Connection {
             match &mut self.role {
                 Role::Server(stream) => {
                     stream.let_body_go();
+                    stream.lend(landing);
                     stream.receive_into(&mut vector);
                 }
                 Role::Client { stream, .. } => stream.receive_into(&mut vector),

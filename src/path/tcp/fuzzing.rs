@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use kvrail_reactors::cuda::Landing;
 use kvrail_reactors::region::{self, Slice};
 use kvrail_reactors::vector::Vector;
 
@@ -33,6 +34,7 @@ pub(crate) struct World {
     held: Vec<Option<Grant>>,
     /// What was delivered, in order.
     pub(crate) events: Vec<Event>,
+    landing: Landing,
 }
 
 /// A registered range.
@@ -92,7 +94,15 @@ impl World {
             held.extend(local.map(|grant| grant.make(&grants, &region, window.start)));
         }
         let (view, windows) = (RegionsView::new(regions), windows.to_vec());
-        let world = Self { memory, windows, view, grants, held, events: Vec::new() };
+        let world = Self {
+            memory,
+            windows,
+            view,
+            grants,
+            held,
+            events: Vec::new(),
+            landing: Landing::default(),
+        };
         let bytes: Vec<u8> = (0..len).map(|at| ((at * 31) >> 3) as u8).collect();
         world.all().write(0, &bytes).expect("all of it");
         world
@@ -183,6 +193,10 @@ impl Served for World {
 
     fn admit(&mut self, _: &Pass, _: LaneName) -> Option<(Visitor, Option<Seal>)> {
         None
+    }
+
+    fn landing(&mut self) -> &mut Landing {
+        &mut self.landing
     }
 }
 

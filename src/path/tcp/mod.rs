@@ -11,6 +11,7 @@ mod peers;
 mod server;
 mod shard;
 mod steps;
+mod storing;
 mod sweep;
 #[cfg(test)]
 mod tests;

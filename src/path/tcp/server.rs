@@ -2,33 +2,25 @@
 //! where they go, what was received, what is to be answered. Any bytes in any chunks change
 //! nothing outside the ranges that [`Served::find`] allows.
 
-use std::collections::VecDeque;
-use std::ops::RangeInclusive;
+mod requests;
 
+use std::collections::VecDeque;
+
+use kvrail_reactors::cuda::{Failure, Landing};
 use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::{Filled, Vector};
 
-use super::granted::{self, Answering, Sink};
+use super::granted::Sink;
 use super::steps::{Receiving, Reply, complete};
-use super::wire::{
-    Event, HEADER_BYTES, Header, KEY_BYTES, LaneName, NAME_BYTES, NAMES_MAX_BYTES,
-    PASS_FRAME_BYTES, Status, Verb, Version,
-};
+use super::storing::{Came, Storing};
+use super::wire::{HEADER_BYTES, KEY_BYTES, LaneName, Status, Version};
 use crate::auth::{PeerId, Seal, Visitor};
 use crate::limits::{
-    EVENT_MAX_BYTES, GRANTED_MAX_BYTES, RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES,
-    SEND_MAX_PARTS, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
+    RECEIVE_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS, SMALL_ROOM_BYTES,
 };
-use crate::memory::Operation;
-use crate::memory::grant::{Key, Use};
+use crate::memory::grant::Use;
 use crate::path::asking::{Asking, RequestName};
 use crate::path::served::Served;
-
-/// Bytes of a body with names.
-const NAMES_BYTES: RangeInclusive<u64> = NAME_BYTES as u64..=NAMES_MAX_BYTES as u64;
-
-/// Bytes of an event's body.
-const EVENT_BYTES: RangeInclusive<u64> = 1..=EVENT_MAX_BYTES;
 
 /// A server's side of one connection.
 #[derive(Debug)]
@@ -46,6 +38,8 @@ pub(crate) struct ServerStream {
     replies: VecDeque<Reply>,
     /// Received but not looked at yet, since too many replies are waiting.
     backlog: Vec<u8>,
+    /// The same, where it came in a block.
+    put_off: Option<Slice>,
     /// No request is carried out any more; the connection ends when the replies are out.
     closing: bool,
     /// The peer has sent all that it will.
@@ -60,6 +54,7 @@ pub(crate) struct ServerStream {
     seal: Option<Seal>,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
+    storing: Storing,
 }
 
 impl ServerStream {
@@ -74,6 +69,7 @@ impl ServerStream {
             sending: Vec::new(),
             replies: VecDeque::new(),
             backlog: Vec::new(),
+            put_off: None,
             closing: false,
             ended: false,
             is_known: false,
@@ -81,6 +77,16 @@ impl ServerStream {
             visitor,
             seal: None,
             read_ahead: false,
+            storing: Storing::default(),
+        }
+    }
+
+    /// Has the next receive go to a block, where what comes is for a GPU.
+    pub(crate) fn lend(&mut self, landing: &mut Landing) {
+        match &self.receiving {
+            Receiving::Body { target, .. } => self.storing.lend(Some(target), landing),
+            Receiving::Header => self.storing.lend(None, landing),
+            _ => {}
         }
     }
 
@@ -93,8 +99,11 @@ impl ServerStream {
             }
             return;
         }
-        if !self.backlog.is_empty() || self.replies.len() >= REPLIES_MAX {
+        if self.has_backlog() || self.replies.len() >= REPLIES_MAX {
             return;
+        }
+        if let Some(block) = self.storing.block() {
+            return vector.push_memory(block.clone());
         }
         if let Receiving::Body { target, .. } = &self.receiving {
             let mut next = target.clone();
@@ -117,10 +126,13 @@ impl ServerStream {
 
     /// The first `count` bytes of `vector` were received.
     pub(crate) fn received(&mut self, vector: &Vector, count: usize, served: &mut impl Served) {
+        if let Some(block) = self.storing.received(count) {
+            return self.read(Came::Block(block), served);
+        }
         for filled in vector.filled(count) {
             match filled {
-                Filled::Memory(len) => self.stored(len),
-                Filled::Bytes(bytes) => self.read(bytes, served),
+                Filled::Memory(len) => self.stored(len, false),
+                Filled::Bytes(bytes) => self.read(Came::Bytes(bytes), served),
             }
         }
     }
@@ -156,10 +168,19 @@ impl ServerStream {
     /// Replies were sent: looks at what was put off.
     pub(crate) fn sent(&mut self, served: &mut impl Served) {
         self.sending.clear();
-        if self.replies.len() < REPLIES_MAX && !self.backlog.is_empty() {
-            let backlog = std::mem::take(&mut self.backlog);
-            self.read(&backlog, served);
+        if self.replies.len() >= REPLIES_MAX {
+            return;
         }
+        if let Some(block) = self.put_off.take() {
+            self.read(Came::Block(block), served);
+        } else if !self.backlog.is_empty() {
+            let backlog = std::mem::take(&mut self.backlog);
+            self.read(Came::Bytes(&backlog), served);
+        }
+    }
+
+    fn has_backlog(&self) -> bool {
+        !self.backlog.is_empty() || self.put_off.is_some()
     }
 
     /// Lets go of replies that their grants do not permit any more.
@@ -219,15 +240,6 @@ impl ServerStream {
             || self.header_len > 0
             || !matches!(self.receiving, Receiving::Header)
             || self.has_replies()
-    }
-
-    /// A client that means another process is refused: this one has got its predecessor's port.
-    fn may_be_named(&self, header: &Header, served: &impl Served) -> bool {
-        let is_well_formed = match header.verb {
-            Verb::Pass => header.len == PASS_FRAME_BYTES as u64,
-            _ => NAMES_BYTES.contains(&header.len),
-        };
-        is_well_formed && self.name.is_none() && served.is_process(header.addr)
     }
 
     /// What encrypts everything from here on, once: nothing behind the pass was received yet, and
@@ -295,18 +307,21 @@ impl ServerStream {
         self.backlog.len()
     }
 
-    /// `len` bytes of the body are in place.
-    fn stored(&mut self, len: usize) {
-        if let Receiving::Body { target, version, used } = &mut self.receiving {
-            target.advance(len);
-            let is_struck = used.as_ref().is_some_and(Use::is_struck);
-            if target.is_empty() {
-                let version = *version;
-                self.receiving = Receiving::Header;
-                let status = if is_struck { self.struck() } else { Status::Ok };
-                self.acknowledge(version, status);
-            }
+    /// `len` bytes of the body are in place, or on their way there.
+    fn stored(&mut self, len: usize, is_landing: bool) {
+        let Receiving::Body { target, version, used } = &mut self.receiving else { return };
+        target.advance(len);
+        if !target.is_empty() {
+            return;
         }
+        let (version, used) = (*version, used.take());
+        self.receiving = Receiving::Header;
+        let is_struck = used.as_ref().is_some_and(Use::is_struck);
+        let status = if is_struck { self.struck() } else { Status::Ok };
+        if is_landing {
+            self.storing.await_landing(version, self.replies.len(), used);
+        }
+        self.acknowledge(version, status);
     }
 
     fn acknowledge(&mut self, version: Version, status: Status) {
@@ -315,24 +330,31 @@ impl ServerStream {
         }
     }
 
-    fn read(&mut self, mut bytes: &[u8], served: &mut impl Served) {
-        while !bytes.is_empty() && !self.closing {
+    fn read(&mut self, mut came: Came<'_>, served: &mut impl Served) {
+        while !came.is_empty() && !self.closing {
             if self.replies.len() >= REPLIES_MAX {
-                self.backlog.extend_from_slice(bytes);
-                return;
+                self.put_off(came);
+                break;
             }
-            let used = self.step(bytes, served);
-            bytes = &bytes[used..];
+            let used = self.step(&came, served);
+            came.advance(used);
+        }
+        self.land(served);
+    }
+
+    fn put_off(&mut self, came: Came<'_>) {
+        match came {
+            Came::Bytes(bytes) => self.backlog.extend_from_slice(bytes),
+            Came::Block(block) => self.put_off = Some(block),
         }
     }
 
     /// Looks at the first bytes; returns how many.
-    fn step(&mut self, bytes: &[u8], served: &mut impl Served) -> usize {
+    fn step(&mut self, came: &Came<'_>, served: &mut impl Served) -> usize {
         self.let_body_go();
         match &mut self.receiving {
             Receiving::Header => {
-                let used = bytes.len().min(self.header_room - self.header_len);
-                self.header[self.header_len..][..used].copy_from_slice(&bytes[..used]);
+                let used = came.copy_to(&mut self.header[self.header_len..self.header_room]);
                 self.header_len += used;
                 if self.header_len == self.header_room {
                     self.begin(served);
@@ -340,31 +362,24 @@ impl ServerStream {
                 used
             }
             Receiving::Sink(sink) => {
-                let (used, status) = sink.swallow(bytes.len());
+                let (used, status) = sink.swallow(came.len());
                 if let Some(status) = status {
                     self.receiving = Receiving::Header;
                     self.acknowledge(Version::V2, status);
                 }
                 used
             }
-            Receiving::Body { target, version, .. } => {
-                let used = bytes.len().min(target.len());
-                match (target.write(0, &bytes[..used]), version) {
-                    (Ok(()), _) => {
-                        self.stored(used);
-                        return used;
-                    }
-                    // The GPU that holds it fails.
-                    (Err(_), Version::V2) => {
-                        let sink = Sink::new(target.len() as u64, Status::Refused);
-                        self.receiving = Receiving::Sink(sink);
-                    }
-                    (Err(_), Version::V1) => self.closing = true,
+            Receiving::Body { target, .. } => {
+                let used = came.len().min(target.len());
+                if target.driver().is_some() {
+                    return self.bring(came, used, served);
                 }
-                0
+                came.store(target, used);
+                self.stored(used, false);
+                used
             }
             Receiving::Name { body, len, has_pass } => {
-                let ((used, whole), has_pass) = (complete(body, *len, bytes), *has_pass);
+                let ((used, whole), has_pass) = (complete(body, *len, came), *has_pass);
                 if let Some(body) = whole {
                     self.receiving = Receiving::Header;
                     self.introduced(&body, has_pass, served);
@@ -372,7 +387,7 @@ impl ServerStream {
                 used
             }
             Receiving::Event { body, len } => {
-                let (used, whole) = complete(body, *len, bytes);
+                let (used, whole) = complete(body, *len, came);
                 if let Some(body) = whole {
                     self.receiving = Receiving::Header;
                     self.deliver(&body, served);
@@ -382,111 +397,53 @@ impl ServerStream {
         }
     }
 
-    /// A header is complete, or all of it but the key.
-    fn begin(&mut self, served: &mut impl Served) {
-        let (header, key) = granted::split(&self.header);
-        let header = match Header::decode(header) {
-            Ok(header) => header,
-            Err(unknown) => return self.refuse(unknown.0),
-        };
-        let is_granted = matches!(header.verb, Verb::Granted(_));
-        if is_granted && self.header_room == HEADER_BYTES {
-            self.header_room += KEY_BYTES;
+    /// Has a GPU take the first `count` bytes; none where it fails.
+    fn bring(&mut self, came: &Came<'_>, count: usize, served: &mut impl Served) -> usize {
+        let Receiving::Body { target, .. } = &self.receiving else { return 0 };
+        let mut target = target.clone();
+        target.truncate(count);
+        match self.storing.bring(came, target, served.landing()) {
+            Ok(()) => {
+                self.stored(count, true);
+                count
+            }
+            Err(failure) => {
+                self.not_landed(&failure);
+                0
+            }
+        }
+    }
+
+    /// What has come is in its place when this returns, or refused.
+    fn land(&mut self, served: &mut impl Served) {
+        if !self.storing.is_under_way() {
             return;
         }
-        let key = Key::decode(key);
-        self.frames += 1;
-        (self.header_len, self.header_room) = (0, HEADER_BYTES);
-        self.read_ahead = header.len <= SMALL_REQUEST_BYTES;
-        match header.verb {
-            Verb::Event if self.visitor.is_in() && EVENT_BYTES.contains(&header.len) => {
-                self.receiving = Receiving::Event { body: Vec::new(), len: header.len as usize };
+        match served.landing().finish() {
+            Ok(()) => self.storing.landed().for_each(drop),
+            Err(failure) => self.not_landed(&failure),
+        }
+    }
+
+    /// The GPU that holds bodies fails: nobody knows which of them are in place.
+    fn not_landed(&mut self, failure: &Failure) {
+        tracing::warn!(%failure, "a GPU did not take what a peer wrote");
+        for answer in self.storing.landed() {
+            match answer {
+                Some(at) => self.replies[at] = Reply::Status(Status::Refused),
+                None => self.closing = true,
             }
-            // A connection has one name, for good.
-            Verb::Name | Verb::Pass if self.may_be_named(&header, served) => {
-                let (len, has_pass) = (header.len as usize, header.verb == Verb::Pass);
-                self.receiving = Receiving::Name { body: Vec::new(), len, has_pass };
-            }
-            Verb::Event | Verb::Name | Verb::Pass => self.refuse(header.version),
-            Verb::Granted(operation) => self.granted(operation, &header, key, served),
-            Verb::Transfer(operation) => {
-                match served.find(&self.asking(), header.addr, header.len, operation) {
-                    None => self.refuse(header.version),
-                    Some(memory) => self.transfer(operation, memory, header.version),
+        }
+        match &self.receiving {
+            Receiving::Body { target, version, .. } if target.driver().is_some() => match version {
+                Version::V1 => self.closing = true,
+                Version::V2 => {
+                    let sink = Sink::new(target.len() as u64, Status::Refused);
+                    self.receiving = Receiving::Sink(sink);
                 }
-            }
+            },
+            _ => {}
         }
-    }
-
-    fn transfer(&mut self, operation: Operation, memory: Slice, version: Version) {
-        self.is_known = true;
-        match operation {
-            Operation::Write => {
-                self.receiving = Receiving::Body { target: memory, version, used: None };
-            }
-            Operation::Read => {
-                self.acknowledge(version, Status::Ok);
-                self.replies.push_back(Reply::Memory(memory));
-            }
-        }
-    }
-
-    /// What is denied goes on with the connection too: its bytes come and go, for nothing.
-    fn granted(
-        &mut self,
-        operation: Operation,
-        header: &Header,
-        key: Key,
-        served: &mut impl Served,
-    ) {
-        let Header { addr, len, version, .. } = *header;
-        if !self.visitor.is_in() || !(1..=GRANTED_MAX_BYTES).contains(&len) {
-            return self.refuse(version);
-        }
-        let found = served.find_granted(&self.asking(), key, addr, len, operation);
-        self.is_known |= found.is_ok();
-        match (operation, found) {
-            (Operation::Write, Ok((target, used))) => {
-                self.receiving = Receiving::Body { target, version, used: Some(used) };
-            }
-            (Operation::Write, Err(denied)) => {
-                self.receiving = Receiving::Sink(Sink::new(len, granted::status(denied)));
-            }
-            (Operation::Read, found) => {
-                self.replies.push_back(Reply::Granted(Answering::new(found, len, self.request())));
-            }
-        }
-    }
-
-    /// Mooncake's way: a status where the peer understands one, then the connection ends.
-    fn refuse(&mut self, version: Version) {
-        self.acknowledge(version, Status::Refused);
-        self.closing = true;
-    }
-
-    /// The peer says its own name and that of the connection, or shows a pass for it.
-    fn introduced(&mut self, body: &[u8], has_pass: bool, served: &mut impl Served) {
-        let known = match has_pass {
-            true => LaneName::with_pass(body)
-                .and_then(|(lane, pass)| Some((lane, served.admit(&pass, lane)?))),
-            false => LaneName::split(body).and_then(|(lane, engine)| {
-                let mut visitor = self.visitor.clone();
-                visitor.says(engine).then_some((lane, (visitor, None)))
-            }),
-        };
-        let Some((name, (visitor, seal))) = known else { return self.refuse(Version::V2) };
-        (self.name, self.visitor, self.seal) = (Some(name), visitor, seal);
-        self.is_known |= has_pass;
-        let (lane, peer) = (name.label(), &self.visitor);
-        tracing::debug!(lane = %format_args!("{lane:08x}"), %peer, "a peer opens a lane");
-        self.acknowledge(Version::V2, Status::Ok);
-    }
-
-    fn deliver(&mut self, body: &[u8], served: &mut impl Served) {
-        let event = Event::decode(body);
-        let status = event.map_or(Status::Refused, |event| served.event(&self.asking(), event));
-        self.is_known |= status == Status::Ok;
-        self.acknowledge(Version::V2, status);
     }
 }
 

@@ -22,7 +22,7 @@ use crate::flight::Portion;
 use crate::limits::{ENDING_GRACE_NS, OUTSTANDING_MAX, TICK_NS};
 use crate::memory::grant;
 use crate::metrics;
-use crate::path::served::Service;
+use crate::path::served::{Served, Service};
 use crate::peer::Route;
 use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind, Result};
@@ -337,6 +337,7 @@ impl TcpShard {
             &mut self.ring,
             waiting.unwrap_or(&mut none),
             unwanted,
+            self.served.landing(),
         );
         for request in dropped {
             self.end_unsent(request, now_ns);

@@ -3,6 +3,7 @@
 use kvrail_reactors::region::Slice;
 
 use super::granted::{Answering, Sink};
+use super::storing::Came;
 use super::wire::{Status, Version};
 use crate::memory::grant::Use;
 
@@ -38,8 +39,11 @@ pub(super) enum Reply {
 }
 
 /// Takes of these bytes what a body of `len` lacks; how many, and the body once it is whole.
-pub(super) fn complete(body: &mut Vec<u8>, len: usize, bytes: &[u8]) -> (usize, Option<Vec<u8>>) {
-    let used = bytes.len().min(len - body.len());
-    body.extend_from_slice(&bytes[..used]);
+pub(super) fn complete(
+    body: &mut Vec<u8>,
+    len: usize,
+    came: &Came<'_>,
+) -> (usize, Option<Vec<u8>>) {
+    let used = came.append_to(body, len - body.len());
     (used, (body.len() == len).then(|| std::mem::take(body)))
 }

@@ -2,6 +2,7 @@
 //! everybody's back once somebody wants to be rung.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ impl Stream for FakeStream {
         if self.shared.faults().no_launch {
             return Err(Failure::refused("cuLaunchKernel", "it was asked to fail"));
         }
+        self.shared.launches.fetch_add(1, Ordering::Relaxed);
         let ranges = match launch {
             Launch::Copy(range) => vec![*range],
             Launch::Pages(pages) => pages.clone(),

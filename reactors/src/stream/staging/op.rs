@@ -43,8 +43,22 @@ struct Part {
     number: u64,
     staged: Staged,
     block: Slice,
+    /// Bytes that have been received into it.
+    filled: usize,
     /// Groups of a GPU's copies that are under way.
     copies: usize,
+}
+
+impl Part {
+    /// Whether the socket has it, and has brought something.
+    fn is_filling(&self) -> bool {
+        self.filled > 0 && self.copies == 0
+    }
+
+    /// Whether nothing was brought yet, or all is stored.
+    fn is_empty(&self) -> bool {
+        self.filled == 0 && self.copies == 0
+    }
 }
 
 /// What the sockets' reactor is doing for an operation.
@@ -67,6 +81,8 @@ pub(super) enum Step {
     Block { is_first: bool },
     /// Have the sockets' reactor do its part.
     Post(Manner),
+    /// Have GPUs take what has been received into the last part.
+    Store,
     /// Take back a peek that nobody waits for any more.
     TakeBack(u64),
     /// Something has to end first.
@@ -102,6 +118,9 @@ impl Op {
 
     pub(super) fn step(&self) -> Step {
         let is_over = self.is_ending || self.fault.is_some() || self.is_all_moved();
+        if self.is_stored_next(is_over) {
+            return Step::Store;
+        }
         match (is_over, self.direction(), &self.under_way) {
             (false, Direction::Send, _) => self.send(),
             (false, Direction::Receive, _) => self.receive(),
@@ -110,6 +129,14 @@ impl Op {
             (true, ..) if self.parts.iter().any(|part| part.copies > 0) => Step::Wait,
             (true, ..) => Step::Over,
         }
+    }
+
+    /// What comes in small pieces is gathered: a GPU takes as long for a few bytes as for a block
+    /// of them (10 us), and it costs a system call to see that there are no more.
+    fn is_stored_next(&self, is_over: bool) -> bool {
+        let is_whole = |part: &Part| is_over || !self.is_readable || part.staged.vector.is_empty();
+        self.under_way.is_none()
+            && self.parts.back().is_some_and(|part| part.is_filling() && is_whole(part))
     }
 
     fn is_all_moved(&self) -> bool {
@@ -160,7 +187,7 @@ impl Op {
         }
         let number = self.next_number;
         self.next_number += 1;
-        self.parts.push_back(Part { number, staged, block, copies: 0 });
+        self.parts.push_back(Part { number, staged, block, filled: 0, copies: 0 });
         (number, works)
     }
 
@@ -217,30 +244,39 @@ impl Op {
         }
     }
 
-    /// The sockets' reactor has received into the last part. Returns the part's number and what a
-    /// GPU has to bring from there.
-    pub(super) fn received(&mut self, done: &Done) -> Option<(u64, Vec<CopyWork>)> {
-        let part = self.parts.back()?;
+    /// The sockets' reactor has received into the last part, or not.
+    pub(super) fn received(&mut self, done: Done) {
+        let Some(part) = self.parts.back_mut() else { return };
         match &done.result {
             Ok(0) => self.is_ending = true,
             Ok(count) => {
-                // Where there was room for more, nothing more was there.
-                self.is_readable = *count == done.vector.len();
                 self.work.vector.take_scratch(self.moved, &done.vector);
                 self.moved += count;
-                let pairs = part.staged.pairs.iter();
-                return Some((part.number, pairs.filter_map(|pair| store(pair, *count)).collect()));
+                part.filled += count;
+                part.staged.vector = done.vector;
+                part.staged.vector.advance(*count);
             }
+            // That was all there is for now.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.is_readable = false,
             Err(error) => self.fail(again(error)),
         }
-        None
+    }
+
+    /// The last part's number, and what a GPU has to bring from there.
+    pub(super) fn store(&mut self) -> Option<(u64, Vec<CopyWork>)> {
+        let part = self.parts.back_mut()?;
+        let filled = std::mem::take(&mut part.filled);
+        let works = part.staged.pairs.iter().filter_map(|pair| store(pair, filled)).collect();
+        Some((part.number, works))
     }
 
     /// Gives up the last part, if it is of no use to a GPU.
     pub(super) fn drop_unused(&mut self) -> Option<Slice> {
-        let is_unused = self.parts.back().is_some_and(|part| part.copies == 0);
-        if is_unused { self.parts.pop_back().map(|part| part.block) } else { None }
+        if self.parts.back().is_some_and(Part::is_empty) {
+            self.parts.pop_back().map(|part| part.block)
+        } else {
+            None
+        }
     }
 
     fn fail(&mut self, error: io::Error) {

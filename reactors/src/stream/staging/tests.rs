@@ -1,15 +1,17 @@
 //! GPUs' bytes through both reactors, on GPUs that aren't there: several GPUs at once, peers that
 //! dawdle, names that are used again, GPUs that fail.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::tests::{both, pair, until_arrived, work};
-use super::super::{Direction, Done, Socket, Streams, gpu_failure, is_fenced};
+use super::super::{Direction, Done, Manner, Socket, Streams, gpu_failure, is_fenced};
 use super::blocks::{BLOCK_BYTES, BLOCKS_MAX};
+use super::op::{Op, Step};
 use crate::Reactor;
+use crate::copy::CopyWork;
 use crate::cuda::DeviceMemory;
 use crate::cuda::fake::Fake;
 use crate::doorbell::Doorbell;
@@ -180,6 +182,34 @@ fn headers_between_a_gpu_s_pages_are_received() {
         assert_eq!((done.result.unwrap(), done.vector.scratch()), (8, &b"header"[..]));
         assert_eq!(bytes(&memory), b"bodyMORE");
     });
+}
+
+/// A GPU gets by one copy what the socket brought in pieces.
+#[test]
+fn pieces_are_gathered_until_no_more_are_there() {
+    let fake = Arc::new(Fake::new(1, 1 << 30));
+    let (ours, _theirs) = pair();
+    let mut vector = Vector::default();
+    vector.push_room(4);
+    vector.push_memory(vram(&fake, 0, 1 << 20));
+    let mut op = Op::new(work(1, &ours, Direction::Receive, vector));
+    op.peeked(Ok(1));
+    assert_eq!(op.step(), Step::Block { is_first: true });
+    let block = Arc::new(Region::allocate(8192, None).unwrap());
+    op.begin_part(Slice::new(block, 0, 8192).unwrap());
+    for piece in [104, 1000] {
+        assert_eq!(op.step(), Step::Post(Manner::Now));
+        let vector = std::mem::take(&mut op.staged().unwrap().vector);
+        op.received(Done { tag: 1, direction: Direction::Receive, result: Ok(piece), vector });
+    }
+    assert_eq!(op.step(), Step::Post(Manner::Now), "there is room, and there may be more");
+    let vector = std::mem::take(&mut op.staged().unwrap().vector);
+    let nothing = Err(io::ErrorKind::WouldBlock.into());
+    op.received(Done { tag: 1, direction: Direction::Receive, result: nothing, vector });
+    assert_eq!(op.step(), Step::Store);
+    let (_, works) = op.store().unwrap();
+    let copied: Vec<_> = works.iter().map(CopyWork::bytes).collect();
+    assert_eq!(copied, [1100], "all but the header");
 }
 
 #[test]

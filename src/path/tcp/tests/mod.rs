@@ -2,6 +2,7 @@
 
 mod duet;
 mod granted;
+mod landing;
 mod lanes;
 mod sealed;
 mod server;

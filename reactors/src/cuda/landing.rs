@@ -1,0 +1,172 @@
+//! Where bytes for GPUs land that came in one piece with their headers: blocks of pinned host
+//! memory, from which one launch brings each to its place, however many there are.
+
+use std::sync::Arc;
+
+use super::driver::{Driver, Failure};
+use super::pages::Pages;
+use super::reactor::{Cuda, SM_BUDGET};
+use crate::copy::{CopyWork, Source};
+use crate::doorbell::Doorbell;
+use crate::region::{AccessError, Region, Slice};
+use crate::vector::lacking;
+
+/// Bytes of a block: a launch and its end cost 10 us, in which a socket brings 64 KiB.
+pub const BLOCK_BYTES: usize = 1 << 20;
+
+/// Blocks at most: 32 MiB of pinned memory a shard. Who gets none goes another way, more slowly.
+const BLOCKS_MAX: usize = 32;
+
+/// Copies that one launch is worth waiting for: as many as one receive is cut into.
+const COPIES_MAX: usize = 256;
+
+/// Blocks, and copies out of them that are to be made. Copies into host memory are made at once.
+#[derive(Debug)]
+pub struct Landing {
+    /// None until a GPU is first needed.
+    cuda: Option<Cuda>,
+    sm_budget: u32,
+    /// All of them. One is free when nobody else holds its region.
+    blocks: Vec<Slice>,
+    copies: Vec<CopyWork>,
+    /// Where bytes are put that did not come in a block, and how many there are.
+    bounce: Option<Slice>,
+    bounced: usize,
+}
+
+impl Default for Landing {
+    fn default() -> Self {
+        Self::new(SM_BUDGET)
+    }
+}
+
+impl Landing {
+    /// One whose launches take so many multiprocessors at most.
+    pub fn new(sm_budget: u32) -> Self {
+        let (blocks, copies) = Default::default();
+        Self { cuda: None, sm_budget, blocks, copies, bounce: None, bounced: 0 }
+    }
+
+    /// A free block that `driver`'s GPUs reach; none where there is none, or no memory for more.
+    /// It is free again when all of its slices are gone.
+    pub fn lend(&mut self, driver: &Arc<dyn Driver>) -> Option<Slice> {
+        let is_free = |block: &&Slice| Arc::strong_count(block.region()) == 1;
+        let block = match self.blocks.iter().find(is_free) {
+            Some(block) => block.clone(),
+            None if self.blocks.len() < BLOCKS_MAX => {
+                let region = Arc::new(Region::allocate(BLOCK_BYTES, None).ok()?);
+                let block = Slice::new(region, 0, BLOCK_BYTES).ok()?;
+                self.blocks.push(block.clone());
+                block
+            }
+            None => return None,
+        };
+        // Without, the copies are slower.
+        let _: Result<(), Failure> = block.region().reach(driver);
+        Some(block)
+    }
+
+    /// Brings `source`, a part of a block, to `target`, which is as long: before
+    /// [`Landing::finish`] returns.
+    ///
+    /// # Errors
+    /// Some of what was to be brought before can't be brought, and all of that is given up.
+    pub fn bring(&mut self, source: Slice, target: Slice) -> Result<(), Failure> {
+        if target.driver().is_none() {
+            source.copy_to(&target);
+            return Ok(());
+        }
+        self.make_way_for(&target)?;
+        self.copies.push(CopyWork { tag: 0, source: Source::Region(source), target });
+        Ok(())
+    }
+
+    /// The same with bytes that came elsewhere.
+    ///
+    /// # Errors
+    /// As there. Of a GPU's memory also that of these bytes, where there is no block for them.
+    pub fn bring_bytes(&mut self, bytes: &[u8], target: Slice) -> Result<(), Failure> {
+        let Some(driver) = target.driver().cloned() else {
+            target.write(0, bytes).expect("as many bytes as the target has");
+            return Ok(());
+        };
+        let Some(part) = self.part(&target, &driver)? else {
+            return write(bytes, &target);
+        };
+        part.write(0, bytes).expect("as many bytes as the target has");
+        self.bring(part, target)
+    }
+
+    /// Where bytes for `target` go meanwhile; nowhere where there is no room.
+    fn part(&mut self, target: &Slice, driver: &Arc<dyn Driver>) -> Result<Option<Slice>, Failure> {
+        for _ in 0..2 {
+            if self.bounce.is_none() {
+                self.bounce = self.lend(driver);
+            }
+            let Some(bounce) = &self.bounce else { break };
+            // Both ends begin alike, which lets a GPU take wide words.
+            let at = self.bounced + lacking(bounce.addr() + self.bounced as u64, target.addr());
+            if let Ok(part) = bounce.part(at, target.len()) {
+                self.bounced = at + target.len();
+                return Ok(Some(part));
+            }
+            self.finish()?;
+        }
+        self.finish()?;
+        Ok(None)
+    }
+
+    /// Brings all that is to be brought, and waits for it.
+    ///
+    /// # Errors
+    /// A GPU's; what the targets hold then is undefined.
+    pub fn finish(&mut self) -> Result<(), Failure> {
+        self.bounced = 0;
+        if self.copies.is_empty() {
+            return Ok(());
+        }
+        let copies = std::mem::take(&mut self.copies);
+        let made = Pages::of(copies.iter()).and_then(|pages| self.make(Arc::new(pages)));
+        self.bounce = None;
+        self.copies = copies;
+        self.copies.clear();
+        made
+    }
+
+    /// Makes way for one more copy: those of a launch are of one GPU and in no order.
+    fn make_way_for(&mut self, target: &Slice) -> Result<(), Failure> {
+        let stands_in_the_way = |copy: &CopyWork| {
+            let (near, far) = (copy.target.addr(), target.addr());
+            let overlaps =
+                near < far + target.len() as u64 && far < near + copy.target.len() as u64;
+            overlaps || copy.gpu() != target.device().map(|device| device.device())
+        };
+        match self.copies.len() >= COPIES_MAX || self.copies.iter().any(stands_in_the_way) {
+            true => self.finish(),
+            false => Ok(()),
+        }
+    }
+
+    fn make(&mut self, pages: Arc<Pages>) -> Result<(), Failure> {
+        let cuda = match &mut self.cuda {
+            Some(cuda) => cuda,
+            none => none.insert(Cuda::new(1, doorbell()?).with_blocks(self.sm_budget)),
+        };
+        cuda.make(pages)
+    }
+}
+
+/// Nobody sleeps by it.
+fn doorbell() -> Result<Arc<Doorbell>, Failure> {
+    let doorbell = Doorbell::new();
+    Ok(Arc::new(doorbell.map_err(|error| Failure::refused("doorbell", error.to_string()))?))
+}
+
+/// Copies bytes to a GPU by itself, at once.
+fn write(bytes: &[u8], target: &Slice) -> Result<(), Failure> {
+    match target.write(0, bytes) {
+        Ok(()) => Ok(()),
+        Err(AccessError::Device(failure)) => Err(failure),
+        Err(AccessError::OutOfRange(error)) => Err(Failure::refused("copy", error.to_string())),
+    }
+}

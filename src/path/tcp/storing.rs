@@ -1,0 +1,159 @@
+//! Bodies on their way from a receive to where they belong. Those of GPUs come in blocks of pinned
+//! memory, headers and all, and one launch brings all of a receive to their places; none of them is
+//! acknowledged before, and nothing that stands behind them is told.
+
+use std::sync::Arc;
+
+use kvrail_reactors::cuda::{Driver, Failure, Landing};
+use kvrail_reactors::region::Slice;
+
+use super::wire::Version;
+use crate::limits::SMALL_ROOM_BYTES;
+use crate::memory::grant::Use;
+
+/// Bytes that have come, wherever they stand.
+pub(super) enum Came<'a> {
+    Bytes(&'a [u8]),
+    Block(Slice),
+}
+
+impl Came<'_> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Block(block) => block.len(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn advance(&mut self, count: usize) {
+        match self {
+            Self::Bytes(bytes) => *bytes = &bytes[count..],
+            Self::Block(block) => block.advance(count),
+        }
+    }
+
+    /// Copies the first bytes, as many as there is room for; returns how many.
+    pub(super) fn copy_to(&self, room: &mut [u8]) -> usize {
+        let count = self.len().min(room.len());
+        match self {
+            Self::Bytes(bytes) => room[..count].copy_from_slice(&bytes[..count]),
+            Self::Block(block) => {
+                block.read(0, &mut room[..count]).expect("a block of host memory has its bytes");
+            }
+        }
+        count
+    }
+
+    /// Appends the first bytes, `most` of them where there are so many; returns how many.
+    pub(super) fn append_to(&self, all: &mut Vec<u8>, most: usize) -> usize {
+        let (start, count) = (all.len(), self.len().min(most));
+        all.resize(start + count, 0);
+        self.copy_to(&mut all[start..])
+    }
+
+    /// Stores the first `count` bytes in host memory that has room for them.
+    pub(super) fn store(&self, target: &Slice, count: usize) {
+        match self {
+            Self::Bytes(bytes) => target.write(0, &bytes[..count]).expect("host memory with room"),
+            Self::Block(block) => {
+                let mut now = block.clone();
+                now.truncate(count);
+                now.copy_to(target);
+            }
+        }
+    }
+
+    /// Has as many of the first bytes as `target` takes brought to a GPU.
+    fn bring(&self, target: Slice, landing: &mut Landing) -> Result<(), Failure> {
+        match self {
+            Self::Bytes(bytes) => landing.bring_bytes(&bytes[..target.len()], target),
+            Self::Block(block) => {
+                let mut now = block.clone();
+                now.truncate(target.len());
+                landing.bring(now, target)
+            }
+        }
+    }
+}
+
+/// A connection's bodies for GPUs.
+#[derive(Debug, Default)]
+pub(super) struct Storing {
+    /// Where the receive under way goes.
+    block: Option<Slice>,
+    /// Who brings the last body to its place, if a GPU's driver does.
+    driver: Option<Arc<dyn Driver>>,
+    /// The last receive brought more than the room for small requests holds.
+    is_streaming: bool,
+    /// Bodies are on their way.
+    is_under_way: bool,
+    /// The answers to those that have come wholly: where they stand, or that there are none.
+    answers: Vec<Option<usize>>,
+    /// What they are stored under.
+    uses: Vec<Use>,
+}
+
+impl Storing {
+    /// A body of this target begins.
+    pub(super) fn begin(&mut self, target: &Slice) {
+        if self.driver.is_some() || target.driver().is_some() {
+            self.driver = target.driver().cloned();
+        }
+    }
+
+    /// Takes a block for the next receive: where it goes on with a GPU's body, or behind a lot.
+    pub(super) fn lend(&mut self, body: Option<&Slice>, landing: &mut Landing) {
+        self.block = None;
+        let driver = match body {
+            Some(target) => target.driver(),
+            None => self.driver.as_ref().filter(|_| self.is_streaming),
+        };
+        self.block = driver.and_then(|driver| landing.lend(driver));
+    }
+
+    /// Where the next receive goes, if not to memory of its own.
+    pub(super) fn block(&self) -> Option<&Slice> {
+        self.block.as_ref()
+    }
+
+    /// So many bytes were received; the block that they stand in.
+    pub(super) fn received(&mut self, count: usize) -> Option<Slice> {
+        self.is_streaming = count >= SMALL_ROOM_BYTES;
+        let mut block = self.block.take()?;
+        block.truncate(count);
+        Some(block)
+    }
+
+    /// Has as many bytes as `target` takes brought there.
+    pub(super) fn bring(
+        &mut self,
+        came: &Came<'_>,
+        target: Slice,
+        landing: &mut Landing,
+    ) -> Result<(), Failure> {
+        self.is_under_way = true;
+        came.bring(target, landing)
+    }
+
+    /// All of a body is on its way; its answer, if there is one, is the `next`.
+    pub(super) fn await_landing(&mut self, version: Version, next: usize, used: Option<Use>) {
+        self.answers.push((version == Version::V2).then_some(next));
+        self.uses.extend(used);
+    }
+
+    /// Whether bodies are on their way.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.is_under_way
+    }
+
+    /// None is under way any more; the answers to those that were.
+    pub(super) fn landed(&mut self) -> impl Iterator<Item = Option<usize>> {
+        self.is_under_way = false;
+        self.uses.clear();
+        self.answers.drain(..)
+    }
+}
