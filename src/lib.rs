@@ -66,7 +66,7 @@ pub use engine::{Drained, Engine};
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
 pub use explain::{Candidate, Explanation, Means, Verdict};
 pub use kvrail_reactors::numa::NumaPolicy;
-pub use kvrail_reactors::region::{Eternal, Foreign};
+pub use kvrail_reactors::region::{Eternal, Foreign, ForeignVram};
 pub use memory::{
     Access, Block, BlockPool, ExclusiveLease, Grant, GrantOptions, Lease, Location, Misfit,
     REFERENCE_BYTES, Reference, Region, SharedLease, UndefinedLease,
