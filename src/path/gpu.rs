@@ -45,6 +45,11 @@ impl GpuCopies {
         self.device
     }
 
+    /// How many copies it is.
+    pub(crate) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
     pub(crate) fn first_and_last(&self) -> (usize, usize) {
         let end = |request: Option<&usize>| request.copied().unwrap_or_default();
         (end(self.requests.first()), end(self.requests.last()))

@@ -2,6 +2,7 @@
 //! so that engines of one test see each other's memory as two processes do; with
 //! `KVRAIL_GPUS=real` the same tests run on the machine's own.
 
+mod events;
 mod faults;
 mod foreign;
 mod ownership;

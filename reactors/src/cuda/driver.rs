@@ -108,8 +108,9 @@ impl Event {
     /// the primary context, which PyTorch and the CUDA runtime use.
     ///
     /// # Safety
-    /// The event must not be destroyed before every transfer that names it is over: its outcome is
-    /// there or, of one that was dropped, its leases are back.
+    /// The event must not be recorded while a graph is captured, nor destroyed before every
+    /// transfer that names it is over: its outcome is there or, of one that was dropped, its leases
+    /// are back.
     pub unsafe fn new(device: u32, event: *mut std::ffi::c_void) -> Self {
         Self { device, handle: event as u64 }
     }
@@ -155,11 +156,12 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// It is this driver's, it is freed once, and nothing touches it any more.
     unsafe fn free(&self, allocation: &Allocation);
 
-    /// The allocation of device memory that holds this address, whoever made it.
+    /// The allocation of device memory that holds this address, whoever made it, as `device` sees
+    /// it, which is supposed to have it; of another's the device alone is told.
     ///
     /// # Errors
     /// Refused: none does, or it is managed memory, which has no place.
-    fn holding(&self, addr: u64) -> Result<Holding, Failure>;
+    fn holding(&self, device: u32, addr: u64) -> Result<Holding, Failure>;
 
     /// A handle by which other processes of this host open such an allocation.
     ///

@@ -205,7 +205,7 @@ impl Driver for Fake {
         }
     }
 
-    fn holding(&self, addr: u64) -> Result<Holding, Failure> {
+    fn holding(&self, _device: u32, addr: u64) -> Result<Holding, Failure> {
         self.held(addr)
     }
 

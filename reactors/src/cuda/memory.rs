@@ -238,7 +238,7 @@ fn covering(driver: &dyn Driver, foreign: &ForeignVram) -> Result<Holding, Failu
     let refused = |why: String| Failure::refused("cuMemGetAddressRange", why);
     let no_range = || refused(format!("{len} bytes at {addr:#x} are no range"));
     let end = addr.checked_add(len as u64).filter(|_| len > 0).ok_or_else(no_range)?;
-    let first = driver.holding(addr)?;
+    let first = driver.holding(device, addr)?;
     let (mut held, mut at) = (first, addr);
     loop {
         if held.device != device {
@@ -254,7 +254,7 @@ fn covering(driver: &dyn Driver, foreign: &ForeignVram) -> Result<Holding, Failu
             return Err(refused(format!("its allocation ends {room} bytes behind {addr:#x}")));
         }
         at = held_end;
-        held = driver.holding(at)?;
+        held = driver.holding(device, at)?;
     }
 }
 

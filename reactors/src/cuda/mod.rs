@@ -21,6 +21,7 @@ mod line;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nvidia;
+#[cfg(any(test, feature = "cuda", feature = "sim"))]
 mod opened;
 #[cfg(feature = "sim")]
 pub mod outside;

@@ -156,13 +156,16 @@ impl Driver for Nvidia {
         let _: Result<(), Failure> = freed;
     }
 
-    fn holding(&self, addr: u64) -> Result<Holding, Failure> {
-        let current = self.any_context()?.enter()?;
-        let device = foreign::device(addr)?;
-        drop(current);
+    fn holding(&self, device: u32, addr: u64) -> Result<Holding, Failure> {
+        // No other device's context, which would cost memory there.
         let _current = self.context(device)?.enter()?;
-        self.meet_foreign()?;
-        foreign::holding(device, addr)
+        match foreign::device(addr)? {
+            held if held == device => {
+                self.meet_foreign()?;
+                foreign::holding(device, addr)
+            }
+            elsewhere => Ok(Holding { device: elsewhere, addr, bytes: 0, is_shareable: false }),
+        }
     }
 
     fn share(&self, holding: &Holding) -> Result<IpcHandle, Failure> {

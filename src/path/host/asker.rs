@@ -276,7 +276,8 @@ impl Session {
             tracing::debug!(%error, "a session with a peer of this host ended");
             neighbour.end(&error);
         }
-        // The peer, which may free what we have open, takes the socket's end for that of all copies.
+        // The peer, which may free what we have open, takes the socket's end for that of all
+        // copies.
         let Self { packets, borrowed, pending, lent, .. } = self;
         drop((pending, lent));
         borrowed.all_closed().await;
