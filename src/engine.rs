@@ -25,7 +25,7 @@ use crate::links::Links;
 use crate::memory::grant::Grants;
 use crate::memory::{Region, Regions, RegionsView};
 use crate::notification::Notification;
-use crate::path::local::Copies;
+use crate::path::local;
 use crate::path::served::Service;
 use crate::path::verbs::Rdma;
 use crate::path::{self, Carriers, tcp};
@@ -46,7 +46,7 @@ pub(crate) struct Inner {
     runtime: Runtime,
     control: Arc<Control>,
     host: Arc<Exposed>,
-    copies: Vec<PumpAddress<Copies>>,
+    copies: Vec<PumpAddress<local::Message>>,
     links: Arc<Links>,
     /// Where the next batch starts among the shards.
     cursor: AtomicUsize,
@@ -343,8 +343,12 @@ impl Inner {
         &self.links
     }
 
-    pub(crate) fn copies(&self) -> &[PumpAddress<Copies>] {
+    pub(crate) fn copies(&self) -> &[PumpAddress<local::Message>] {
         &self.copies
+    }
+
+    pub(crate) fn gpus(&self) -> &Gpus {
+        &self.gpus
     }
 
     pub(crate) fn arrivals(&self) -> &Arc<Arrivals> {

@@ -1,16 +1,19 @@
 //! The life of one posted batch: parts go out to shards and come back; then the event, if any,
 //! is announced; then it is done. Pure, but for [`Flight`] at the bottom, which lets one caller
-//! wait for it, and its [`Portion`]s, none of which can get lost.
+//! wait for it, and its [`Portion`]s.
 
-use std::ops::RangeInclusive;
+mod portion;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use kvrail_reactors::cuda::{Event, Failure, Order, Recorded};
 use tracing::Level;
 use tracing::field::display;
 
+pub(crate) use self::portion::Portion;
 use crate::memory::Visit;
 use crate::path::asking::RequestName;
 use crate::path::host::{self, Lane};
@@ -25,6 +28,8 @@ pub(crate) enum Next {
     Wait,
     /// All data is in place: announce the event.
     Announce,
+    /// All memory is quiet: record the caller's event of a GPU.
+    Record,
     /// It is over: wake the caller.
     Finish,
 }
@@ -34,6 +39,8 @@ pub(crate) enum Next {
 pub(crate) struct Life {
     parts_out: usize,
     has_event: bool,
+    /// An event of a GPU's is to be recorded still.
+    records: bool,
     failures: Vec<(usize, Error)>,
     over: Option<Over>,
     is_done: bool,
@@ -42,7 +49,8 @@ pub(crate) struct Life {
 impl Life {
     /// A batch whose data goes out in `parts`, followed by an event or not.
     pub(crate) fn new(parts: usize, has_event: bool) -> Self {
-        Self { parts_out: parts, has_event, failures: Vec::new(), over: None, is_done: false }
+        let (records, failures, over, is_done) = Default::default();
+        Self { parts_out: parts, has_event, records, failures, over, is_done }
     }
 
     /// More parts go out while at least one is.
@@ -63,6 +71,10 @@ impl Life {
             self.has_event = false;
             self.parts_out = 1;
             return Next::Announce;
+        }
+        if std::mem::take(&mut self.records) {
+            self.parts_out = 1;
+            return Next::Record;
         }
         self.is_done = true;
         Next::Finish
@@ -155,6 +167,18 @@ struct Shared {
     life: Life,
     announce: Option<Announce>,
     waker: Option<Waker>,
+    recording: Recording,
+}
+
+/// Where the caller's event of a GPU stands.
+#[derive(Default)]
+struct Recording {
+    /// Has it recorded once the memory is quiet.
+    record: Option<Announce>,
+    /// The one GPU that makes all the copies is to record it behind them.
+    by_gpu: Option<Event>,
+    is_recorded: bool,
+    wakers: Vec<Waker>,
 }
 
 impl Flight {
@@ -167,7 +191,8 @@ impl Flight {
         started: quanta::Instant,
     ) -> Arc<Self> {
         let life = Life::new(parts, announce.is_some());
-        let shared = Mutex::new(Shared { life, announce, waker: None });
+        let recording = Recording::default();
+        let shared = Mutex::new(Shared { life, announce, waker: None, recording });
         let abandoned = AtomicBool::new(false);
         let path = plan.peer.path();
         let number = if tracing::enabled!(Level::DEBUG) { next_number() } else { 0 };
@@ -208,6 +233,61 @@ impl Flight {
     /// GPUs make its copies.
     pub(crate) fn comes_by_gpu(&self) {
         self.is_by_gpu.store(true, Ordering::Relaxed);
+    }
+
+    /// The caller's event of a GPU is recorded by this once the memory is quiet, unless that GPU
+    /// did so behind the copies.
+    pub(crate) fn record_by(&self, record: Announce) {
+        let mut shared = self.lock();
+        shared.life.records = true;
+        shared.recording.record = Some(record);
+    }
+
+    /// This GPU makes all the copies, as one group.
+    pub(crate) fn is_all_of(&self, device: u32) {
+        let event = self.plan.events.before.filter(|event| event.device() == device);
+        self.lock().recording.by_gpu = event;
+    }
+
+    /// What the copies that a GPU makes stand between.
+    pub(crate) fn order(self: &Arc<Self>) -> Order {
+        let event = self.lock().recording.by_gpu.take();
+        let before = event.map(|event| {
+            let flight = self.clone();
+            let told = Box::new(move |recorded: Result<(), Failure>| {
+                // What is not recorded now is when the memory is quiet.
+                if recorded.is_ok() {
+                    flight.recorded();
+                }
+            });
+            Recorded { event, told }
+        });
+        Order { after: self.plan.events.after, before }
+    }
+
+    /// The caller's event is recorded.
+    pub(crate) fn recorded(&self) {
+        let mut shared = self.lock();
+        shared.life.records = false;
+        shared.recording.is_recorded = true;
+        let wakers = std::mem::take(&mut shared.recording.wakers);
+        drop(shared);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn is_recorded(&self) -> bool {
+        self.lock().recording.is_recorded
+    }
+
+    /// Whether the caller's event is recorded, or never will be.
+    pub(crate) fn poll_recorded(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut shared = self.lock();
+        let is_asked_for = self.plan.events.before.is_some();
+        if shared.recording.is_recorded || shared.life.is_done() || !is_asked_for {
+            return Poll::Ready(());
+        }
+        shared.recording.wakers.push(context.waker().clone());
+        Poll::Pending
     }
 
     fn lanes(&self) -> &[Arc<Lane>] {
@@ -263,13 +343,21 @@ impl Flight {
                 drop(shared);
                 announce(Portion::new(self.clone(), EVENT..=EVENT));
             }
+            Next::Record => {
+                let record = shared.recording.record.take();
+                drop(shared);
+                let portion = Portion::new(self.clone(), EVENT..=EVENT);
+                record.expect("an event has what records it")(portion);
+            }
             Next::Finish => {
                 let over = self.over(shared.life.failures());
                 self.note_end(&over, shared.life.failures());
                 shared.life.over = Some(over);
                 let waker = shared.waker.take();
+                let wakers = std::mem::take(&mut shared.recording.wakers);
                 self.plan.landed();
                 drop(shared);
+                wakers.into_iter().for_each(Waker::wake);
                 if let Some(waker) = waker {
                     waker.wake();
                 }
@@ -355,98 +443,5 @@ fn next_number() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A part of a flight that is out. Dropped before it came back (its shard panicked, or ended with
-/// it in the inbox), it fails its requests as Closed: nobody waits for it for ever.
-pub(crate) struct Portion {
-    flight: Arc<Flight>,
-    /// The requests that have slices in it.
-    requests: RangeInclusive<usize>,
-    is_back: bool,
-}
-
-impl Portion {
-    pub(crate) fn new(flight: Arc<Flight>, requests: RangeInclusive<usize>) -> Self {
-        Self { flight, requests, is_back: false }
-    }
-
-    pub(crate) fn flight(&self) -> &Arc<Flight> {
-        &self.flight
-    }
-
-    /// Whether it is the event behind the data.
-    pub(crate) fn is_event(&self) -> bool {
-        *self.requests.start() == EVENT
-    }
-
-    /// Every slice of it has ended and its memory is quiet; with what failed, by request number.
-    pub(crate) fn back(mut self, failures: Vec<(usize, Error)>) {
-        self.is_back = true;
-        self.flight.part_back(failures);
-    }
-}
-
-impl Drop for Portion {
-    fn drop(&mut self) {
-        if !self.is_back {
-            let error = Error::closed("the shard ended under it").with_landed(Landed::Maybe);
-            let requests = self.requests.clone();
-            self.flight.part_back(requests.map(|request| (request, error.clone())).collect());
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn failed(request: usize) -> Vec<(usize, Error)> {
-        vec![(request, Error::lost("test"))]
-    }
-
-    #[test]
-    fn the_event_follows_the_last_part_and_only_a_success() {
-        let mut life = Life::new(2, true);
-        assert_eq!(life.part_back(Vec::new()), Next::Wait);
-        assert_eq!(life.part_back(Vec::new()), Next::Announce);
-        assert!(!life.is_done());
-        assert_eq!(life.part_back(Vec::new()), Next::Finish);
-        let landing = life.landing(2, Fenced::Answered, || vec![1; 2]);
-        assert!(landing.first_error.is_none() && landing.statuses.iter().all(Result::is_ok));
-
-        let mut life = Life::new(2, true);
-        assert_eq!(life.part_back(failed(1)), Next::Wait);
-        assert_eq!(life.part_back(Vec::new()), Next::Finish, "no event behind a failure");
-        let landing = life.landing(2, Fenced::Answered, || vec![1; 2]);
-        assert!(landing.statuses[0].is_ok() && landing.statuses[1].is_err());
-        assert!(landing.first_error.is_some());
-    }
-
-    #[test]
-    fn a_request_of_which_some_slices_failed_may_have_landed() {
-        let mut life = Life::new(1, false);
-        let unsent = Error::new(ErrorKind::Cancelled, "test");
-        let doubtful = Error::lost("test").with_landed(Landed::Maybe);
-        life.part_back(vec![(0, unsent.clone()), (1, unsent.clone()), (1, doubtful), (2, unsent)]);
-        let slices = || vec![1, 2, 5];
-        let statuses = life.landing(3, Fenced::Answered, slices).statuses;
-        let ends = statuses.iter().map(|status| {
-            let error = status.as_ref().unwrap_err();
-            (error.kind(), error.landed(), error.fenced())
-        });
-        let wanted = [
-            (ErrorKind::Cancelled, Landed::No, Fenced::Unposted),
-            (ErrorKind::Cancelled, Landed::Maybe, Fenced::Nobody),
-            (ErrorKind::Cancelled, Landed::Maybe, Fenced::Answered),
-        ];
-        assert!(ends.eq(wanted));
-    }
-
-    #[test]
-    fn a_failed_event_fails_the_batch_and_no_request() {
-        let mut life = Life::new(1, true);
-        life.part_back(Vec::new());
-        assert_eq!(life.part_back(failed(EVENT)), Next::Finish);
-        let landing = life.landing(3, Fenced::Answered, || vec![1; 3]);
-        assert!(landing.first_error.is_some() && landing.statuses.iter().all(Result::is_ok));
-    }
-}
+mod tests;

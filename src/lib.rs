@@ -68,8 +68,9 @@ pub use counter::Counter;
 pub use engine::{Drained, Engine};
 pub use error::{Error, ErrorKind, Landed, PathKind, Result};
 pub use explain::{Candidate, Explanation, Means, Verdict};
+pub use kvrail_reactors::cuda::Event as CudaEvent;
 pub use kvrail_reactors::numa::NumaPolicy;
-pub use kvrail_reactors::region::{Eternal, Foreign};
+pub use kvrail_reactors::region::{Eternal, Foreign, ForeignVram};
 pub use memory::{
     Access, Block, BlockPool, ExclusiveLease, Grant, GrantOptions, Lease, Location, Misfit,
     REFERENCE_BYTES, Reference, Region, SharedLease, UndefinedLease,

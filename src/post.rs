@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kvrail_reactors::copy::CopyWork;
+use kvrail_reactors::cuda;
 use kvrail_reactors::region::Slice;
 
 use self::gpu::Kept;
@@ -37,6 +38,7 @@ impl Inner {
         plan: &Arc<Plan>,
         started: quanta::Instant,
     ) -> Result<Arc<Flight>> {
+        self.check_events(plan.events).inspect_err(|_| plan.landed())?;
         match plan.peer.inner.link.route.kind {
             RouteKind::Local => self.post_local(plan, started),
             RouteKind::Tcp(_) => Ok(match plan.peer.inner.link.neighbour() {
@@ -50,7 +52,7 @@ impl Inner {
     }
 
     fn flight(
-        &self,
+        self: &Arc<Self>,
         plan: &Arc<Plan>,
         parts: usize,
         announce: Option<Announce>,
@@ -64,6 +66,9 @@ impl Inner {
         // A batch without data has one part, which is back at once.
         let flight =
             Flight::new(plan.clone(), parts.max(1), announce, deadline_ns, visits, started);
+        if let Some(event) = plan.events.before {
+            flight.record_by(self.record(event));
+        }
         if parts == 0 {
             Portion::new(flight.clone(), EVENT..=EVENT).back(Vec::new());
         }
@@ -71,8 +76,16 @@ impl Inner {
     }
 
     fn post_tcp(self: &Arc<Self>, plan: &Arc<Plan>, started: quanta::Instant) -> Arc<Flight> {
-        let groups = share_out(&plan.slices, self.shards().len(), TCP_GROUP_BYTES);
         let announce = plan.event.clone().map(|event| self.announce_tcp(event));
+        if plan.events.after.is_some() {
+            let flight = self.flight(plan, 1, announce, Vec::new(), started);
+            self.behind(Portion::gate(&flight), |engine, gate| {
+                engine.carry_rest(gate.flight(), &gate.flight().plan.slices);
+                gate.back(Vec::new());
+            });
+            return flight;
+        }
+        let groups = share_out(&plan.slices, self.shards().len(), TCP_GROUP_BYTES);
         let flight = self.flight(plan, groups.len(), announce, Vec::new(), started);
         let first = self.next_shard();
         for (position, group) in groups.into_iter().enumerate() {
@@ -81,6 +94,15 @@ impl Inner {
             self.carry(flight.clone(), first + position, requests);
         }
         flight
+    }
+
+    /// Records an event of the caller's on its GPU, now that all memory is quiet.
+    fn record(self: &Arc<Self>, event: cuda::Event) -> Announce {
+        let engine = Arc::downgrade(self);
+        Box::new(move |portion: Portion| match engine.upgrade() {
+            Some(engine) => engine.at_event(portion, event, None),
+            None => portion.fail_all(&Error::closed("the engine was dropped")),
+        })
     }
 
     /// Gives slices of a flight to shards in turn, as more parts of it, to go by TCP.
@@ -194,16 +216,30 @@ impl Inner {
         } else {
             share_out(rest, self.copies().len(), COPY_GROUP_BYTES)
         };
-        let parts = groups.len() + usize::from(own > 0) + usize::from(!denied.is_empty());
-        let parts = parts + on_gpus.len();
-        let flight = self.flight(plan, parts, announce, visits, started);
-        back_at_once(&flight, denied);
-        self.post_to_gpus(&flight, PathKind::Local, on_gpus);
-        self.spread_copies(&flight, PathKind::Local, jobs.split_off(own), &groups);
+        let is_by_gpus = slices.is_empty();
+        let parts = LocalParts { on_gpus, jobs, groups, own, denied };
+        if is_by_gpus || plan.events.after.is_none() {
+            let flight = self.flight(plan, parts.count(), announce, visits, started);
+            self.post_local_parts(&flight, parts);
+            return Ok(flight);
+        }
+        let flight = self.flight(plan, 1, announce, visits, started);
+        self.behind(Portion::gate(&flight), move |engine, gate| {
+            gate.flight().more_parts(parts.count());
+            engine.post_local_parts(gate.flight(), parts);
+            gate.back(Vec::new());
+        });
+        Ok(flight)
+    }
+
+    fn post_local_parts(&self, flight: &Arc<Flight>, parts: LocalParts) {
+        let LocalParts { on_gpus, mut jobs, groups, own, denied } = parts;
+        back_at_once(flight, denied);
+        self.post_to_gpus(flight, PathKind::Local, on_gpus);
+        self.spread_copies(flight, PathKind::Local, jobs.split_off(own), &groups);
         if own > 0 {
             Copies::new(flight.clone(), PathKind::Local, jobs).run();
         }
-        Ok(flight)
     }
 
     /// Posts what a plan kept from its last posting.
@@ -235,7 +271,7 @@ impl Inner {
         // From the back, so that each group is split off the end.
         for (group, shard) in groups.iter().zip(shards).rev() {
             let copies = Copies::new(flight.clone(), path, jobs.split_off(group.start));
-            if let Err(error) = self.copies()[shard].send(copies) {
+            if let Err(error) = self.copies()[shard].send(copies.into()) {
                 let what = not_taken(&error).with_path(path);
                 error.into_inner().fail(&what);
             }
@@ -300,6 +336,24 @@ struct Local<'a> {
     jobs: Vec<Job>,
     visits: Vec<Visit>,
     denied: Vec<(usize, Error)>,
+}
+
+/// The same, by who makes the copies.
+struct LocalParts {
+    on_gpus: Vec<Arc<GpuCopies>>,
+    jobs: Vec<Job>,
+    /// The jobs behind the caller's own, for shards.
+    groups: Vec<Range<usize>>,
+    /// How many of the first the caller makes.
+    own: usize,
+    denied: Vec<(usize, Error)>,
+}
+
+impl LocalParts {
+    fn count(&self) -> usize {
+        let Self { on_gpus, groups, own, denied, .. } = self;
+        on_gpus.len() + groups.len() + usize::from(*own > 0) + usize::from(!denied.is_empty())
+    }
 }
 
 /// The copy of a slice, whose far end is `far`.

@@ -12,6 +12,7 @@ use crate::engine::Inner;
 use crate::limits::{EVENT_MAX_BYTES, EVENT_NAME_MAX_BYTES, SLICE_BYTES};
 use crate::memory::grant::{Denied, Key};
 use crate::memory::{Lease, Operation, Reference};
+use crate::path::order::Events;
 use crate::path::tcp::Event;
 use crate::peer::{Link, Peer, RouteKind};
 use crate::plan::{PlannedSlice, plan};
@@ -30,6 +31,7 @@ pub(crate) struct Plan {
     bytes: usize,
     pub(crate) event: Option<Event>,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) events: Events,
     in_flight: AtomicBool,
     /// Nobody knows that what its reads have left is whole.
     is_doubtful: AtomicBool,
@@ -47,7 +49,7 @@ struct Planned {
 
 impl Plan {
     pub(crate) fn new(batch: Batch, name: &str) -> Result<Self, (Error, Vec<Lease>)> {
-        let Batch { peer, requests, event, deadline } = batch;
+        let Batch { peer, requests, event, deadline, events } = batch;
         let split = |Asked { lease, shape, under }| (lease, (shape, under));
         let (leases, shapes): (Vec<_>, Vec<_>) = requests.into_iter().map(split).unzip();
         let slices = match sliced(&peer, &leases, &shapes) {
@@ -69,6 +71,7 @@ impl Plan {
             kept: Mutex::default(),
             event,
             deadline,
+            events,
             in_flight: AtomicBool::new(false),
             is_doubtful: AtomicBool::new(false),
             is_orphan: AtomicBool::new(false),

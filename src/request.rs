@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
+use kvrail_reactors::cuda::Event as CudaEvent;
+
 use crate::memory::{ExclusiveLease, Lease, Reference, SharedLease};
+use crate::path::order::Events;
 use crate::path::tcp::Event;
 use crate::peer::Peer;
 
@@ -62,12 +65,14 @@ pub struct Batch {
     pub(crate) requests: Vec<Asked>,
     pub(crate) event: Event,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) events: Events,
 }
 
 impl Batch {
     /// An empty batch for `peer`.
     pub fn new(peer: &Peer) -> Self {
-        Self { peer: peer.clone(), requests: Vec::new(), event: Event::default(), deadline: None }
+        let (requests, event, deadline, events) = Default::default();
+        Self { peer: peer.clone(), requests, event, deadline, events }
     }
 
     /// Writes the whole lease to address `remote` at the peer.
@@ -176,6 +181,38 @@ impl Batch {
     /// Ends the batch as Expired when it isn't done in time.
     pub fn deadline(&mut self, after: Duration) -> &mut Self {
         self.deadline = Some(after);
+        self
+    }
+
+    /// Begins nothing of the batch before this event has completed, as it was recorded last before
+    /// the batch is posted; at once where it never was. So a layer's pages leave when its kernel
+    /// ends.
+    ///
+    /// Where GPUs of this process make all the copies (inside one engine, and reads of what a peer
+    /// of this host has on a GPU) the copying stream waits: the host takes no part. Otherwise (a
+    /// write to a peer of this host, which the peer copies; TCP; RDMA; host memory in the batch) a
+    /// shard polls for the event and sends what is behind it then, some microseconds later. Batches
+    /// behind events of one GPU begin in the order of their posting; no others wait for them.
+    ///
+    /// Cancelled or expired behind the event, what waits on the host ends at once; what a stream
+    /// has already ends behind the event and the copies. [`crate::Engine::stop`] waits for the
+    /// event.
+    pub fn wait_event(&mut self, event: CudaEvent) -> &mut Self {
+        self.events.after = Some(event);
+        self
+    }
+
+    /// Records this event once, so that it completes when all of the batch's memory is quiet on
+    /// this side, whether the batch succeeds, fails or is cancelled: that it completed says nothing
+    /// of what landed, which the outcome does.
+    ///
+    /// A stream that is to wait for it may do so once [`crate::Transfer::recorded`] says that it is
+    /// recorded. Where one GPU of this process makes all the copies, and the event is that GPU's,
+    /// it is recorded behind them as soon as they are launched; otherwise when the batch is over.
+    /// Which GPU that is: the one that holds the copies' targets, else their sources. An event that
+    /// can't be recorded fails the batch, and none of its requests.
+    pub fn record_event(&mut self, event: CudaEvent) -> &mut Self {
+        self.events.before = Some(event);
         self
     }
 

@@ -149,6 +149,19 @@ impl Transfer {
         }
     }
 
+    /// Resolves once the event of [`Batch::record_event`] is recorded, from when on streams may
+    /// wait for it; at once where there is none, and at the transfer's end at the latest.
+    pub fn recorded(&self) -> impl Future<Output = ()> + Send + 'static {
+        let flight = match &self.state {
+            State::Flying(flight) => Some(flight.clone()),
+            State::Refused(..) | State::Done => None,
+        };
+        std::future::poll_fn(move |context| match &flight {
+            Some(flight) => flight.poll_recorded(context),
+            None => Poll::Ready(()),
+        })
+    }
+
     /// What the path has cost, for [`crate::Engine::explain`].
     fn note(&self, plan: &Plan, landing: &Landing) {
         if let (None, Some(over)) = (&landing.first_error, landing.over) {

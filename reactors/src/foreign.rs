@@ -21,6 +21,44 @@ impl Foreign {
     }
 }
 
+/// Memory of a GPU that the caller owns and wants to register: a range of what `cuMemAlloc`,
+/// `cudaMalloc` or PyTorch's allocator gave.
+#[derive(Debug)]
+pub struct ForeignVram {
+    pub(crate) device: u32,
+    pub(crate) addr: u64,
+    pub(crate) len: usize,
+}
+
+impl ForeignVram {
+    /// Vouches for `len` bytes at the device pointer `addr` on the GPU of this number in this
+    /// process (`cuda:N`).
+    ///
+    /// # Safety
+    /// The range must stay allocated until `unregister` has returned for the region made from it;
+    /// that the engine stopped is not enough, since peers of this host may have it open still.
+    /// Meanwhile peers may write it at any time, so nobody may count on what it holds but by leases
+    /// and events.
+    pub unsafe fn new(device: u32, addr: u64, len: usize) -> Self {
+        Self { device, addr, len }
+    }
+
+    /// The GPU's number in this process.
+    pub fn device(&self) -> u32 {
+        self.device
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 // SAFETY: `Foreign` is an address and a length; `new` made the caller vouch for the bytes
 // wherever they are used from.
 unsafe impl Send for Foreign {}

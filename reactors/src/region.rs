@@ -18,7 +18,7 @@ use self::reach::Reach;
 use self::slice::check;
 pub use self::slice::{AccessError, OutOfRange, Slice};
 use crate::cuda::{DeviceMemory, Driver, Failure};
-pub use crate::foreign::{Eternal, Foreign};
+pub use crate::foreign::{Eternal, Foreign, ForeignVram};
 use crate::numa::{self, NumaPolicy};
 
 /// Size of a base page here and of the alignment we promise (x86-64 and aarch64 with 4 KiB pages).

@@ -6,7 +6,7 @@ use super::{Engine, tell};
 use crate::control::Host;
 use crate::memory::{self, Access, Location, Region};
 use crate::path::{self, tcp};
-use crate::{Error, Foreign, NumaPolicy, Result};
+use crate::{Error, Foreign, ForeignVram, NumaPolicy, Result};
 
 impl Engine {
     /// Allocates and registers `len` bytes at `location`: of host memory page-aligned, faulted in,
@@ -50,6 +50,22 @@ impl Engine {
             return Err(Error::refused("a region of 0 bytes"));
         }
         self.insert(Region::new(memory, access, Location::Cpu(None)))
+    }
+
+    /// Registers a GPU's memory that the caller owns, PyTorch's, say; it must stay until
+    /// [`Engine::unregister`] returns, which then waits, too, until peers of this host have closed
+    /// it: for as long as one that is stopped is. They open it by CUDA's IPC handle, and go by TCP
+    /// where it has none (PyTorch's expandable segments, `cudaMallocAsync`), which is logged once.
+    /// A handle opens the whole allocation, so peers of this host and user could read what else
+    /// lies in it.
+    ///
+    /// # Errors
+    /// Refused: no bytes, no memory of that GPU's, a range that is not of one allocation, an
+    /// overlap with another region, or this process has no such GPU. Busy: too many regions. Lost:
+    /// the GPU does not answer.
+    pub fn register_vram(&self, foreign: ForeignVram, access: Access) -> Result<Region> {
+        let memory = memory::foreign_on(&self.inner.gpus, &foreign)?;
+        self.insert(Region::new(memory, access, Location::Cuda(foreign.device())))
     }
 
     pub(crate) fn insert(&self, region: Region) -> Result<Region> {

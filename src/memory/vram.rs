@@ -1,8 +1,10 @@
-//! Allocating a region on a GPU: is there room, and what its driver says to it.
+//! Regions on a GPU: allocated, if there is room, or made of memory that the caller has there.
+
+use std::sync::Arc;
 
 use kvrail_reactors::cuda::driver::FailureKind;
-use kvrail_reactors::cuda::{DeviceMemory, Failure, Gpus};
-use kvrail_reactors::region::Region;
+use kvrail_reactors::cuda::{DeviceMemory, Driver, Failure, Gpus};
+use kvrail_reactors::region::{ForeignVram, Region};
 
 use crate::topology::Size;
 use crate::{Error, ErrorKind, Result};
@@ -16,7 +18,7 @@ pub(crate) fn allocate_on(gpus: &Gpus, device: u32, len: usize) -> Result<Region
     if len == 0 {
         return Err(Error::refused("a region of 0 bytes"));
     }
-    let driver = gpus.driver().map_err(|why| Error::refused(format!("no VRAM: {why}")))?;
+    let driver = driver(gpus)?;
     let what = || format!("a region of {} on cuda:{device}", Size(len as u64));
     let free = driver.free_bytes(device).map_err(|failure| gpu_error(&failure))?;
     if free < len as u64 {
@@ -29,6 +31,38 @@ pub(crate) fn allocate_on(gpus: &Gpus, device: u32, len: usize) -> Result<Region
     let memory =
         DeviceMemory::allocate(driver, device, len).map_err(|failure| gpu_error(&failure))?;
     Region::on_device(memory, len).ok_or_else(|| Error::refused("the driver gave no memory"))
+}
+
+/// A region of memory that the caller vouched for.
+///
+/// # Errors
+/// Refused: it is no memory of that GPU, or its allocation ends earlier: why, in the source. Lost:
+/// the GPU does not answer.
+pub(crate) fn foreign_on(gpus: &Gpus, foreign: &ForeignVram) -> Result<Region> {
+    let (len, device) = (foreign.len(), foreign.device());
+    if foreign.is_empty() {
+        return Err(Error::refused("a region of 0 bytes"));
+    }
+    let memory = DeviceMemory::foreign(driver(gpus)?, foreign).map_err(|failure| {
+        let error = gpu_error(&failure);
+        match failure.kind {
+            FailureKind::Refused => Error::refused(format!(
+                "{} that are no memory of cuda:{device}: register a range of one allocation of \
+                 that GPU's, as cuMemAlloc, cudaMalloc or PyTorch gave it",
+                Size(len as u64)
+            ))
+            .with_source(failure),
+            _ => error,
+        }
+    })?;
+    if let Err(why) = memory.check_shareable() {
+        tracing::info!(%why, device, bytes = len, "VRAM that peers of this host reach by TCP only");
+    }
+    Region::on_device(memory, len).ok_or_else(|| Error::refused("a region at address 0"))
+}
+
+fn driver(gpus: &Gpus) -> Result<Arc<dyn Driver>> {
+    gpus.driver().map_err(|why| Error::refused(format!("no VRAM: {why}")))
 }
 
 /// What a GPU's refusal means for whoever asked.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::host::{self, HostShard};
-use super::local::Copies;
+use super::local;
 use super::served::Service;
 use super::{CopyActor, HostActor, TcpActor, tcp};
 use crate::Result;
@@ -15,7 +15,7 @@ use crate::runtime::{Driver, PumpAddress, Runtime};
 #[derive(Default)]
 pub(crate) struct Carriers {
     pub(crate) tcp: Vec<PumpAddress<tcp::Message>>,
-    pub(crate) copies: Vec<PumpAddress<Copies>>,
+    pub(crate) copies: Vec<PumpAddress<local::Message>>,
     pub(crate) hosts: Vec<PumpAddress<host::Message>>,
 }
 

@@ -45,6 +45,11 @@ impl GpuCopies {
         self.device
     }
 
+    /// How many copies it is.
+    pub(crate) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
     pub(crate) fn first_and_last(&self) -> (usize, usize) {
         let end = |request: Option<&usize>| request.copied().unwrap_or_default();
         (end(self.requests.first()), end(self.requests.last()))
@@ -65,9 +70,11 @@ impl GpuCopies {
         self.proofs.iter().filter_map(|(_, proof)| proof.as_ref())
     }
 
-    /// Whether no grant is used by it: those are used anew each time.
+    /// Whether no grant is used by it: those are used anew each time. Nor is memory held between
+    /// postings that its owner waits for.
     pub(crate) fn may_repeat(&self) -> bool {
-        self.pages.is_ok() && !self.proofs().any(|proof| matches!(proof, Proof::Use(_)))
+        let is_lasting = self.pages.as_ref().is_ok_and(|pages| !pages.is_borrowed());
+        is_lasting && !self.proofs().any(|proof| matches!(proof, Proof::Use(_)))
     }
 
     /// Fails them all: nothing was launched.

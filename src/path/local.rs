@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::{Copy, CopyDone, CopyWork};
-use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone};
+use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone, Order};
 use kvrail_reactors::doorbell::Doorbell;
 use kvrail_reactors::ticket::{Table, Ticket};
 
@@ -15,6 +15,7 @@ use crate::limits::{COPIES_MAX, GPU_GROUPS_MAX};
 use crate::metrics;
 use crate::path::gpu::GpuCopies;
 use crate::path::host::Proof;
+use crate::path::order::AtEvent;
 use crate::receipt::Fenced;
 use crate::{Error, ErrorKind, Landed, PathKind};
 
@@ -61,6 +62,35 @@ pub(crate) struct Copies {
     jobs: Vec<Job>,
     /// In place of jobs, where a GPU makes them.
     gpu: Option<Arc<GpuCopies>>,
+}
+
+/// What a shard's local-copy actor is told.
+pub(crate) enum Message {
+    Copies(Copies),
+    /// Nothing to copy.
+    AtEvent(AtEvent),
+}
+
+impl Message {
+    /// Fails all of it: it could not be queued.
+    pub(crate) fn fail(self, error: &Error) {
+        match self {
+            Self::Copies(copies) => copies.fail(error),
+            Self::AtEvent(at_event) => at_event.fail(error),
+        }
+    }
+}
+
+impl From<Copies> for Message {
+    fn from(copies: Copies) -> Self {
+        Self::Copies(copies)
+    }
+}
+
+impl From<AtEvent> for Message {
+    fn from(at_event: AtEvent) -> Self {
+        Self::AtEvent(at_event)
+    }
 }
 
 impl Copies {
@@ -175,6 +205,8 @@ pub(crate) struct LocalCopy {
     cuda: Cuda,
     parts: Table<Part>,
     gpu_parts: Table<GpuPart>,
+    /// Those of them that go on behind an event.
+    waits: usize,
     done: Vec<CopyDone>,
     groups_done: Vec<GroupDone>,
 }
@@ -186,14 +218,38 @@ struct Part {
     tally: Tally,
 }
 
+/// A part that a GPU has.
+enum GpuPart {
+    Copies(GpuCopying),
+    AtEvent(AtEvent),
+}
+
 /// A part that a GPU copies.
-struct GpuPart {
+struct GpuCopying {
     portion: Portion,
     path: PathKind,
     copies: Arc<GpuCopies>,
 }
 
 impl GpuPart {
+    fn end(self, failure: Option<&Failure>) {
+        match self {
+            Self::Copies(copying) => copying.end(failure),
+            Self::AtEvent(at_event) => at_event.end(failure),
+        }
+    }
+
+    fn fail(self, error: &Error) {
+        match self {
+            Self::Copies(GpuCopying { portion, path, copies }) => {
+                portion.back(copies.fail(&error.clone().with_path(path)));
+            }
+            Self::AtEvent(at_event) => at_event.fail(error),
+        }
+    }
+}
+
+impl GpuCopying {
     fn end(self, failure: Option<&Failure>) {
         // Whatever it is, it is ended behind the GPU.
         let failures = self.copies.end(self.path, failure);
@@ -204,11 +260,18 @@ impl GpuPart {
 impl LocalCopy {
     pub(crate) fn new(doorbell: Arc<Doorbell>, blocks: u32) -> Self {
         let cuda = Cuda::new(GPU_GROUPS_MAX, doorbell).with_blocks(blocks);
-        let (parts, gpu_parts, done, groups_done) = Default::default();
-        Self { copy: Copy::new(COPIES_MAX), cuda, parts, gpu_parts, done, groups_done }
+        let (parts, gpu_parts, waits, done, groups_done) = Default::default();
+        Self { copy: Copy::new(COPIES_MAX), cuda, parts, gpu_parts, waits, done, groups_done }
     }
 
-    pub(crate) fn handle(&mut self, copies: Copies, now_ns: u64) {
+    pub(crate) fn handle(&mut self, message: Message, now_ns: u64) {
+        match message {
+            Message::Copies(copies) => self.handle_copies(copies, now_ns),
+            Message::AtEvent(at_event) => self.put_at_event(at_event, now_ns),
+        }
+    }
+
+    fn handle_copies(&mut self, copies: Copies, now_ns: u64) {
         if let Some(kind) = copies.portion.flight().ended_early(now_ns) {
             let error = Error::new(kind, "the transfer ended before it was copied");
             let path = copies.path;
@@ -216,7 +279,7 @@ impl LocalCopy {
         }
         let Copies { portion, path, jobs, gpu } = copies;
         if let Some(copies) = gpu {
-            return self.launch(GpuPart { portion, path, copies });
+            return self.launch(GpuCopying { portion, path, copies });
         }
         if jobs.iter().all(Job::is_struck) {
             let error =
@@ -232,7 +295,8 @@ impl LocalCopy {
         self.finish_if_done(ticket);
     }
 
-    pub(crate) fn poll(&mut self) -> usize {
+    pub(crate) fn poll(&mut self, now_ns: u64) -> usize {
+        self.end_early(now_ns);
         let mut done = std::mem::take(&mut self.done);
         let polled = self.copy.poll(usize::MAX, &mut done);
         for done in done.drain(..) {
@@ -266,7 +330,51 @@ impl LocalCopy {
         self.copy.arm() && self.cuda.is_idle()
     }
 
-    fn launch(&mut self, part: GpuPart) {
+    fn put_at_event(&mut self, at_event: AtEvent, now_ns: u64) {
+        if let Some(kind) = at_event.ended_early(now_ns) {
+            return at_event.fail(&unbegun(kind));
+        }
+        self.waits += usize::from(at_event.go_on.is_some());
+        let ticket = self.gpu_parts.insert(GpuPart::AtEvent(at_event));
+        let Some(GpuPart::AtEvent(at_event)) = self.gpu_parts.get_mut(ticket) else { return };
+        let (group, order) = at_event.group(ticket.to_raw());
+        self.submit_to_gpu(ticket, group, order);
+    }
+
+    fn submit_to_gpu(&mut self, ticket: Ticket<GpuPart>, group: Group, order: Order) {
+        if self.cuda.submit_between(group, order).is_err()
+            && let Some(part) = self.take_gpu_part(ticket)
+        {
+            part.fail(&Error::busy(format!("{GPU_GROUPS_MAX} batches wait for this shard's GPUs")));
+        }
+    }
+
+    fn take_gpu_part(&mut self, ticket: Ticket<GpuPart>) -> Option<GpuPart> {
+        let part = self.gpu_parts.remove(ticket)?;
+        if let GpuPart::AtEvent(AtEvent { go_on: Some(_), .. }) = part {
+            self.waits -= 1;
+        }
+        Some(part)
+    }
+
+    /// What nobody waits for any more is not waited for here, though the GPU's stream does.
+    fn end_early(&mut self, now_ns: u64) {
+        if self.waits == 0 {
+            return;
+        }
+        let ended = |(ticket, part): (Ticket<GpuPart>, &mut GpuPart)| match part {
+            GpuPart::AtEvent(at_event) => Some((ticket, at_event.ended_early(now_ns)?)),
+            GpuPart::Copies(_) => None,
+        };
+        let ended: Vec<_> = self.gpu_parts.iter_mut().filter_map(ended).collect();
+        for (ticket, kind) in ended {
+            if let Some(part) = self.take_gpu_part(ticket) {
+                part.fail(&unbegun(kind));
+            }
+        }
+    }
+
+    fn launch(&mut self, part: GpuCopying) {
         let pages = match part.copies.pages.clone() {
             Ok(pages) => pages,
             Err(failure) => return part.end(Some(&failure)),
@@ -278,18 +386,13 @@ impl LocalCopy {
             let failures = part.copies.fail(&error);
             return part.portion.back(failures);
         }
-        let ticket = self.gpu_parts.insert(part);
-        if self.cuda.submit(Group { tag: ticket.to_raw(), pages }).is_err()
-            && let Some(part) = self.gpu_parts.remove(ticket)
-        {
-            let error = Error::busy(format!("{GPU_GROUPS_MAX} batches wait for this shard's GPUs"));
-            let failures = part.copies.fail(&error.with_path(part.path));
-            part.portion.back(failures);
-        }
+        let order = part.portion.flight().order();
+        let ticket = self.gpu_parts.insert(GpuPart::Copies(part));
+        self.submit_to_gpu(ticket, Group { tag: ticket.to_raw(), pages }, order);
     }
 
     fn group_copied(&mut self, done: &GroupDone) {
-        if let Some(part) = self.gpu_parts.remove(Ticket::from_raw(done.tag)) {
+        if let Some(part) = self.take_gpu_part(Ticket::from_raw(done.tag)) {
             part.end(done.error.as_ref());
         }
     }
@@ -318,4 +421,10 @@ impl LocalCopy {
             part.portion.back(part.tally.end());
         }
     }
+}
+
+/// A transfer that ended behind its event.
+fn unbegun(kind: ErrorKind) -> Error {
+    Error::new(kind, "the transfer ended before the event that it stood behind")
+        .with_landed(Landed::No)
 }

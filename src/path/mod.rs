@@ -5,6 +5,7 @@ mod carriers;
 pub(crate) mod gpu;
 pub(crate) mod host;
 pub(crate) mod local;
+pub(crate) mod order;
 #[cfg(any(test, fuzzing, feature = "sim", feature = "rdma"))]
 #[cfg_attr(
     all(fuzzing, not(any(test, feature = "sim", feature = "rdma"))),
@@ -24,7 +25,7 @@ use kvrail_reactors::uring::Uring;
 
 pub(crate) use self::carriers::Carriers;
 use self::host::HostShard;
-use self::local::{Copies, LocalCopy};
+use self::local::LocalCopy;
 use self::served::Service;
 use self::tcp::{Dialed, Errands, LaneName, Message, TcpShard};
 use crate::auth::Entrance;
@@ -200,7 +201,7 @@ const REPORT_RETRY: std::time::Duration = std::time::Duration::from_millis(1);
 /// The local copies of one shard.
 pub(crate) struct CopyActor {
     copy: LocalCopy,
-    context: PumpContext<Copies>,
+    context: PumpContext<local::Message>,
 }
 
 impl CopyActor {
@@ -208,7 +209,7 @@ impl CopyActor {
         runtime: &Runtime,
         shard: usize,
         blocks: u32,
-    ) -> Result<PumpAddress<Copies>> {
+    ) -> Result<PumpAddress<local::Message>> {
         runtime.spawn_pump(shard, move |context| Self {
             copy: LocalCopy::new(context.doorbell.clone(), blocks),
             context,
@@ -217,14 +218,14 @@ impl CopyActor {
 }
 
 impl Pump for CopyActor {
-    type Message = Copies;
+    type Message = local::Message;
 
-    fn handle(&mut self, copies: Copies) {
-        self.copy.handle(copies, self.context.now_ns());
+    fn handle(&mut self, message: local::Message) {
+        self.copy.handle(message, self.context.now_ns());
     }
 
-    fn poll(&mut self, _now_ns: u64) -> usize {
-        self.copy.poll()
+    fn poll(&mut self, now_ns: u64) -> usize {
+        self.copy.poll(now_ns)
     }
 
     fn arm(&mut self, _now_ns: u64) -> bool {

@@ -11,7 +11,7 @@ use crate::flight::Flight;
 use crate::memory::{Region, Visit};
 use crate::path::gpu::GpuCopies;
 use crate::path::host::{Asks, Lane, Neighbour};
-use crate::path::local::{Copies, Job};
+use crate::path::local::{self, Copies, Job};
 use crate::plan::PlannedSlice;
 
 /// What a plan's last posting came to, if GPUs make all of its copies. It is good as long as what
@@ -114,12 +114,23 @@ impl Inner {
         if !groups.is_empty() {
             flight.comes_by_gpu();
         }
+        if let [group] = &groups[..]
+            && group.len() == flight.plan.slices.len()
+        {
+            flight.is_all_of(group.device());
+        }
         for group in groups {
-            let shard = &self.copies()[group.device() as usize % self.copies().len()];
-            if let Err(error) = shard.send(Copies::by_gpu(flight.clone(), path, group)) {
-                let what = not_taken(&error).with_path(path);
-                error.into_inner().fail(&what);
-            }
+            let device = group.device();
+            self.post_to_gpu(device, Copies::by_gpu(flight.clone(), path, group).into());
+        }
+    }
+
+    /// Hands work to the shard that asks this GPU.
+    pub(crate) fn post_to_gpu(&self, device: u32, work: local::Message) {
+        let shard = &self.copies()[device as usize % self.copies().len()];
+        if let Err(error) = shard.send(work) {
+            let what = not_taken(&error);
+            error.into_inner().fail(&what);
         }
     }
 }

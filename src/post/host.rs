@@ -38,6 +38,13 @@ struct Sorted {
     question: Option<Asked>,
 }
 
+impl Sorted {
+    /// Whether GPUs of this process make all the copies.
+    fn is_our_gpus(&self) -> bool {
+        self.asks.is_empty() && self.rest.is_empty() && self.jobs.iter().all(Job::is_on_gpu)
+    }
+}
+
 impl Inner {
     /// Posts a plan to a peer of this host. Where it is not known yet how some of its memory can
     /// be read, the peer is asked first.
@@ -50,17 +57,14 @@ impl Inner {
         let announce = plan.event.clone().map(|event| self.announce_host(event));
         if let Some(kept) = plan.kept() {
             match kept.at(neighbour) {
+                // What the peer copies stands behind an event on the host.
+                Some(Again::Ask(..)) if plan.events.after.is_some() => {}
                 Some(again) => return self.post_again(plan, again, announce, started),
                 None => plan.keep(None),
             }
         }
         let flight = self.flight(plan, 1, announce, Vec::new(), started);
-        // Keeps the flight from ending before all of its parts are out.
-        let requests = match plan.requests() {
-            0 => EVENT..=EVENT,
-            requests => 0..=requests - 1,
-        };
-        let gate = Portion::new(flight.clone(), requests);
+        let gate = Portion::gate(&flight);
         let mut sorted = sort(plan, neighbour, self.control().own_names());
         match sorted.question.take() {
             None => self.post_sorted(neighbour, gate, sorted),
@@ -116,8 +120,18 @@ impl Inner {
         });
     }
 
-    /// Sends every slice its way; what nobody knows how to read goes by TCP.
+    /// Sends every slice its way, behind the event if there is one: that of what our GPUs make
+    /// alone is their streams' to wait for.
     fn post_sorted(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion, sorted: Sorted) {
+        if gate.flight().plan.events.after.is_none() || sorted.is_our_gpus() {
+            return self.post_ways(neighbour, gate, sorted);
+        }
+        let neighbour = neighbour.clone();
+        self.behind(gate, move |engine, gate| engine.post_ways(&neighbour, gate, sorted));
+    }
+
+    /// What nobody knows how to read goes by TCP.
+    fn post_ways(self: &Arc<Self>, neighbour: &Arc<Neighbour>, gate: Portion, sorted: Sorted) {
         let flight = gate.flight().clone();
         let Sorted { asks, sources, pulls, mut jobs, rest, denied, .. } = sorted;
         let mut pulls = Cow::Owned(pulls);

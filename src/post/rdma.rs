@@ -39,16 +39,11 @@ impl Inner {
             None => event.map(|event| self.announce_rdma(event)),
         };
         let flight = self.flight(plan, 1, announce, Vec::new(), started);
-        let requests = match plan.requests() {
-            0 => EVENT..=EVENT,
-            requests => 0..=requests - 1,
-        };
-        // Keeps the flight from ending before all of its parts are out.
-        let gate = Portion::new(flight.clone(), requests);
-        match sorted.rest.is_empty() {
-            true => self.post_sorted_rdma(reach, gate, sorted, counted),
-            false => self.post_when_asked(gate),
-        }
+        let reach = reach.clone();
+        self.behind(Portion::gate(&flight), move |engine, gate| match sorted.rest.is_empty() {
+            true => engine.post_sorted_rdma(&reach, gate, sorted, counted),
+            false => engine.post_when_asked(gate),
+        });
         flight
     }
 

@@ -149,7 +149,7 @@ impl Raw {
     pub(crate) fn hello(&self) -> Value {
         json!({
             "type": "hello",
-            "version": 3,
+            "version": 4,
             "to": self.incarnation,
             "name": "by hand",
             "from": "by hand",
@@ -166,7 +166,7 @@ impl Raw {
     fn bells(&self) -> Vec<File> {
         self.send(&self.hello(), &[]);
         let (welcome, mut fds) = self.receive().unwrap();
-        assert_eq!((&welcome["type"], &welcome["version"]), (&json!("welcome"), &json!(3)));
+        assert_eq!((&welcome["type"], &welcome["version"]), (&json!("welcome"), &json!(4)));
         let lanes = welcome["lanes"].as_array().unwrap().len();
         assert_eq!(fds.len(), lanes + 2, "two ledgers and the bells");
         fds.drain(2..).map(File::from).collect()
@@ -232,7 +232,7 @@ impl Listening {
         let socket = rustix::net::accept(&self.socket).unwrap();
         let mut raw = Raw { socket, incarnation: 0, token: token() };
         let hello = raw.receive().unwrap().0;
-        assert_eq!((&hello["type"], &hello["version"]), (&json!("hello"), &json!(3)));
+        assert_eq!((&hello["type"], &hello["version"]), (&json!("hello"), &json!(4)));
         raw.incarnation = hello["to"].as_u64().unwrap();
         raw
     }

@@ -40,7 +40,7 @@ fn welcome(raw: &Raw, lanes: usize) -> Value {
     let (incarnation, lanes) = (raw.incarnation, vec![Value::Null; lanes]);
     json!({
         "type": "welcome",
-        "version": 3,
+        "version": 4,
         "incarnation": incarnation,
         "lanes": lanes,
         "token": [raw.token.0, raw.token.1],

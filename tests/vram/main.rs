@@ -2,9 +2,12 @@
 //! so that engines of one test see each other's memory as two processes do; with
 //! `KVRAIL_GPUS=real` the same tests run on the machine's own.
 
+mod events;
 mod faults;
+mod foreign;
 mod ownership;
 mod paths;
+mod processes;
 mod tcp;
 
 use std::sync::Arc;
@@ -13,8 +16,8 @@ use std::time::Duration;
 use kvrail::{
     Access, Batch, Engine, EngineBuilder, Lease, Location, PathKind, Peer, Region, RemoteBuffer,
 };
-use kvrail_reactors::cuda::Gpus;
 use kvrail_reactors::cuda::fake::Fake;
+use kvrail_reactors::cuda::{Driver, Gpus};
 
 /// Memory of a GPU that isn't there.
 const VRAM_BYTES: u64 = 256 << 20;
@@ -24,17 +27,29 @@ pub(crate) fn fake() -> Arc<Fake> {
     Arc::new(Fake::new(2, VRAM_BYTES))
 }
 
-fn is_real() -> bool {
+pub(crate) fn is_real() -> bool {
     std::env::var_os("KVRAIL_GPUS").is_some_and(|kind| kind == "real")
+}
+
+/// GPUs of the machine, or that aren't there.
+pub(crate) fn driver() -> Arc<dyn Driver> {
+    match is_real() {
+        true => Gpus::default().driver().expect("GPUs"),
+        false => fake(),
+    }
 }
 
 /// An engine with GPUs.
 pub(crate) fn engine(build: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Engine {
-    let builder = match is_real() {
-        true => Engine::builder(),
-        false => Engine::builder().gpus(Gpus::given(fake())),
-    };
-    build(builder).start().expect("an engine")
+    engine_on(&driver(), build)
+}
+
+/// One with these.
+pub(crate) fn engine_on(
+    driver: &Arc<dyn Driver>,
+    build: impl FnOnce(EngineBuilder) -> EngineBuilder,
+) -> Engine {
+    build(Engine::builder().gpus(Gpus::given(driver.clone()))).start().expect("an engine")
 }
 
 /// One with these.

@@ -78,6 +78,49 @@ pub struct Allocation {
     pub handle: u64,
 }
 
+/// An allocation that somebody else of this process made, or a piece of one that is mapped by
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// The device that holds it.
+    pub device: u32,
+    /// Its first byte.
+    pub addr: u64,
+    /// Bytes.
+    pub bytes: usize,
+    /// Whether [`Driver::share`] gives it away. Such memory is reached by every device that can;
+    /// any other by its own device alone, for all that is known.
+    pub is_shareable: bool,
+}
+
+/// What another process opens an allocation by: CUDA's legacy IPC handle (`CUipcMemHandle`).
+pub type IpcHandle = [u8; 64];
+
+/// An event of the driver's that the caller made (`CUevent`; `cudaEvent_t` is the same).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    pub(crate) device: u32,
+    pub(crate) handle: u64,
+}
+
+impl Event {
+    /// Vouches for an event of the GPU of this number in this process (`cuda:N`): made there, in
+    /// the primary context, which PyTorch and the CUDA runtime use.
+    ///
+    /// # Safety
+    /// The event must not be recorded while a graph is captured, nor destroyed before every
+    /// transfer that names it is over: its outcome is there or, of one that was dropped, its leases
+    /// are back.
+    pub unsafe fn new(device: u32, event: *mut std::ffi::c_void) -> Self {
+        Self { device, handle: event as u64 }
+    }
+
+    /// The GPU's number in this process.
+    pub fn device(&self) -> u32 {
+        self.device
+    }
+}
+
 /// A driver of GPUs.
 pub trait Driver: fmt::Debug + Send + Sync {
     /// The GPUs, by their numbers.
@@ -113,6 +156,38 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// It is this driver's, it is freed once, and nothing touches it any more.
     unsafe fn free(&self, allocation: &Allocation);
 
+    /// The allocation of device memory that holds this address, whoever made it, as `device` sees
+    /// it, which is supposed to have it; of another's the device alone is told.
+    ///
+    /// # Errors
+    /// Refused: none does, or it is managed memory, which has no place.
+    fn holding(&self, device: u32, addr: u64) -> Result<Holding, Failure>;
+
+    /// A handle by which other processes of this host open such an allocation.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn share(&self, holding: &Holding) -> Result<IpcHandle, Failure>;
+
+    /// Opens another process's allocation on a device of this one. Opened again it is the same, and
+    /// is to be closed as often.
+    ///
+    /// # Errors
+    /// It is none, it is gone, or it is this process's own.
+    fn open(&self, device: u32, handle: &IpcHandle) -> Result<Allocation, Failure>;
+
+    /// Ends [`Driver::open`].
+    ///
+    /// # Safety
+    /// It was opened by this driver, is closed once for each time, and nothing touches it any more
+    /// by way of this opening.
+    unsafe fn close(&self, handle: &IpcHandle);
+
+    /// What the caller's own code does with the GPUs, for tests and examples.
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    fn outside(&self) -> &dyn super::outside::Outside;
+
     /// Copies between any two ranges of host or device memory, now, by a device that holds one.
     ///
     /// # Errors
@@ -144,6 +219,19 @@ pub trait Driver: fmt::Debug + Send + Sync {
 
 /// Work of one device that is done in its order.
 pub trait Stream: fmt::Debug + Send {
+    /// What is added from here on begins once the event has completed, as it was last recorded;
+    /// at once where it never was.
+    ///
+    /// # Errors
+    /// The driver's own: nothing waits.
+    fn wait(&mut self, event: &Event) -> Result<(), Failure>;
+
+    /// Records the event, which completes behind all that was added.
+    ///
+    /// # Errors
+    /// The driver's own: it is as it was before.
+    fn record(&mut self, event: &Event) -> Result<(), Failure>;
+
     /// Adds work behind what is there. Never waits for it.
     ///
     /// # Errors

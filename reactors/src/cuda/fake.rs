@@ -2,6 +2,7 @@
 //! access by the CPU or a system call faults as it would on a GPU's address; work is done when it
 //! is polled for, and anything can be made to fail.
 
+mod shared;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::stream::FakeStream;
-use super::driver::{Allocation, DeviceFacts, Driver, Failure, FailureKind, Stream};
+use super::driver::{
+    Allocation, DeviceFacts, Driver, Failure, FailureKind, Holding, IpcHandle, Stream,
+};
+use super::opened::Opened;
+use super::outside::Outside;
 
 /// A device's page: VMM allocations of real ones are whole multiples of 2 MiB.
 const PAGE_BYTES: usize = 64 << 10;
@@ -24,6 +29,10 @@ pub struct Faults {
     pub no_memory: bool,
     /// Another process's handles are refused.
     pub no_import: bool,
+    /// Nobody's memory is known.
+    pub no_holding: bool,
+    /// Nobody gets a handle of memory that is shareable.
+    pub no_share: bool,
     /// Host memory can't be pinned.
     pub no_pin: bool,
     /// Work is not taken.
@@ -32,6 +41,10 @@ pub struct Faults {
     pub no_mark: bool,
     /// Nobody is told whether work is done.
     pub no_answer: bool,
+    /// Nobody may wait for an event.
+    pub no_wait: bool,
+    /// No events are recorded.
+    pub no_record: bool,
     /// Work is taken and never done.
     pub is_stalled: bool,
     /// The devices are lost.
@@ -51,6 +64,15 @@ struct Shared {
     faults: Mutex<Faults>,
     pinned: Mutex<BTreeMap<u64, usize>>,
     launches: AtomicUsize,
+    opened: Opened,
+    events: Mutex<Vec<EventState>>,
+}
+
+/// How often an event was recorded, and which of these times has completed.
+#[derive(Debug, Clone, Copy, Default)]
+struct EventState {
+    recorded: u64,
+    completed: u64,
 }
 
 /// An allocation's bytes.
@@ -61,6 +83,16 @@ struct Storage {
     /// Where they are.
     base: u64,
     device: u32,
+    owner: Owner,
+}
+
+/// Who has allocated it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// A driver, to be freed by it.
+    Driver,
+    /// Somebody else in this process, in a way that has a handle or hasn't.
+    Outside { is_shareable: bool },
 }
 
 impl Fake {
@@ -90,9 +122,16 @@ impl Fake {
         change(&mut lock(&self.shared.faults));
     }
 
-    /// Allocations that are alive, of this process and mapped ones.
+    /// Allocations that are alive, of this process and mapped ones; those of others but its own
+    /// are not counted.
     pub fn allocations(&self) -> usize {
-        lock(&self.shared.storage).len()
+        let storage = lock(&self.shared.storage);
+        storage.values().filter(|storage| storage.owner == Owner::Driver).count()
+    }
+
+    /// Other processes' allocations that are open by their handles.
+    pub fn opened(&self) -> usize {
+        self.shared.opened.len()
     }
 
     /// Launches that were made.
@@ -105,13 +144,19 @@ impl Fake {
         lock(&self.shared.pinned).len()
     }
 
-    fn map(&self, file: File, bytes: usize, device: u32) -> Result<Allocation, Failure> {
+    fn map(
+        &self,
+        file: File,
+        bytes: usize,
+        device: u32,
+        owner: Owner,
+    ) -> Result<Allocation, Failure> {
         let name = map(bytes, None).map_err(|error| refused("reserve", &error))?;
         let base = map(bytes, Some(&file)).map_err(|error| {
             unmap(name, bytes);
             refused("map", &error)
         })?;
-        lock(&self.shared.storage).insert(name, Storage { file, bytes, base, device });
+        lock(&self.shared.storage).insert(name, Storage { file, bytes, base, device, owner });
         Ok(Allocation { device, addr: name, bytes, handle: 0 })
     }
 }
@@ -135,7 +180,7 @@ impl Driver for Fake {
             return Err(Failure { call, name, kind: FailureKind::NoMemory });
         }
         let file = file(device, bytes).map_err(|error| refused("cuMemCreate", &error))?;
-        self.map(file, bytes, device)
+        self.map(file, bytes, device, Owner::Driver)
     }
 
     fn export(&self, allocation: &Allocation) -> Result<OwnedFd, Failure> {
@@ -157,7 +202,7 @@ impl Driver for Fake {
             return Err(Failure::refused("import", "it has another length"));
         }
         self.device(device)?;
-        self.map(file, bytes, device)
+        self.map(file, bytes, device, Owner::Driver)
     }
 
     unsafe fn free(&self, allocation: &Allocation) {
@@ -165,6 +210,29 @@ impl Driver for Fake {
             unmap(allocation.addr, storage.bytes);
             unmap(storage.base, storage.bytes);
         }
+    }
+
+    fn holding(&self, _device: u32, addr: u64) -> Result<Holding, Failure> {
+        self.held(addr)
+    }
+
+    fn share(&self, holding: &Holding) -> Result<IpcHandle, Failure> {
+        self.shared(holding)
+    }
+
+    fn open(&self, device: u32, handle: &IpcHandle) -> Result<Allocation, Failure> {
+        self.shared.opened.open(handle, || self.open_shared(device, handle))
+    }
+
+    unsafe fn close(&self, handle: &IpcHandle) {
+        self.shared.opened.close(handle, |allocation| {
+            // SAFETY: the caller's promise, and nobody else has it open.
+            unsafe { Driver::free(self, allocation) };
+        });
+    }
+
+    fn outside(&self) -> &dyn Outside {
+        self
     }
 
     unsafe fn copy(&self, device: u32, from: u64, to: u64, len: usize) -> Result<(), Failure> {

@@ -12,7 +12,7 @@ use crate::region::{AccessError, Region, Slice};
 use crate::vector::lacking;
 
 /// Bytes of a block: a launch and its end cost 10 us, in which a socket brings 64 KiB.
-pub const BLOCK_BYTES: usize = 1 << 20;
+const BLOCK_BYTES: usize = 1 << 20;
 
 /// Blocks at most: 32 MiB of pinned memory a shard. Who gets none goes another way, more slowly.
 const BLOCKS_MAX: usize = 32;

@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::driver::{Driver, Failure, FailureKind, Stream};
-use super::reactor::{Group, GroupDone};
+use super::driver::{Driver, Event, Failure, FailureKind, Stream};
+use super::reactor::{Group, GroupDone, Order, Recorded};
 use crate::doorbell::Doorbell;
 use crate::region::Region;
 
@@ -25,6 +25,8 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(1);
 pub(super) struct Line {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) device: u32,
+    /// Its groups wait for events of the caller's.
+    pub(super) is_behind: bool,
     stream: Box<dyn Stream>,
     /// Not wholly added yet, oldest first.
     pub(super) waiting: VecDeque<Waiting>,
@@ -44,6 +46,8 @@ pub(super) struct Line {
 pub(super) struct Waiting {
     pub(super) name: u64,
     pub(super) group: Group,
+    /// What is still to be waited for, and to be recorded.
+    order: Order,
     /// Launches that were added, or given up.
     pub(super) launched: usize,
     /// Addresses that were taken back.
@@ -59,23 +63,25 @@ struct Flying {
 }
 
 impl Waiting {
-    pub(super) fn new(name: u64, group: Group) -> Self {
-        Self { name, group, launched: 0, taken: Vec::new(), error: None }
+    pub(super) fn new(name: u64, group: Group, order: Order) -> Self {
+        Self { name, group, order, launched: 0, taken: Vec::new(), error: None }
     }
 
     fn is_added(&self) -> bool {
-        self.launched >= self.group.pages.launches.len()
+        self.order.after.is_none() && self.launched >= self.group.pages.launches.len()
     }
 
     /// No more of it is added.
     fn give_up(&mut self) {
+        self.order.after = None;
         self.launched = self.group.pages.launches.len();
     }
 
     /// Adds launches, so many at most; returns how many.
     fn add(&mut self, stream: &mut dyn Stream, blocks: u32, most: usize) -> usize {
-        let mut added = 0;
+        let mut added = self.wait(stream, most);
         while added < most
+            && self.order.after.is_none()
             && let Some(launch) = self.group.pages.launches.get(self.launched)
         {
             self.launched += 1;
@@ -89,20 +95,39 @@ impl Waiting {
             // device is lost.
             if let Err(failure) = unsafe { stream.enqueue(&launch, blocks) } {
                 self.error = Some(failure);
-                self.launched = self.group.pages.launches.len();
+                self.give_up();
             }
             added += 1;
         }
         added
     }
+
+    /// Has the stream wait for its event, which counts as a launch.
+    fn wait(&mut self, stream: &mut dyn Stream, most: usize) -> usize {
+        let Some(event) = self.order.after.filter(|_| most > 0) else { return 0 };
+        match stream.wait(&event) {
+            Ok(()) => self.order.after = None,
+            // Nothing may begin before it.
+            Err(failure) => {
+                self.error.get_or_insert(failure);
+                self.give_up();
+            }
+        }
+        1
+    }
 }
 
 impl Line {
-    pub(super) fn new(driver: Arc<dyn Driver>, device: u32) -> Result<Self, Failure> {
+    pub(super) fn new(
+        driver: Arc<dyn Driver>,
+        device: u32,
+        is_behind: bool,
+    ) -> Result<Self, Failure> {
         let stream = driver.stream(device)?;
         Ok(Self {
             driver,
             device,
+            is_behind,
             stream,
             waiting: VecDeque::new(),
             flying: VecDeque::new(),
@@ -131,10 +156,11 @@ impl Line {
             if !waiting.is_added() {
                 break;
             }
-            let Some(Waiting { group: Group { tag, pages }, error, .. }) = self.waiting.pop_front()
-            else {
-                break;
-            };
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            let Waiting { group: Group { tag, pages }, order, error, .. } = waiting;
+            if let Some(Recorded { event, told }) = order.before {
+                told(self.record(&event));
+            }
             // Behind what was added of it, whatever failed.
             let mark = self.mark();
             self.flying.push_back(Flying { mark, done: GroupDone { tag, error, pages } });
@@ -147,6 +173,14 @@ impl Line {
             self.launched.push_back((mark, added));
         }
         added
+    }
+
+    /// Records an event of the caller's behind all that was added.
+    fn record(&mut self, event: &Event) -> Result<(), Failure> {
+        match &self.lost {
+            Some(failure) => Err(failure.clone()),
+            None => self.stream.record(event).inspect_err(|failure| self.failed(failure.clone())),
+        }
     }
 
     /// A device that is lost gets no more work.

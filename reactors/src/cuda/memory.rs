@@ -1,16 +1,68 @@
 //! An allocation of device memory, and host memory that devices reach. Both let go of what they
 //! hold when they are dropped.
 
+use std::any::Any;
+use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::driver::{Allocation, DeviceFacts, Driver, Failure};
+use super::driver::{Allocation, DeviceFacts, Driver, Failure, Holding, IpcHandle};
+use crate::foreign::ForeignVram;
 
-/// Device memory that this process can name: its own, or another process's that is mapped here.
+/// Device memory that this process can name: its own, the caller's, or another process's that is
+/// mapped here.
 #[derive(Debug)]
 pub struct DeviceMemory {
     driver: Arc<dyn Driver>,
-    allocation: Allocation,
+    device: u32,
+    addr: u64,
+    bytes: usize,
+    origin: Origin,
+    #[expect(dead_code, reason = "held for its drop, behind the memory's own")]
+    keeper: Keeper,
+}
+
+/// Whose memory it is, and so what is to be done with it in the end.
+#[derive(Debug)]
+enum Origin {
+    /// Allocated here, or mapped by a descriptor: it is freed.
+    Mapped(Allocation),
+    /// The caller's, by the allocation that holds it: it is left alone.
+    Foreign(Holding),
+    /// Another process's, opened by its handle: it is closed.
+    Opened(IpcHandle),
+}
+
+/// What is dropped when the memory is no longer named here.
+#[derive(Default)]
+struct Keeper(Option<Box<dyn Any + Send + Sync>>);
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Keeper" } else { "-" })
+    }
+}
+
+/// By what another process of this host names device memory.
+#[derive(Debug)]
+pub enum Export {
+    /// A descriptor, of an allocation of so many bytes.
+    Descriptor(OwnedFd, usize),
+    /// A handle, of an allocation that somebody else made.
+    Handle(Shared),
+}
+
+/// A range of an allocation that another process opens by its handle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shared {
+    /// The allocation's.
+    pub handle: IpcHandle,
+    /// Where in it the range begins, in bytes.
+    pub offset: usize,
+    /// Bytes of the range.
+    pub bytes: usize,
+    /// The GPU, by the number that is the same in every process.
+    pub uuid: [u8; 16],
 }
 
 impl DeviceMemory {
@@ -20,7 +72,18 @@ impl DeviceMemory {
     /// The driver's own.
     pub fn allocate(driver: Arc<dyn Driver>, device: u32, len: usize) -> Result<Self, Failure> {
         let allocation = driver.allocate(device, len)?;
-        Ok(Self { driver, allocation })
+        Ok(Self::mapped(driver, allocation))
+    }
+
+    /// Memory that the caller vouched for.
+    ///
+    /// # Errors
+    /// Refused: the driver knows no such memory, it is on another device, or it ends earlier.
+    pub fn foreign(driver: Arc<dyn Driver>, foreign: &ForeignVram) -> Result<Self, Failure> {
+        let ForeignVram { device, addr, len: bytes } = *foreign;
+        let holding = covering(&*driver, foreign)?;
+        let (origin, keeper) = (Origin::Foreign(holding), Keeper::default());
+        Ok(Self { driver, device, addr, bytes, origin, keeper })
     }
 
     /// Maps another process's allocation of so many bytes, which all GPUs here have to reach: any
@@ -34,11 +97,47 @@ impl DeviceMemory {
         bytes: usize,
     ) -> Result<Self, Failure> {
         let allocation = driver.import(fd, bytes)?;
-        let memory = Self { driver, allocation };
-        let held = memory.device();
+        Self::mapped(driver, allocation).reached_by_all()
+    }
+
+    /// Opens a range of another process's, which all GPUs here have to reach. `keeper` is dropped
+    /// behind the memory, once it is closed again.
+    ///
+    /// # Errors
+    /// The driver's own. Refused: no GPU here is the one that holds it, it is shorter than was
+    /// said, or a GPU does not reach it.
+    pub fn open(
+        driver: Arc<dyn Driver>,
+        shared: &Shared,
+        keeper: impl Send + Sync + 'static,
+    ) -> Result<Self, Failure> {
+        let Shared { handle, offset, bytes, uuid } = *shared;
+        let held = driver.devices().iter().find(|facts| facts.uuid == uuid);
+        let elsewhere = "it is on a GPU that this process does not see: look at \
+                         CUDA_VISIBLE_DEVICES";
+        let missing = || Failure::refused("cuIpcOpenMemHandle", elsewhere);
+        let device = held.ok_or_else(missing)?.ordinal;
+        let allocation = driver.open(device, &handle)?;
+        let (origin, keeper) = (Origin::Opened(handle), Keeper(Some(Box::new(keeper))));
+        let addr = allocation.addr.wrapping_add(offset as u64);
+        let memory = Self { driver, device, addr, bytes, origin, keeper };
+        // A range that ends behind its allocation would kill the context that copies it.
+        let end = offset.checked_add(bytes).filter(|end| (1..=allocation.bytes).contains(end));
+        end.ok_or_else(|| Failure::refused("cuIpcOpenMemHandle", "it is shorter than was said"))?;
+        memory.reached_by_all()
+    }
+
+    fn mapped(driver: Arc<dyn Driver>, allocation: Allocation) -> Self {
+        let Allocation { device, addr, bytes, .. } = allocation;
+        let (origin, keeper) = (Origin::Mapped(allocation), Keeper::default());
+        Self { driver, device, addr, bytes, origin, keeper }
+    }
+
+    fn reached_by_all(self) -> Result<Self, Failure> {
+        let held = self.device;
         let reaches = |facts: &DeviceFacts| facts.ordinal == held || facts.reaches.contains(&held);
-        match memory.driver.devices().iter().find(|facts| !reaches(facts)) {
-            None => Ok(memory),
+        match self.driver.devices().iter().find(|facts| !reaches(facts)) {
+            None => Ok(self),
             Some(DeviceFacts { ordinal, .. }) => {
                 let why = format!("GPU {ordinal} does not reach the memory of GPU {held}");
                 Err(Failure::refused("import", why))
@@ -46,22 +145,68 @@ impl DeviceMemory {
         }
     }
 
-    /// A descriptor by which another process of this host can map it.
+    /// What another process of this host can map it by.
     ///
     /// # Errors
-    /// The driver's own.
-    pub fn export(&self) -> Result<OwnedFd, Failure> {
-        self.driver.export(&self.allocation)
+    /// The driver's own. Refused: it is another process's, or it was allocated in a way that has no
+    /// handle.
+    pub fn export(&self) -> Result<Export, Failure> {
+        match &self.origin {
+            Origin::Mapped(allocation) => {
+                Ok(Export::Descriptor(self.driver.export(allocation)?, self.bytes))
+            }
+            Origin::Foreign(holding) => self.share(holding).map(Export::Handle),
+            Origin::Opened(_) => Err(Failure::refused("export", "it is another process's")),
+        }
+    }
+
+    fn share(&self, holding: &Holding) -> Result<Shared, Failure> {
+        self.check_shareable()?;
+        let handle = self.driver.share(holding)?;
+        let offset = (self.addr - holding.addr) as usize;
+        let facts = self.driver.devices().get(self.device as usize);
+        let uuid = facts.map(|facts| facts.uuid).unwrap_or_default();
+        Ok(Shared { handle, offset, bytes: self.bytes, uuid })
+    }
+
+    /// Whether other processes of this host can map it, as far as is known without trying.
+    ///
+    /// # Errors
+    /// Refused: why not.
+    pub fn check_shareable(&self) -> Result<(), Failure> {
+        match self.origin {
+            Origin::Foreign(Holding { is_shareable: false, .. }) => Err(Failure::refused(
+                "cuIpcGetMemHandle",
+                "this memory has no IPC handle: it was not allocated by cuMemAlloc or cudaMalloc \
+                 (PyTorch: switch expandable_segments and cudaMallocAsync off)",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it is another process's, which waits for it to be closed.
+    pub(crate) fn is_opened(&self) -> bool {
+        matches!(self.origin, Origin::Opened(_))
     }
 
     /// The device that holds it, by its number in this process.
     pub fn device(&self) -> u32 {
-        self.allocation.device
+        self.device
     }
 
-    /// Bytes, whole pages of the device.
+    /// Bytes; of what was allocated here, whole pages of the device.
     pub fn bytes(&self) -> usize {
-        self.allocation.bytes
+        self.bytes
+    }
+
+    /// Whether a device reaches it, by what the driver says of both.
+    pub(crate) fn is_reached_by(&self, device: u32) -> bool {
+        if device == self.device {
+            return true;
+        }
+        let facts = self.driver.devices().get(device as usize);
+        let reaches = facts.is_some_and(|facts| facts.reaches.contains(&self.device));
+        reaches && !matches!(self.origin, Origin::Foreign(Holding { is_shareable: false, .. }))
     }
 
     /// Copies between it and any memory that its device reaches, now.
@@ -77,7 +222,7 @@ impl DeviceMemory {
     }
 
     pub(crate) fn addr(&self) -> u64 {
-        self.allocation.addr
+        self.addr
     }
 
     /// Whose memory it is.
@@ -86,11 +231,44 @@ impl DeviceMemory {
     }
 }
 
+/// The allocation that holds all of the range. What has no handle may be mapped in many pieces, as
+/// PyTorch's expandable segments are: then it is the first, if the others follow it on its device.
+fn covering(driver: &dyn Driver, foreign: &ForeignVram) -> Result<Holding, Failure> {
+    let ForeignVram { device, addr, len } = *foreign;
+    let refused = |why: String| Failure::refused("cuMemGetAddressRange", why);
+    let no_range = || refused(format!("{len} bytes at {addr:#x} are no range"));
+    let end = addr.checked_add(len as u64).filter(|_| len > 0).ok_or_else(no_range)?;
+    let first = driver.holding(device, addr)?;
+    let (mut held, mut at) = (first, addr);
+    loop {
+        if held.device != device {
+            let on = held.device;
+            return Err(refused(format!("{at:#x} is memory of cuda:{on}, not of cuda:{device}")));
+        }
+        let held_end = held.addr.saturating_add(held.bytes as u64);
+        if held_end >= end {
+            return Ok(first);
+        }
+        if first.is_shareable || held.is_shareable || held_end <= at {
+            let room = held_end.saturating_sub(addr);
+            return Err(refused(format!("its allocation ends {room} bytes behind {addr:#x}")));
+        }
+        at = held_end;
+        held = driver.holding(device, at)?;
+    }
+}
+
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        // SAFETY: the allocation came from this driver and is freed here alone; whoever could touch
-        // it held the region that owns it, so nobody is left.
-        unsafe { self.driver.free(&self.allocation) }
+        match &self.origin {
+            // SAFETY: the allocation came from this driver and is freed here alone; whoever could
+            // touch it held the region that owns it, so nobody is left.
+            Origin::Mapped(allocation) => unsafe { self.driver.free(allocation) },
+            // SAFETY: opened once for this memory, closed here alone, and touched by nobody, as
+            // above.
+            Origin::Opened(handle) => unsafe { self.driver.close(handle) },
+            Origin::Foreign(_) => {}
+        }
     }
 }
 

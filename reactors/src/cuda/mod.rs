@@ -6,7 +6,8 @@
 //!
 //! - [`driver`]: what a GPU's driver is asked for, in a dozen functions
 //! - `nvidia`: the real one (feature `cuda`); `fake`: one that keeps "VRAM" in memfds, with faults
-//! - `memory`: an allocation, freed when nobody holds it
+//! - `memory`: an allocation, freed when nobody holds it; `opened`: those of other processes that
+//!   are open here; `outside`: what the caller's own code does with a GPU, for tests and examples
 //! - `landing`: what sockets bring, brought to its places
 //! - `plan`: pure, ranges → launches; `pages`: launches and their memory; `reactor`, `line`:
 //!   launches under way
@@ -22,6 +23,10 @@ mod line;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nvidia;
+#[cfg(any(test, feature = "cuda", feature = "sim"))]
+mod opened;
+#[cfg(feature = "sim")]
+pub mod outside;
 mod pages;
 pub mod plan;
 mod reactor;
@@ -29,12 +34,12 @@ mod reactor;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-pub use self::driver::{DeviceFacts, Driver, Failure};
-pub use self::landing::{BLOCK_BYTES as LANDING_BYTES, Landing};
-pub use self::memory::DeviceMemory;
+pub use self::driver::{DeviceFacts, Driver, Event, Failure};
+pub use self::landing::Landing;
 pub(crate) use self::memory::Pin;
+pub use self::memory::{DeviceMemory, Export, Shared};
 pub use self::pages::{PageList, Pages};
-pub use self::reactor::{Cuda, Group, GroupDone, SM_BUDGET};
+pub use self::reactor::{Cuda, Group, GroupDone, Order, Recorded, SM_BUDGET};
 
 /// Why this process has no VRAM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,14 +1,19 @@
 //! The driver of NVIDIA's GPUs, looked up at run time: devices, memory that other processes can
-//! map, and copies that are waited for. Streams of launches are in `stream`.
+//! map, and copies that are waited for. Streams of launches are in `stream`, others' memory in
+//! `foreign`.
 
 mod call;
 mod context;
+mod foreign;
 mod memory;
+#[cfg(feature = "sim")]
+mod outside;
 mod stream;
 
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{self, CUdevice_attribute};
 
@@ -16,7 +21,8 @@ use self::call::{call, text};
 use self::context::Context;
 use self::stream::NvidiaStream;
 use super::NoGpus;
-use super::driver::{Allocation, DeviceFacts, Driver, Failure, Stream};
+use super::driver::{Allocation, DeviceFacts, Driver, Failure, Holding, IpcHandle, Stream};
+use super::opened::Opened;
 
 /// NVIDIA's driver, initialised.
 #[derive(Debug)]
@@ -24,6 +30,9 @@ pub(super) struct Nvidia {
     devices: Vec<DeviceFacts>,
     /// Each made when its device is first used: it costs some 500 MB there.
     contexts: Vec<OnceLock<Context>>,
+    opened: Opened,
+    /// Memory that this library did not allocate is used: contexts let each other in.
+    has_foreign: AtomicBool,
 }
 
 impl Nvidia {
@@ -52,7 +61,8 @@ impl Nvidia {
             ));
         }
         let contexts = devices.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { devices, contexts })
+        let (opened, has_foreign) = (Opened::default(), AtomicBool::new(false));
+        Ok(Self { devices, contexts, opened, has_foreign })
     }
 
     fn context(&self, device: u32) -> Result<&Context, Failure> {
@@ -68,9 +78,37 @@ impl Nvidia {
         // One that did not fit may fit later.
         if context.get().is_none() {
             let made = Context::new(facts)?;
-            return Ok(context.get_or_init(|| made));
+            let made = context.get_or_init(|| made);
+            // SeqCst pairs with `meet_foreign`: one of the two sees the other's store.
+            if self.has_foreign.load(Ordering::SeqCst) {
+                self.let_in()?;
+            }
+            return Ok(made);
         }
         context.get().ok_or_else(missing)
+    }
+
+    /// Memory that this library did not allocate is about to be used.
+    fn meet_foreign(&self) -> Result<(), Failure> {
+        match self.has_foreign.swap(true, Ordering::SeqCst) {
+            true => Ok(()),
+            false => self.let_in(),
+        }
+    }
+
+    /// Lets each context that was made reach what others allocate in those that its device reaches.
+    fn let_in(&self) -> Result<(), Failure> {
+        let made = || self.devices.iter().zip(self.contexts.iter().map(OnceLock::get));
+        for (facts, context) in made() {
+            let Some(context) = context else { continue };
+            let _current = context.enter()?;
+            for (far, there) in made() {
+                if let Some(there) = there.filter(|_| facts.reaches.contains(&far.ordinal)) {
+                    foreign::reach(there.raw())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A context that exists already, else that of the first device that has one.
@@ -116,6 +154,44 @@ impl Driver for Nvidia {
         let freed = current.and_then(|_current| unsafe { memory::free(allocation) });
         // Whatever is left of a device that is lost goes with the process.
         let _: Result<(), Failure> = freed;
+    }
+
+    fn holding(&self, device: u32, addr: u64) -> Result<Holding, Failure> {
+        // No other device's context, which would cost memory there.
+        let _current = self.context(device)?.enter()?;
+        match foreign::device(addr)? {
+            held if held == device => {
+                self.meet_foreign()?;
+                foreign::holding(device, addr)
+            }
+            elsewhere => Ok(Holding { device: elsewhere, addr, bytes: 0, is_shareable: false }),
+        }
+    }
+
+    fn share(&self, holding: &Holding) -> Result<IpcHandle, Failure> {
+        let _current = self.context(holding.device)?.enter()?;
+        foreign::share(holding)
+    }
+
+    fn open(&self, device: u32, handle: &IpcHandle) -> Result<Allocation, Failure> {
+        let _current = self.context(device)?.enter()?;
+        self.meet_foreign()?;
+        self.opened.open(handle, || foreign::open(device, handle))
+    }
+
+    unsafe fn close(&self, handle: &IpcHandle) {
+        self.opened.close(handle, |allocation| {
+            // In the context that opened it. Whatever is left of a device that is lost goes with
+            // the process.
+            if let Ok(_current) = self.context(allocation.device).and_then(Context::enter) {
+                foreign::close(allocation.addr);
+            }
+        });
+    }
+
+    #[cfg(feature = "sim")]
+    fn outside(&self) -> &dyn super::outside::Outside {
+        self
     }
 
     unsafe fn copy(&self, device: u32, from: u64, to: u64, len: usize) -> Result<(), Failure> {

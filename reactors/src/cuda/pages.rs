@@ -76,7 +76,7 @@ impl PageList {
         if gpu.1 != device || !Arc::ptr_eq(&gpu.0, driver) {
             return Err(Failure::refused("copy", "it is on another GPU than those before it"));
         }
-        work.check_reach(driver, device)?;
+        work.check_reach(device)?;
         self.is_out_of_reach |= !work.may_page(driver);
         Ok(())
     }
@@ -135,9 +135,21 @@ impl Pages {
         list.finish()
     }
 
+    /// No copies, for what stands behind an event on a device and nothing else.
+    pub fn none(driver: Arc<dyn Driver>, device: u32) -> Self {
+        let (launches, regions, views) = Default::default();
+        Self { driver, device, launches, regions, views, bytes: 0 }
+    }
+
     /// Bytes that are copied.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether another process waits for some of it to be closed: it is not to be held for long.
+    pub fn is_borrowed(&self) -> bool {
+        let mut devices = self.regions.iter().filter_map(|region| region.device());
+        devices.any(DeviceMemory::is_opened)
     }
 
     pub(super) fn touches(&self, region: &Arc<Region>) -> bool {
@@ -218,15 +230,13 @@ impl CopyWork {
 
     /// # Errors
     /// Refused: one end is held by a GPU that `device` doesn't reach.
-    fn check_reach(&self, driver: &Arc<dyn Driver>, device: u32) -> Result<(), Failure> {
-        let facts = driver.devices().get(device as usize);
-        let reaches = |far: u32| facts.is_some_and(|facts| facts.reaches.contains(&far));
+    fn check_reach(&self, device: u32) -> Result<(), Failure> {
         let ends = [self.source_device(), self.target.region().device()];
-        let mut fars = ends.into_iter().flatten().map(DeviceMemory::device);
-        match fars.find(|far| *far != device && !reaches(*far)) {
+        match ends.into_iter().flatten().find(|far| !far.is_reached_by(device)) {
             None => Ok(()),
             Some(far) => {
-                let why = format!("GPU {device} does not reach the memory of GPU {far}");
+                let far = far.device();
+                let why = format!("GPU {device} does not reach this memory of GPU {far}");
                 Err(Failure::refused("copy", why))
             }
         }

@@ -1,8 +1,9 @@
 //! Copies that a GPU makes: groups of ranges, each started by as few launches as will do.
 
+use std::fmt;
 use std::sync::Arc;
 
-use super::driver::{Driver, Failure};
+use super::driver::{Driver, Event, Failure};
 use super::line::{Line, Waiting};
 use super::pages::Pages;
 use crate::Reactor;
@@ -22,6 +23,30 @@ pub struct Group {
     pub pages: Arc<Pages>,
 }
 
+/// What a group's copies stand between: events of the caller's.
+#[derive(Debug, Default)]
+pub struct Order {
+    /// They begin behind this one.
+    pub after: Option<Event>,
+    /// This one completes behind them, whether they succeed or not.
+    pub before: Option<Recorded>,
+}
+
+/// An event that is to be recorded.
+pub struct Recorded {
+    /// Of the device that copies.
+    pub event: Event,
+    /// Told when it was recorded, or why it wasn't, by the thread that polls; not at all of a group
+    /// that the reactor gives back.
+    pub told: Box<dyn FnOnce(Result<(), Failure>) + Send>,
+}
+
+impl fmt::Debug for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.event.fmt(f)
+    }
+}
+
 /// A group that has ended: none of its memory is touched any more.
 #[derive(Debug)]
 pub struct GroupDone {
@@ -33,7 +58,7 @@ pub struct GroupDone {
     pub pages: Arc<Pages>,
 }
 
-/// Copies by GPUs, a stream on each that is used.
+/// Copies by GPUs, a stream on each that is used, or two.
 #[derive(Debug)]
 pub struct Cuda {
     lines: Vec<Line>,
@@ -97,21 +122,49 @@ impl Cuda {
         }
     }
 
-    fn line(&mut self, driver: &Arc<dyn Driver>, device: u32) -> Result<&mut Line, Failure> {
-        let is_it = |line: &Line| line.device == device && Arc::ptr_eq(&line.driver, driver);
+    /// Copies behind the caller's own work have a line of their own, which no others wait in.
+    fn line(
+        &mut self,
+        driver: &Arc<dyn Driver>,
+        device: u32,
+        is_behind: bool,
+    ) -> Result<&mut Line, Failure> {
+        let is_it = |line: &Line| {
+            (line.device, line.is_behind) == (device, is_behind)
+                && Arc::ptr_eq(&line.driver, driver)
+        };
         if let Some(index) = self.lines.iter().position(is_it) {
             return Ok(&mut self.lines[index]);
         }
-        self.lines.push(Line::new(driver.clone(), device)?);
+        self.lines.push(Line::new(driver.clone(), device, is_behind)?);
         Ok(self.lines.last_mut().expect("just pushed"))
     }
 
+    /// As [`Reactor::submit`], between events of the caller's. Groups behind an event of one
+    /// device's begin in their order.
+    ///
+    /// # Errors
+    /// The group: there is no room.
+    pub fn submit_between(&mut self, group: Group, order: Order) -> Result<u64, Group> {
+        if self.groups >= self.capacity {
+            return Err(group);
+        }
+        let name = self.next_name;
+        self.next_name += 1;
+        self.groups += 1;
+        if let Err((failure, Group { tag, pages })) = self.queue(name, group, order) {
+            self.failed.push(GroupDone { tag, error: Some(failure), pages });
+        }
+        Ok(name)
+    }
+
     /// Puts a group into the line of its device.
-    fn queue(&mut self, name: u64, group: Group) -> Result<(), (Failure, Group)> {
+    fn queue(&mut self, name: u64, group: Group, order: Order) -> Result<(), (Failure, Group)> {
         let (driver, device) = (group.pages.driver.clone(), group.pages.device);
-        match self.line(&driver, device) {
+        let is_behind = order.after.is_some();
+        match self.line(&driver, device, is_behind) {
             Ok(line) => {
-                line.waiting.push_back(Waiting::new(name, group));
+                line.waiting.push_back(Waiting::new(name, group, order));
                 Ok(())
             }
             Err(failure) => Err((failure, group)),
@@ -124,16 +177,7 @@ impl Reactor for Cuda {
     type Done = GroupDone;
 
     fn submit(&mut self, group: Group) -> Result<u64, Group> {
-        if self.groups >= self.capacity {
-            return Err(group);
-        }
-        let name = self.next_name;
-        self.next_name += 1;
-        self.groups += 1;
-        if let Err((failure, Group { tag, pages })) = self.queue(name, group) {
-            self.failed.push(GroupDone { tag, error: Some(failure), pages });
-        }
-        Ok(name)
+        self.submit_between(group, Order::default())
     }
 
     fn poll(&mut self, budget: usize, done: &mut Vec<GroupDone>) -> usize {

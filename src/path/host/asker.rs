@@ -16,6 +16,7 @@ use kvrail_reactors::region;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Duration, Instant, sleep_until};
 
+use super::handed::{Borrowed, Lent};
 use super::hub::{Change, Hub, tell};
 use super::lane::Lane;
 use super::message::{LEDGERS, ToAsker, ToResponder, VERSION};
@@ -25,6 +26,7 @@ use super::shard::Message;
 use super::sources::{Known, PeerRegion, Readable};
 use crate::auth::Pass;
 use crate::limits::{GRANTS_MAX, HOST_ANSWER_MS, HOST_CALLS_MAX, HOST_LANES_MAX, REGIONS_MAX};
+use crate::memory::Regions;
 use crate::memory::grant::{Key, ROW};
 use crate::path::tcp::LaneName;
 use crate::{Error, Result};
@@ -122,6 +124,9 @@ impl Neighbour {
             packets,
             process: open_process(credentials, token),
             gpus: hub.gpus.clone(),
+            regions: hub.regions.clone(),
+            lent: Lent::default(),
+            borrowed: Borrowed::new(),
             neighbour: Arc::downgrade(&neighbour),
             asked,
             pending: BTreeMap::new(),
@@ -245,6 +250,9 @@ struct Session {
     packets: Packets,
     process: Visible,
     gpus: Gpus,
+    regions: Arc<Regions>,
+    lent: Lent,
+    borrowed: Borrowed,
     /// The session ends when nobody holds the peer.
     neighbour: Weak<Neighbour>,
     asked: mpsc::Receiver<Question>,
@@ -268,6 +276,12 @@ impl Session {
             tracing::debug!(%error, "a session with a peer of this host ended");
             neighbour.end(&error);
         }
+        // The peer, which may free what we have open, takes the socket's end for that of all
+        // copies.
+        let Self { packets, borrowed, pending, lent, .. } = self;
+        drop((pending, lent));
+        borrowed.all_closed().await;
+        drop(packets);
     }
 
     async fn talk(&mut self, mut changes: broadcast::Receiver<Change>) -> Result<()> {
@@ -291,6 +305,9 @@ impl Session {
                     Ok(Change::Added) => {}
                     Err(_) => return Err(Error::lost("this engine's regions change too fast")),
                 },
+                call = self.borrowed.closed() => {
+                    self.packets.send(&ToResponder::LetGo { call }, &[]).await?;
+                }
             }
         }
     }
@@ -315,7 +332,9 @@ impl Session {
                 self.packets.send(&map, &[]).await?;
             }
             Asked::Offer(region) => {
-                let handle = match Handle::of(region) {
+                let handle = Handle::of(region);
+                let handle = handle.and_then(|handle| self.lend(call, region, handle));
+                let handle = match handle {
                     Ok(handle) => handle,
                     Err(why) => {
                         neighbour.note(region.id(), Offer::Refused(why));
@@ -328,7 +347,7 @@ impl Session {
                     addr: region.addr(),
                     len: region.len() as u64,
                     is_foreign: handle.is_foreign(),
-                    gpu_bytes: handle.gpu_bytes(),
+                    gpu: handle.gpu(),
                 };
                 self.packets.send(&offer, handle.fd().as_slice()).await?;
             }
@@ -337,6 +356,28 @@ impl Session {
         let patience = Instant::now() + Duration::from_millis(HOST_ANSWER_MS);
         self.pending.insert(call, Pending { asked, answered: Some(answered), patience });
         Ok(())
+    }
+
+    fn is_registered(&self, memory: &Arc<region::Region>) -> bool {
+        let regions = self.regions.current();
+        let found = regions.find_own(memory.addr(), memory.len() as u64);
+        found.is_ok_and(|(region, _)| Arc::ptr_eq(region.memory(), memory))
+    }
+
+    /// Counts the peer in as a visitor of a region that goes by a handle.
+    fn lend<'a>(
+        &mut self,
+        call: u64,
+        memory: &region::Region,
+        handle: Handle<'a>,
+    ) -> Result<Handle<'a>, Arc<str>> {
+        if handle.is_lent() {
+            let regions = self.regions.current();
+            let found = regions.find_own(memory.addr(), memory.len() as u64);
+            let lent = found.and_then(|(region, _)| self.lent.lend(call, region));
+            lent.map_err(|error| Arc::from(error.to_string()))?;
+        }
+        Ok(handle)
     }
 
     /// Nobody waits any more for what the peer should have answered by now; it may still answer.
@@ -357,9 +398,10 @@ impl Session {
     async fn hear(&mut self, message: ToAsker, fds: Vec<OwnedFd>) -> Result<()> {
         let Some(neighbour) = self.neighbour.upgrade() else { return Ok(()) };
         match message {
-            ToAsker::Mapped { call, id, slot, addr, len, is_foreign, gpu_bytes } => {
+            ToAsker::Mapped { call, id, slot, addr, len, is_foreign, gpu } => {
                 let Some(question) = self.pending.remove(&call) else { return Err(unasked()) };
-                let told = Told { addr, len, is_foreign, gpu_bytes, fds };
+                let borrower = self.borrowed.borrower(call, gpu.as_ref());
+                let told = Told { addr, len, is_foreign, gpu, fds, borrower };
                 let known = match means(&self.process, &self.gpus, told).await {
                     Ok(means) => {
                         Known::Readable { region: PeerRegion { id, addr, len, means }, slot }
@@ -375,6 +417,10 @@ impl Session {
                 if let Asked::Offer(region) = &question.asked {
                     let is_mapped = !region.is_foreign();
                     neighbour.note(region.id(), Offer::Taken { is_mapped });
+                    if !self.is_registered(region) {
+                        // It went while it was offered: nobody says so any more.
+                        self.withdraw(region.id()).await?;
+                    }
                 }
                 answered(question);
             }
@@ -391,6 +437,7 @@ impl Session {
                 }
                 answered(question);
             }
+            ToAsker::LetGo { call } => self.lent.let_go(call),
             ToAsker::Gone { id } => neighbour.readable.remove(id),
             ToAsker::Added => neighbour.readable.forget_refusals(),
             ToAsker::Welcome { .. } | ToAsker::Ready => return Err(unasked()),

@@ -9,17 +9,32 @@
 //!                                  ←           Ready
 //! Map / Offer [memfd] / Withdraw   →
 //!                                  ←           Mapped [memfd] / Taken / Refused / Gone
+//! LetGo                            ↔           LetGo
 //! ```
+//!
+//! Whoever has opened memory by a GPU's handle says so when it is closed again: its owner frees it
+//! no earlier.
 
 use serde::{Deserialize, Serialize};
 
 use crate::memory::grant::Key;
 
 /// Version of the steps above and of a lane's words.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// Ledgers that come with a welcome: of regions, and of grants.
 pub(super) const LEDGERS: usize = 2;
+
+/// By what memory of a GPU's is mapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub(crate) enum Vram {
+    /// The descriptor that comes along, of an allocation of so many bytes.
+    Descriptor { bytes: u64 },
+    /// A handle of the driver's, in hexadecimal digits: of an allocation in which the region begins
+    /// at `offset`, on the GPU of this number.
+    Handle { handle: String, offset: u64, uuid: String },
+}
 
 /// From the engine that connected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,12 +74,14 @@ pub(crate) enum ToResponder {
         addr: u64,
         len: u64,
         is_foreign: bool,
-        /// It is a GPU's, in an allocation of so many bytes, whose descriptor comes along.
+        /// It is a GPU's.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        gpu_bytes: Option<u64>,
+        gpu: Option<Vram>,
     },
     /// The offered region is gone.
     Withdraw { id: u64 },
+    /// What came by a handle with the answer to this call is closed again.
+    LetGo { call: u64 },
 }
 
 /// From the engine that listens.
@@ -90,7 +107,7 @@ pub(crate) enum ToAsker {
         is_foreign: bool,
         /// As in `Offer`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        gpu_bytes: Option<u64>,
+        gpu: Option<Vram>,
     },
     /// The offer is taken.
     Taken {
@@ -100,6 +117,10 @@ pub(crate) enum ToAsker {
     Refused {
         call: u64,
         why: String,
+    },
+    /// What came by a handle with the offer of this call is closed again.
+    LetGo {
+        call: u64,
     },
     /// The region is gone.
     Gone {

@@ -7,7 +7,8 @@
 //! Behind a read stands a look at the owner's ledger: what was taken back meanwhile is no answer.
 //!
 //! - `hub` `responder` `asker` `message` `packets`: sessions, on the control thread
-//! - `sources` `readable`: memory of the peer's that is readable here, and how it becomes so
+//! - `sources` `readable` `handed`: memory of the peer's that is readable here, how it becomes so,
+//!   and that it stays while it is
 //! - `asks` `entry` `lane`: requests by lanes, from the side that asks
 //! - `server` `list` `pages` `shard`: the same on the shards that answer
 
@@ -16,6 +17,7 @@ mod asks;
 mod entry;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
+mod handed;
 mod hub;
 mod lane;
 mod list;

@@ -4,12 +4,15 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use kvrail_reactors::cuda::{DeviceMemory, Gpus};
+use kvrail_reactors::cuda::driver::IpcHandle;
+use kvrail_reactors::cuda::{DeviceMemory, Export, Gpus, Shared};
 use kvrail_reactors::host::process::Process;
 use kvrail_reactors::host::socket::Credentials;
 use kvrail_reactors::host::view::View;
 use kvrail_reactors::region;
 
+use super::handed::Borrower;
+use super::message::Vram;
 use super::sources::Means;
 
 /// A peer's process, or why it can't be read.
@@ -37,8 +40,8 @@ fn probe(process: &Visible, addr: u64) -> Result<Means, Arc<str>> {
 /// What is said of a region to a peer that is to read it, and the descriptor that goes along.
 pub(super) enum Handle<'a> {
     Memfd(BorrowedFd<'a>),
-    /// A GPU's allocation of so many bytes.
-    Gpu(OwnedFd, u64),
+    /// A GPU's.
+    Gpu(Export),
     Foreign,
 }
 
@@ -47,8 +50,8 @@ impl<'a> Handle<'a> {
     /// The GPU does not give it away: why.
     pub(super) fn of(region: &'a region::Region) -> Result<Self, Arc<str>> {
         if let Some(memory) = region.device() {
-            let fd = memory.export().map_err(|failure| failure.to_string())?;
-            return Ok(Self::Gpu(fd, memory.bytes() as u64));
+            let export = memory.export().map_err(|failure| failure.to_string())?;
+            return Ok(Self::Gpu(export));
         }
         Ok(region.memfd().map_or(Self::Foreign, Self::Memfd))
     }
@@ -56,8 +59,8 @@ impl<'a> Handle<'a> {
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Memfd(fd) => Some(*fd),
-            Self::Gpu(fd, _) => Some(fd.as_fd()),
-            Self::Foreign => None,
+            Self::Gpu(Export::Descriptor(fd, _)) => Some(fd.as_fd()),
+            Self::Gpu(Export::Handle(_)) | Self::Foreign => None,
         }
     }
 
@@ -65,12 +68,39 @@ impl<'a> Handle<'a> {
         matches!(self, Self::Foreign)
     }
 
-    pub(super) fn gpu_bytes(&self) -> Option<u64> {
+    /// Whether its owner must not free it before the peer has closed it.
+    pub(super) fn is_lent(&self) -> bool {
+        matches!(self, Self::Gpu(Export::Handle(_)))
+    }
+
+    pub(super) fn gpu(&self) -> Option<Vram> {
         match self {
-            Self::Gpu(_, bytes) => Some(*bytes),
+            Self::Gpu(Export::Descriptor(_, bytes)) => {
+                Some(Vram::Descriptor { bytes: *bytes as u64 })
+            }
+            Self::Gpu(Export::Handle(Shared { handle, offset, uuid, .. })) => Some(Vram::Handle {
+                handle: digits(handle),
+                offset: *offset as u64,
+                uuid: digits(uuid),
+            }),
             Self::Memfd(_) | Self::Foreign => None,
         }
     }
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// As many bytes as these digits are of, and no other number.
+fn bytes<const N: usize>(digits: &str) -> Option<[u8; N]> {
+    let digits: Vec<u8> = digits
+        .chars()
+        .map(|digit| digit.to_digit(16).map(|digit| digit as u8))
+        .collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    let bytes: Vec<u8> = pairs.iter().map(|[high, low]| high << 4 | low).collect();
+    bytes.try_into().ok().filter(|_| rest.is_empty())
 }
 
 /// Memory of a peer, as it tells of it.
@@ -78,15 +108,21 @@ pub(super) struct Told {
     pub(super) addr: u64,
     pub(super) len: u64,
     pub(super) is_foreign: bool,
-    pub(super) gpu_bytes: Option<u64>,
+    pub(super) gpu: Option<Vram>,
     pub(super) fds: Vec<OwnedFd>,
+    /// Tells the peer when memory that came by a handle is closed again.
+    pub(super) borrower: Option<Borrower>,
 }
 
 /// How memory of a peer is read: by a descriptor that came along, or out of its process.
 pub(super) async fn means(process: &Visible, gpus: &Gpus, told: Told) -> Result<Means, Arc<str>> {
-    let Told { addr, len, is_foreign, gpu_bytes, fds } = told;
-    match gpu_bytes {
-        Some(bytes) => vram(gpus.clone(), bytes, len, fds).await,
+    let Told { addr, len, is_foreign, gpu, fds, borrower } = told;
+    match gpu {
+        Some(Vram::Descriptor { bytes }) => vram(gpus.clone(), bytes, len, fds).await,
+        Some(Vram::Handle { handle, offset, uuid }) => {
+            let shared = shared((&handle, &uuid), offset, len).ok_or("no handle of a GPU's")?;
+            opened(gpus.clone(), shared, borrower).await
+        }
         None if is_foreign => probe(process, addr),
         None => view(len, fds).await,
     }
@@ -111,15 +147,37 @@ async fn vram(gpus: Gpus, bytes: u64, len: u64, fds: Vec<OwnedFd>) -> Result<Mea
     let bytes = usize::try_from(bytes).map_err(|_| too_long)?;
     let len = usize::try_from(len).map_err(|_| too_long)?;
     aside(move || {
-        let why = |why: &dyn std::fmt::Display| Arc::from(format!("the peer's VRAM: {why}"));
-        let driver = gpus.driver().map_err(|no| why(&no))?;
-        let memory = DeviceMemory::import(driver, fd.as_fd(), bytes).map_err(|no| why(&no))?;
-        let region = region::Region::on_device(memory, len);
-        region
-            .map(|region| Means::Gpu(Arc::new(region)))
-            .ok_or_else(|| why(&"it has no such length"))
+        let driver = gpus.driver().map_err(|no| vrams(&no))?;
+        let memory = DeviceMemory::import(driver, fd.as_fd(), bytes).map_err(|no| vrams(&no))?;
+        on_device(memory, len)
     })
     .await
+}
+
+fn shared((handle, uuid): (&str, &str), offset: u64, len: u64) -> Option<Shared> {
+    let handle: IpcHandle = bytes(handle)?;
+    let (offset, bytes_of) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+    Some(Shared { handle, offset, bytes: bytes_of, uuid: bytes(uuid)? })
+}
+
+/// Opens a region that came as a GPU's handle.
+async fn opened(gpus: Gpus, shared: Shared, borrower: Option<Borrower>) -> Result<Means, Arc<str>> {
+    aside(move || {
+        let driver = gpus.driver().map_err(|no| vrams(&no))?;
+        let memory = DeviceMemory::open(driver, &shared, borrower).map_err(|no| vrams(&no))?;
+        on_device(memory, shared.bytes)
+    })
+    .await
+}
+
+fn on_device(memory: DeviceMemory, len: usize) -> Result<Means, Arc<str>> {
+    let region = region::Region::on_device(memory, len);
+    let region = region.ok_or_else(|| vrams(&"it has no such length"))?;
+    Ok(Means::Gpu(Arc::new(region)))
+}
+
+fn vrams(why: &dyn std::fmt::Display) -> Arc<str> {
+    format!("the peer's VRAM: {why}").into()
 }
 
 /// On a thread that may wait.
@@ -128,4 +186,19 @@ async fn aside(
 ) -> Result<Means, Arc<str>> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(error.to_string().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_read_as_they_are_written_and_nothing_else_is() {
+        let handle: IpcHandle = std::array::from_fn(|k| (k * 5) as u8);
+        assert_eq!(bytes(&digits(&handle)), Some(handle));
+        for wrong in ["", "0", "00f", "0g", "+1", "éé", "000000"] {
+            assert_eq!(bytes::<2>(wrong), None, "{wrong}");
+        }
+        assert!(shared(("00", "00"), 0, 1).is_none());
+    }
 }

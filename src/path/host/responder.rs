@@ -12,6 +12,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::broadcast;
 
+use super::handed::{Borrowed, Lent};
 use super::hub::{Change, Hub, tell};
 use super::message::{ToAsker, ToResponder, VERSION};
 use super::packets::Packets;
@@ -72,10 +73,12 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
     // Before the handshake, so that nothing is missed.
     let changes = hub.changes.subscribe();
     let id = hub.next_session();
+    let mut borrowed = Borrowed::new();
     let session = async {
         let Greeted { token, offered, visitor } = greet(hub, &packets, id).await?;
         let process = open_process(peer, token);
-        let session = Session { hub, packets: &packets, process, offered, visitor };
+        let (lent, borrowed) = (Lent::default(), &mut borrowed);
+        let session = Session { hub, packets: &packets, process, offered, visitor, lent, borrowed };
         session.run(changes).await
     };
     let result = tokio::select! {
@@ -83,6 +86,8 @@ async fn respond(hub: &Arc<Hub>, socket: OwnedFd) -> Result<()> {
         _ = closing.wait_for(|closing| *closing) => Ok(()),
     };
     end_lanes(hub, id).await;
+    // The peer, which may free what we have open, takes the socket's end for that of all copies.
+    borrowed.all_closed().await;
     result
 }
 
@@ -163,10 +168,12 @@ struct Session<'a> {
     process: Visible,
     offered: Arc<Offered>,
     visitor: Visitor,
+    lent: Lent,
+    borrowed: &'a mut Borrowed,
 }
 
 impl Session<'_> {
-    async fn run(self, mut changes: broadcast::Receiver<Change>) -> Result<()> {
+    async fn run(mut self, mut changes: broadcast::Receiver<Change>) -> Result<()> {
         loop {
             tokio::select! {
                 message = self.packets.receive() => match message? {
@@ -178,6 +185,7 @@ impl Session<'_> {
                     Ok(Change::Added) => self.say(&ToAsker::Added, &[]).await?,
                     Err(_) => return Err(Error::lost("the peer fell behind what changes here")),
                 },
+                call = self.borrowed.closed() => self.say(&ToAsker::LetGo { call }, &[]).await?,
             }
         }
     }
@@ -186,11 +194,12 @@ impl Session<'_> {
         self.packets.send(message, fds).await
     }
 
-    async fn answer(&self, message: ToResponder, fds: Vec<OwnedFd>) -> Result<()> {
+    async fn answer(&mut self, message: ToResponder, fds: Vec<OwnedFd>) -> Result<()> {
         match message {
             ToResponder::Map { call, addr, len, key } => self.map(call, addr, len, key).await,
-            ToResponder::Offer { call, id, addr, len, is_foreign, gpu_bytes } => {
-                let told = Told { addr, len, is_foreign, gpu_bytes, fds };
+            ToResponder::Offer { call, id, addr, len, is_foreign, gpu } => {
+                let borrower = self.borrowed.borrower(call, gpu.as_ref());
+                let told = Told { addr, len, is_foreign, gpu, fds, borrower };
                 let region = means(&self.process, &self.hub.gpus, told).await;
                 let taken = region.and_then(|means| {
                     let region = PeerRegion { id, addr, len, means };
@@ -206,13 +215,17 @@ impl Session<'_> {
                 self.offered.remove(id);
                 Ok(())
             }
+            ToResponder::LetGo { call } => {
+                self.lent.let_go(call);
+                Ok(())
+            }
             ToResponder::Hello { .. } | ToResponder::Lanes => {
                 Err(Error::refused("the peer greets twice"))
             }
         }
     }
 
-    async fn map(&self, call: u64, addr: u64, len: u64, key: Option<Key>) -> Result<()> {
+    async fn map(&mut self, call: u64, addr: u64, len: u64, key: Option<Key>) -> Result<()> {
         let found = self.readable(addr, len, key);
         let (region, slot) = match found {
             Ok(found) => found,
@@ -222,7 +235,13 @@ impl Session<'_> {
             }
         };
         let memory = region.memory();
-        let handle = match Handle::of(memory) {
+        let lent = |handle: &Handle<'_>, lent: &mut Lent| match handle.is_lent() {
+            true => lent.lend(call, &region).map_err(|error| error.to_string().into()),
+            false => Ok(()),
+        };
+        let handle = Handle::of(memory);
+        let handle = match handle.and_then(|handle| lent(&handle, &mut self.lent).map(|()| handle))
+        {
             Ok(handle) => handle,
             Err(why) => {
                 let why = why.to_string();
@@ -236,7 +255,7 @@ impl Session<'_> {
             addr: region.addr(),
             len: region.len() as u64,
             is_foreign: handle.is_foreign(),
-            gpu_bytes: handle.gpu_bytes(),
+            gpu: handle.gpu(),
         };
         self.say(&mapped, handle.fd().as_slice()).await
     }

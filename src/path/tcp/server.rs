@@ -54,7 +54,7 @@ pub(crate) struct ServerStream {
     seal: Option<Seal>,
     /// The last request was small: read ahead, since a copy costs less than a system call.
     read_ahead: bool,
-    storing: Storing,
+    storing: Box<Storing>,
 }
 
 impl ServerStream {
@@ -77,7 +77,7 @@ impl ServerStream {
             visitor,
             seal: None,
             read_ahead: false,
-            storing: Storing::default(),
+            storing: Box::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::super::driver::{Failure, Stream};
+use super::super::driver::{Event, Failure, Stream};
 use super::super::plan::{Launch, Range};
 use super::{Shared, lock, lost};
 use crate::doorbell::Doorbell;
@@ -31,6 +31,9 @@ struct Queue {
 enum Item {
     Copy(Vec<Range>),
     Mark(u64),
+    /// Nothing behind it is done before this recording of the event is.
+    Wait(Event, u64),
+    Record(Event, u64),
 }
 
 impl FakeStream {
@@ -40,6 +43,25 @@ impl FakeStream {
 }
 
 impl Stream for FakeStream {
+    fn wait(&mut self, event: &Event) -> Result<(), Failure> {
+        if self.shared.faults().no_wait {
+            return Err(Failure::refused("cuStreamWaitEvent", "it was asked to fail"));
+        }
+        let recorded = self.shared.event(event)?.recorded;
+        lock(&self.queue).items.push_back(Item::Wait(*event, recorded));
+        Ok(())
+    }
+
+    fn record(&mut self, event: &Event) -> Result<(), Failure> {
+        if self.shared.faults().no_record {
+            return Err(Failure::refused("cuEventRecord", "it was asked to fail"));
+        }
+        let recorded = self.shared.event(event)?.recorded + 1;
+        self.shared.change(event, |state| state.recorded = recorded);
+        lock(&self.queue).items.push_back(Item::Record(*event, recorded));
+        Ok(())
+    }
+
     unsafe fn enqueue(&mut self, launch: &Launch, _blocks: u32) -> Result<(), Failure> {
         if self.shared.faults().no_launch {
             return Err(Failure::refused("cuLaunchKernel", "it was asked to fail"));
@@ -94,7 +116,9 @@ impl Stream for FakeStream {
                 }
                 let mut queue = lock(&queue);
                 while queue.passed < mark && queue.advance(&shared) {}
-                return doorbell.ring();
+                if queue.passed >= mark {
+                    return doorbell.ring();
+                }
             }
         });
         Ok(())
@@ -105,13 +129,20 @@ impl Stream for FakeStream {
         if faults.no_answer {
             return Err(Failure::refused("cuStreamSynchronize", "it was asked to fail"));
         }
-        let mut queue = lock(&self.queue);
-        if faults.is_lost {
-            queue.items.clear();
-            return Err(lost());
+        loop {
+            let mut queue = lock(&self.queue);
+            if self.shared.faults().is_lost {
+                queue.items.clear();
+                return Err(lost());
+            }
+            while queue.advance(&self.shared) {}
+            if queue.items.is_empty() {
+                return Ok(());
+            }
+            // It waits for another's event.
+            drop(queue);
+            std::thread::sleep(PAUSE);
         }
-        while queue.advance(&self.shared) {}
-        Ok(())
     }
 }
 
@@ -120,6 +151,15 @@ impl Queue {
     fn advance(&mut self, shared: &Shared) -> bool {
         while let Some(item) = self.items.pop_front() {
             match item {
+                Item::Wait(event, recorded) => {
+                    if shared.event(&event).is_ok_and(|state| state.completed < recorded) {
+                        self.items.push_front(item);
+                        return false;
+                    }
+                }
+                Item::Record(event, recorded) => {
+                    shared.change(&event, |state| state.completed = recorded);
+                }
                 Item::Mark(mark) => {
                     self.passed = mark;
                     return true;

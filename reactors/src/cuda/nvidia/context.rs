@@ -61,6 +61,11 @@ impl Context {
         enter(self.inner.context)
     }
 
+    /// The driver's own handle, for calls that name another context than the current one.
+    pub(super) fn raw(&self) -> CUcontext {
+        self.inner.context
+    }
+
     /// The smallest kernel that takes so many pages.
     pub(super) fn kernel(&self, pages: usize) -> Option<Kernel> {
         self.inner.kernels.iter().find(|kernel| kernel.pages >= pages).copied()

@@ -12,7 +12,7 @@ use cudarc::driver::sys::{
 use super::call::call;
 use crate::cuda::driver::{Allocation, DeviceFacts, Failure};
 
-fn location(device: u32) -> CUmemLocation {
+pub(super) fn location(device: u32) -> CUmemLocation {
     CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device as i32 }
 }
 
@@ -94,8 +94,15 @@ fn map(device: &DeviceFacts, handle: u64, bytes: usize) -> Result<Allocation, Fa
 
 /// Lets every device that can reach it.
 fn open(device: &DeviceFacts, addr: u64, bytes: usize) -> Result<(), Failure> {
-    let devices = std::iter::once(&device.ordinal).chain(&device.reaches);
+    let devices: Vec<u32> =
+        std::iter::once(&device.ordinal).chain(&device.reaches).copied().collect();
+    open_to(&devices, addr, bytes)
+}
+
+/// Lets these devices reach it.
+pub(super) fn open_to(devices: &[u32], addr: u64, bytes: usize) -> Result<(), Failure> {
     let access: Vec<_> = devices
+        .iter()
         .map(|device| CUmemAccessDesc {
             location: location(*device),
             flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult, CUstream};
+use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUevent_wait_flags, CUresult, CUstream};
 
 use super::call::{call, checked};
 use super::context::{Context, stream};
-use crate::cuda::driver::{Failure, Stream};
+use crate::cuda::driver::{Event, Failure, Stream};
 use crate::cuda::plan::{Launch, Range};
 use crate::doorbell::Doorbell;
 
@@ -94,7 +94,24 @@ fn fill(words: &mut Vec<u64>, pages: &[Range], max: usize) {
     }
 }
 
+fn raw(event: &Event) -> CUevent {
+    event.handle as CUevent
+}
+
 impl Stream for NvidiaStream {
+    fn wait(&mut self, event: &Event) -> Result<(), Failure> {
+        let _current = self.context.enter()?;
+        let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT as u32;
+        // Whoever named the event vouched for it; it may be another device's.
+        call!(cuStreamWaitEvent(self.stream, raw(event), flags))
+    }
+
+    fn record(&mut self, event: &Event) -> Result<(), Failure> {
+        let _current = self.context.enter()?;
+        // As above; of another device's the driver says so.
+        call!(cuEventRecord(raw(event), self.stream))
+    }
+
     unsafe fn enqueue(&mut self, launch: &Launch, blocks: u32) -> Result<(), Failure> {
         let _current = self.context.enter()?;
         match launch {
