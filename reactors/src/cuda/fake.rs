@@ -93,6 +93,8 @@ enum Owner {
     Driver,
     /// Somebody else in this process, in a way that has a handle or hasn't.
     Outside { is_shareable: bool },
+    /// Another process, which shows it by a handle.
+    Opened,
 }
 
 impl Fake {
@@ -126,7 +128,7 @@ impl Fake {
     /// are not counted.
     pub fn allocations(&self) -> usize {
         let storage = lock(&self.shared.storage);
-        storage.values().filter(|storage| storage.owner == Owner::Driver).count()
+        storage.values().filter(|storage| !matches!(storage.owner, Owner::Outside { .. })).count()
     }
 
     /// Other processes' allocations that are open by their handles.
@@ -259,7 +261,7 @@ impl Driver for Fake {
 
     fn stream(&self, device: u32) -> Result<Box<dyn Stream>, Failure> {
         self.device(device)?;
-        Ok(Box::new(FakeStream::new(self.shared.clone())))
+        Ok(Box::new(FakeStream::new(self.shared.clone(), device)))
     }
 }
 
@@ -282,6 +284,15 @@ impl Shared {
         // SAFETY: both ranges are alive, by the caller's promise; a device's was looked up, and its
         // storage goes no earlier than its name.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, len) };
+    }
+
+    /// Whether a device may touch this address: what was opened in one context is not there for
+    /// another.
+    fn may_touch(&self, device: u32, addr: u64) -> bool {
+        let storage = lock(&self.storage);
+        let below = storage.range(..=addr).next_back();
+        let found = below.filter(|(name, storage)| addr - **name < storage.bytes as u64);
+        found.is_none_or(|(_, held)| held.owner != Owner::Opened || held.device == device)
     }
 
     /// Where the bytes of an address are: host addresses are their own.

@@ -100,12 +100,12 @@ impl DeviceMemory {
         Self::mapped(driver, allocation).reached_by_all()
     }
 
-    /// Opens a range of another process's, which all GPUs here have to reach. `keeper` is dropped
-    /// behind the memory, once it is closed again.
+    /// Opens a range of another process's. The GPU that holds it makes the copies, and has to reach
+    /// all others here. `keeper` is dropped behind the memory, once it is closed again.
     ///
     /// # Errors
     /// The driver's own. Refused: no GPU here is the one that holds it, it is shorter than was
-    /// said, or a GPU does not reach it.
+    /// said, or that GPU does not reach another.
     pub fn open(
         driver: Arc<dyn Driver>,
         shared: &Shared,
@@ -124,7 +124,21 @@ impl DeviceMemory {
         // A range that ends behind its allocation would kill the context that copies it.
         let end = offset.checked_add(bytes).filter(|end| (1..=allocation.bytes).contains(end));
         end.ok_or_else(|| Failure::refused("cuIpcOpenMemHandle", "it is shorter than was said"))?;
-        memory.reached_by_all()
+        memory.reaching_all()
+    }
+
+    fn reaching_all(self) -> Result<Self, Failure> {
+        let held = self.device;
+        let devices = self.driver.devices();
+        let own = devices.get(held as usize).map_or(&[][..], |facts| &facts.reaches);
+        let is_far = |facts: &&DeviceFacts| facts.ordinal != held && !own.contains(&facts.ordinal);
+        match devices.iter().find(is_far) {
+            None => Ok(self),
+            Some(DeviceFacts { ordinal, .. }) => {
+                let why = format!("GPU {held} does not reach the memory of GPU {ordinal}");
+                Err(Failure::refused("cuIpcOpenMemHandle", why))
+            }
+        }
     }
 
     fn mapped(driver: Arc<dyn Driver>, allocation: Allocation) -> Self {
@@ -199,14 +213,20 @@ impl DeviceMemory {
         self.bytes
     }
 
-    /// Whether a device reaches it, by what the driver says of both.
+    /// Whether a device reaches it, by what the driver says of both. What was opened by a handle is
+    /// there for the device alone whose context opened it.
     pub(crate) fn is_reached_by(&self, device: u32) -> bool {
         if device == self.device {
             return true;
         }
         let facts = self.driver.devices().get(device as usize);
         let reaches = facts.is_some_and(|facts| facts.reaches.contains(&self.device));
-        reaches && !matches!(self.origin, Origin::Foreign(Holding { is_shareable: false, .. }))
+        let is_for_all = match self.origin {
+            Origin::Mapped(_) => true,
+            Origin::Foreign(holding) => holding.is_shareable,
+            Origin::Opened(_) => false,
+        };
+        reaches && is_for_all
     }
 
     /// Copies between it and any memory that its device reaches, now.

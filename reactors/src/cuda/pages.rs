@@ -200,12 +200,19 @@ impl CopyWork {
     }
 
     /// The driver and the device that make it: the target's, since it is the one that answers for
-    /// the memory, else the source's.
+    /// the memory, unless only the source's reaches both ends.
     fn driver(&self) -> Option<(&Arc<dyn Driver>, u32)> {
         if let Source::Process(_) = self.source {
             return None;
         }
-        let device = self.target.region().device().or_else(|| self.source_device())?;
+        let device = match (self.source_device(), self.target.region().device()) {
+            (Some(source), Some(target)) => {
+                let is_sources =
+                    !source.is_reached_by(target.device()) && target.is_reached_by(source.device());
+                if is_sources { source } else { target }
+            }
+            (source, target) => target.or(source)?,
+        };
         Some((device.driver(), device.device()))
     }
 

@@ -69,7 +69,7 @@ impl Fake {
             return Err(no("it is another device's"));
         }
         let bytes = file.metadata().map_err(|error| refused("cuIpcOpenMemHandle", &error))?.len();
-        self.map(file, bytes as usize, device, Owner::Driver)
+        self.map(file, bytes as usize, device, Owner::Opened)
     }
 }
 

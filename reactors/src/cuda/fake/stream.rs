@@ -19,6 +19,7 @@ pub(super) struct FakeStream {
     shared: Arc<Shared>,
     queue: Arc<Mutex<Queue>>,
     marks: u64,
+    device: u32,
 }
 
 #[derive(Debug, Default)]
@@ -37,8 +38,8 @@ enum Item {
 }
 
 impl FakeStream {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, queue: Arc::default(), marks: 0 }
+    pub(super) fn new(shared: Arc<Shared>, device: u32) -> Self {
+        Self { shared, queue: Arc::default(), marks: 0, device }
     }
 }
 
@@ -71,6 +72,10 @@ impl Stream for FakeStream {
             Launch::Copy(range) => vec![*range],
             Launch::Pages(pages) => pages.clone(),
         };
+        let may_touch = |addr| self.shared.may_touch(self.device, addr);
+        if !ranges.iter().all(|range| may_touch(range.from) && may_touch(range.to)) {
+            lock(&self.shared.faults).is_lost = true;
+        }
         lock(&self.queue).items.push_back(Item::Copy(ranges));
         Ok(())
     }
