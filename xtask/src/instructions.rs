@@ -114,11 +114,10 @@ impl Record {
     fn text(&self) -> String {
         let mut text = format!(
             "# Instructions of hot functions\n\n\
-             One call each, by callgrind. `cargo xtask test --only {PROGRAM}` counts again and fails\n\
-             where a function takes {MARGIN_PERCENT} % more than here. `cargo xtask {PROGRAM} --write` \
-             writes this\n\
-             file; the commit that does so says what each rise is for. The functions are in\n\
-             `src/hot.rs` and `benches/{PROGRAM}.rs`.\n\n\
+             One call each, by callgrind. `cargo xtask test --only {PROGRAM}` counts again and\n\
+             fails where a function takes {MARGIN_PERCENT} % more than here.\n\
+             `cargo xtask {PROGRAM} --write` writes this file; the commit that does so says what\n\
+             each rise is for. The functions are in `src/hot.rs` and `benches/{PROGRAM}.rs`.\n\n\
              {MAKERS}{}.\n\n\
              | function | instructions |\n| --- | ---: |\n",
             self.makers
