@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::outages::{IN_TIME, under_load};
-use crate::service::{blocking, etcd, free_ports};
+use crate::service::{blocking, etcd, folder, free_ports};
 use crate::{eventually, keys, named, reads, region, wait};
 
 const MEMBERS: usize = 3;
@@ -28,7 +28,7 @@ struct Cluster {
 
 impl Cluster {
     fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder();
         let all: [u16; 2 * MEMBERS] = free_ports();
         let (ports, peer_ports) = all.split_first_chunk::<MEMBERS>().expect("twice as many");
         let peer = |at: usize| format!("{}=http://127.0.0.1:{}", name(at), peer_ports[at]);

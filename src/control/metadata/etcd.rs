@@ -9,6 +9,8 @@ use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, Error as EtcdError, PutOptions, Txn, TxnOp,
 };
 
+use tokio::time::{Instant, sleep};
+
 use super::kind::MetadataKind;
 use super::store::{Document, Entry, Put, in_time};
 use crate::control::ControlLimits;
@@ -24,6 +26,10 @@ const UNIMPLEMENTED: i32 = 12;
 const UNAUTHENTICATED: i32 = 16;
 /// The database is full, or the document too long for it.
 const RESOURCE_EXHAUSTED: i32 = 8;
+
+/// Before members that elect a leader are asked again: an election takes a second or two by etcd's
+/// defaults.
+const ELECTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// No lease has this number.
 const NO_LEASE: i64 = 0;
@@ -133,26 +139,84 @@ impl EtcdStore {
         Ok(lease)
     }
 
-    /// Asks the member that answered last, and the others when it doesn't. What is asked twice for
-    /// want of an answer compares first, so it is done once.
+    /// Asks the member that answered last, and the others when it doesn't; all of them again where
+    /// they are about to elect a leader. What is asked twice for want of an answer compares first,
+    /// so it is done once.
     async fn ask<T, F>(&self, question: impl Fn(Client) -> F) -> Result<T>
     where
         F: Future<Output = Result<T, EtcdError>>,
     {
+        let answer = outlast_election(self.limits.request, || self.ask_each(&question)).await;
+        answer.map_err(|error| error.with_peer(&*self.url))
+    }
+
+    async fn ask_each<T, F>(&self, question: &impl Fn(Client) -> F) -> Result<T, Missed>
+    where
+        F: Future<Output = Result<T, EtcdError>>,
+    {
         let first = self.current.load(Ordering::Relaxed);
-        let mut missed = None;
+        let mut missed = Missed { error: None, has_no_leader: false };
         for step in 0..self.members.len() {
             let index = (first + step) % self.members.len();
-            match self.members[index].ask(&question, self.limits).await {
-                Err(error) if error.kind() != ErrorKind::Refused => missed = Some(error),
+            match self.members[index].ask(question, self.limits).await {
+                Err(error) if error.kind() != ErrorKind::Refused => missed.add(error),
                 answered => {
                     self.current.store(index, Ordering::Relaxed);
-                    return answered.map_err(|error| error.with_peer(&*self.url));
+                    return answered.map_err(Missed::for_good);
                 }
             }
         }
-        let missed = missed.unwrap_or_else(|| Error::refused("etcd has no members"));
-        Err(missed.with_peer(&*self.url))
+        Err(missed)
+    }
+}
+
+/// Why no member answered what was asked.
+struct Missed {
+    /// The last one's.
+    error: Option<Error>,
+    /// One of them waits for a leader.
+    has_no_leader: bool,
+}
+
+impl Missed {
+    fn for_good(error: Error) -> Self {
+        Self { error: Some(error), has_no_leader: false }
+    }
+
+    fn add(&mut self, error: Error) {
+        let source = std::error::Error::source(&error);
+        let status = source.and_then(|source| source.downcast_ref::<EtcdError>());
+        self.has_no_leader |= matches!(
+            status, Some(EtcdError::GRpcStatus(status)) if is_without_leader(status.message())
+        );
+        self.error = Some(error);
+    }
+}
+
+/// Whether a member that lives says so since its cluster has no leader, or had none a moment ago:
+/// `etcdserver: leader changed`, `no leader`, `request timed out, possibly due to previous leader
+/// failure` and the like, all of them of code Unavailable (etcd's api/v3rpc/rpctypes).
+fn is_without_leader(message: &str) -> bool {
+    message.starts_with("etcdserver: ")
+        && ["leader", "timed out"].iter().any(|word| message.contains(word))
+}
+
+/// Tries again for as long as members elect a leader, for `patience` at most.
+async fn outlast_election<T, F>(patience: Duration, mut attempt: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<T, Missed>>,
+{
+    let start = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(answer) => return Ok(answer),
+            Err(Missed { has_no_leader: true, .. }) if start.elapsed() < patience => {
+                sleep(ELECTION_PAUSE).await;
+            }
+            Err(missed) => {
+                return Err(missed.error.unwrap_or_else(|| Error::refused("etcd has no members")));
+            }
+        }
     }
 }
 
@@ -243,4 +307,47 @@ fn translated(error: EtcdError) -> Error {
         _ => Error::lost("etcd cannot be reached: is it running?"),
     }
     .with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_members_that_live_are_without_a_leader() {
+        for message in [
+            "etcdserver: leader changed",
+            "etcdserver: no leader",
+            "etcdserver: request timed out",
+            "etcdserver: request timed out, possibly due to previous leader failure",
+        ] {
+            assert!(is_without_leader(message), "{message}");
+        }
+        for message in ["tcp connect error", "etcdserver: mvcc: database space exceeded", ""] {
+            assert!(!is_without_leader(message), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_election_is_outlasted_and_nothing_else_is_waited_for() {
+        let lost = || Some(Error::lost("nobody"));
+        let mut asked = 0;
+        let answer = outlast_election(Duration::from_secs(30), || {
+            asked += 1;
+            let missed = Missed { error: lost(), has_no_leader: true };
+            let answer = if asked < 3 { Err(missed) } else { Ok(asked) };
+            async { answer }
+        });
+        assert_eq!(answer.await.unwrap(), 3);
+        let mut asked = 0;
+        let gone = outlast_election::<(), _>(Duration::from_secs(30), || {
+            asked += 1;
+            async { Err(Missed { error: lost(), has_no_leader: false }) }
+        });
+        assert_eq!(gone.await.unwrap_err().kind(), ErrorKind::Lost);
+        let for_ever = outlast_election::<(), _>(Duration::from_millis(150), || async {
+            Err(Missed { error: lost(), has_no_leader: true })
+        });
+        assert_eq!((for_ever.await.unwrap_err().kind(), asked), (ErrorKind::Lost, 1));
+    }
 }
