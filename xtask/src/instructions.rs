@@ -1,9 +1,12 @@
 //! The instructions of hot functions, by callgrind, beside those of benches/instructions.md, which
-//! is the record: what takes more than that and a margin fails the step, until somebody writes the
-//! record anew and says in the commit what the rise is for. Falls are written when somebody does.
+//! is the record: what takes more than that and a margin fails, until somebody writes the record
+//! anew and says in the commit what the rise is for. Falls are written when somebody does.
 //!
 //! A count is a matter of the compiler, of libc and of what valgrind makes of the CPU, so the
-//! record names them, and where others are at work nothing is compared.
+//! record names them, and where others are at work nothing is compared. It is a matter of the
+//! checkout's folder, too: symbols' hashes hold it, and by them the compiler cuts a crate into
+//! units (10 % of the same source, seen of two checkouts). So this is no step of `test`: compare
+//! where the record was written.
 
 use std::fs;
 use std::path::PathBuf;
@@ -50,8 +53,8 @@ pub fn instructions(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// The step.
-pub fn check(shell: &Shell) -> Outcome {
+/// Compares with the record.
+fn check(shell: &Shell) -> Outcome {
     let text = fs::read_to_string(shell.root.join(RECORD));
     let record = Record::read(&text.map_err(|error| format!("{RECORD}: {error}"))?);
     let (now, makers) = (count(shell)?, makers(shell));
@@ -114,7 +117,7 @@ impl Record {
     fn text(&self) -> String {
         let mut text = format!(
             "# Instructions of hot functions\n\n\
-             One call each, by callgrind. `cargo xtask test --only {PROGRAM}` counts again and\n\
+             One call each, by callgrind. `cargo xtask {PROGRAM}` counts again and\n\
              fails where a function takes {MARGIN_PERCENT} % more than here.\n\
              `cargo xtask {PROGRAM} --write` writes this file; the commit that does so says what\n\
              each rise is for. The functions are in `src/hot.rs` and `benches/{PROGRAM}.rs`.\n\n\

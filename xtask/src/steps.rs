@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::shell::Shell;
 use crate::{
-    chaos, checkers, compare, environments, example, fuzz, instructions, mooncake, rust, services,
-    sim, verbs, vm, without_uring,
+    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, services, sim, verbs,
+    vm, without_uring,
 };
 
 /// What a step answers: a few words for the summary, or what went wrong.
@@ -47,7 +47,6 @@ const STEPS: &[Step] = &[
     step("interop", "against Mooncake's wheels", |shell, _| mooncake::interop(shell)),
     step("example", "prefill and decode, once", |shell, _| example::once(shell)),
     step("chaos", "processes under fire, every path", |shell, _| chaos::brief(shell)),
-    step("instructions", "hot functions, by callgrind", |shell, _| instructions::check(shell)),
     step("compare", "the comparison, one cell", |shell, _| compare::smoke(shell)),
     step("fuzz", "each target for a while", |shell, options| fuzz::all(shell, options.fuzz_s)),
 ];
