@@ -1,6 +1,7 @@
 //! Where bytes for GPUs land that came in one piece with their headers: blocks of pinned host
 //! memory, from which one launch brings each to its place, however many there are.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Driver, Failure};
@@ -17,10 +18,11 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// Blocks at most: 32 MiB of pinned memory a shard. Who gets none goes another way, more slowly.
 const BLOCKS_MAX: usize = 32;
 
-/// Copies that one launch is worth waiting for: as many as one receive is cut into.
-const COPIES_MAX: usize = 256;
+/// Copies of one launch at most, so that looking whether one overlaps another stays cheap: those of
+/// a block's 4 KiB pages.
+const COPIES_MAX: usize = BLOCK_BYTES / 4096;
 
-/// Blocks, and copies out of them that are to be made. Copies into host memory are made at once.
+/// Blocks, and copies out of them to GPUs' memory that are to be made.
 #[derive(Debug)]
 pub struct Landing {
     /// None until a GPU is first needed.
@@ -29,6 +31,9 @@ pub struct Landing {
     /// All of them. One is free when nobody else holds its region.
     blocks: Vec<Slice>,
     copies: Vec<CopyWork>,
+    /// Where they go, and the GPU that makes them.
+    targets: Vec<Range<u64>>,
+    device: Option<u32>,
     /// Where bytes are put that did not come in a block, and how many there are.
     bounce: Option<Slice>,
     bounced: usize,
@@ -43,8 +48,8 @@ impl Default for Landing {
 impl Landing {
     /// One whose launches take so many multiprocessors at most.
     pub fn new(sm_budget: u32) -> Self {
-        let (blocks, copies) = Default::default();
-        Self { cuda: None, sm_budget, blocks, copies, bounce: None, bounced: 0 }
+        let (cuda, blocks, copies, targets, device, bounce) = Default::default();
+        Self { cuda, sm_budget, blocks, copies, targets, device, bounce, bounced: 0 }
     }
 
     /// A free block that `driver`'s GPUs reach; none where there is none, or no memory for more.
@@ -66,31 +71,27 @@ impl Landing {
         Some(block)
     }
 
-    /// Brings `source`, a part of a block, to `target`, which is as long: before
+    /// Brings `source`, a part of a block, to `target`, a GPU's memory and as long: before
     /// [`Landing::finish`] returns.
     ///
     /// # Errors
     /// Some of what was to be brought before can't be brought, and all of that is given up.
     pub fn bring(&mut self, source: Slice, target: Slice) -> Result<(), Failure> {
-        if target.driver().is_none() {
-            source.copy_to(&target);
-            return Ok(());
-        }
-        self.make_way_for(&target)?;
-        self.copies.push(CopyWork { tag: 0, source: Source::Region(source), target });
+        let work = CopyWork { tag: 0, source: Source::Region(source), target };
+        let addresses = work.target.addr()..work.target.addr() + work.target.len() as u64;
+        self.make_way_for(&addresses, work.gpu())?;
+        self.targets.push(addresses);
+        self.device = work.gpu();
+        self.copies.push(work);
         Ok(())
     }
 
     /// The same with bytes that came elsewhere.
     ///
     /// # Errors
-    /// As there. Of a GPU's memory also that of these bytes, where there is no block for them.
+    /// As there. That of these bytes, too, where there is no block for them.
     pub fn bring_bytes(&mut self, bytes: &[u8], target: Slice) -> Result<(), Failure> {
-        let Some(driver) = target.driver().cloned() else {
-            target.write(0, bytes).expect("as many bytes as the target has");
-            return Ok(());
-        };
-        let Some(part) = self.part(&target, &driver)? else {
+        let Some(part) = self.part(&target)? else {
             return write(bytes, &target);
         };
         part.write(0, bytes).expect("as many bytes as the target has");
@@ -98,10 +99,10 @@ impl Landing {
     }
 
     /// Where bytes for `target` go meanwhile; nowhere where there is no room.
-    fn part(&mut self, target: &Slice, driver: &Arc<dyn Driver>) -> Result<Option<Slice>, Failure> {
+    fn part(&mut self, target: &Slice) -> Result<Option<Slice>, Failure> {
         for _ in 0..2 {
             if self.bounce.is_none() {
-                self.bounce = self.lend(driver);
+                self.bounce = target.driver().and_then(|driver| self.lend(driver));
             }
             let Some(bounce) = &self.bounce else { break };
             // Both ends begin alike, which lets a GPU take wide words.
@@ -121,27 +122,24 @@ impl Landing {
     /// # Errors
     /// A GPU's; what the targets hold then is undefined.
     pub fn finish(&mut self) -> Result<(), Failure> {
-        self.bounced = 0;
         if self.copies.is_empty() {
             return Ok(());
         }
         let copies = std::mem::take(&mut self.copies);
         let made = Pages::of(copies.iter()).and_then(|pages| self.make(Arc::new(pages)));
-        self.bounce = None;
+        (self.bounce, self.bounced) = (None, 0);
         self.copies = copies;
         self.copies.clear();
+        self.targets.clear();
         made
     }
 
     /// Makes way for one more copy: those of a launch are of one GPU and in no order.
-    fn make_way_for(&mut self, target: &Slice) -> Result<(), Failure> {
-        let stands_in_the_way = |copy: &CopyWork| {
-            let (near, far) = (copy.target.addr(), target.addr());
-            let overlaps =
-                near < far + target.len() as u64 && far < near + copy.target.len() as u64;
-            overlaps || copy.gpu() != target.device().map(|device| device.device())
-        };
-        match self.copies.len() >= COPIES_MAX || self.copies.iter().any(stands_in_the_way) {
+    fn make_way_for(&mut self, to: &Range<u64>, device: Option<u32>) -> Result<(), Failure> {
+        let is_full = self.copies.len() >= COPIES_MAX;
+        let is_taken = |other: &Range<u64>| other.start < to.end && to.start < other.end;
+        let is_elsewhere = !self.copies.is_empty() && self.device != device;
+        match is_full || is_elsewhere || self.targets.iter().any(is_taken) {
             true => self.finish(),
             false => Ok(()),
         }
