@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use futures_lite::future::block_on;
 use kvrail::runtime::Shards;
@@ -68,6 +68,7 @@ fn eight_uneven_nodes() {
     }
     assert!(had > 0 && refused > 0, "{had} nodes had room for {len} bytes, {refused} had not");
     advice_is_true(&engine, len);
+    page_cache_gives_way_to_interleaved_pages(&engine);
     let all = memory.usable().map(|node| node.room_bytes).sum::<u64>() as usize;
     // More than any node has, less than all of them: only together.
     advice_is_true(&engine, all / 3 / PAGE_BYTES * PAGE_BYTES);
@@ -178,6 +179,29 @@ fn pages_on(region: &Region) -> BTreeMap<u32, usize> {
             Some((node.parse().ok()?, pages.parse().ok()?))
         })
         .collect()
+}
+
+/// Fills a node with page cache and asks it for more than is free beside that.
+fn page_cache_gives_way_to_interleaved_pages(engine: &Engine) {
+    let facts = Topology::here().unwrap();
+    let (full, other) = (facts.nodes.last().expect("a node"), usable()[0]);
+    let cpu = full.cpus.iter().next().expect("a CPU");
+    let mut read = Command::new("taskset");
+    let read = read
+        .args(["-c", &cpu.to_string(), "cat"])
+        .arg(env!("CARGO_BIN_EXE_kvrail"))
+        .stdout(Stdio::null())
+        .status();
+    assert!(read.expect("taskset, of util-linux").success());
+    let memory = Memory::here();
+    let node = memory.nodes.iter().find(|node| node.id == full.id).expect("it has memory");
+    let cache = (node.room_bytes - node.free_bytes) as usize;
+    assert!(cache > 4 * MIB, "page cache of node {}: {memory:?}", node.id);
+    let share = (node.free_bytes as usize + cache / 2) / PAGE_BYTES;
+    let policy = NumaPolicy::Interleave(vec![other, node.id]);
+    let region = allocate(engine, 2 * share * PAGE_BYTES, &policy);
+    assert_eq!(pages_on(&region), [(other, share), (node.id, share)].into());
+    block_on(engine.unregister(region)).unwrap();
 }
 
 /// A length that some nodes have room for and others have not: the middle of the widest gap.

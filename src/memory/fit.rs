@@ -288,6 +288,16 @@ fn nodes_fit(
     }
 }
 
+/// Nodes that can give their share of an interleaved region only when they drop page cache, and
+/// that share. The kernel goes on to another node rather than drop it.
+pub(crate) fn short_of_free(facts: &Memory, len: u64, policy: &NumaPolicy) -> Vec<(u32, u64)> {
+    let NumaPolicy::Interleave(ids) = policy else { return Vec::new() };
+    let nodes: Vec<_> = facts.nodes.iter().filter(|node| ids.contains(&node.id)).collect();
+    let share = share(len, nodes.len());
+    let short = nodes.iter().filter(|node| node.free_bytes < share);
+    short.map(|node| (node.id, share)).collect()
+}
+
 /// Without a policy of its own, a region has the thread's.
 fn own_fit(
     facts: &Memory,

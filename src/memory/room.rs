@@ -5,9 +5,9 @@ use std::io;
 
 use kvrail_reactors::numa::NumaPolicy;
 use kvrail_reactors::probe::{EACCES, EMFILE, ENFILE, ENOSYS, EPERM};
-use kvrail_reactors::region::{AllocateError, Region};
+use kvrail_reactors::region::{AllocateError, Pages, Region};
 
-use super::fit::{Misfit, advice, base_fits, effective, fit};
+use super::fit::{Misfit, advice, base_fits, effective, fit, short_of_free};
 use crate::topology::{Memory, Size};
 use crate::{Error, Result};
 
@@ -26,12 +26,39 @@ pub(crate) fn allocate(len: usize, policy: &NumaPolicy) -> Result<Region> {
         Error::refused(format!("a region of {len} bytes, {policy}: {misfit}; {advice}"))
     })?;
     let asked = effective(&facts, policy);
+    if pages != Pages::Huge {
+        drop_page_cache(facts, len as u64, &asked);
+    }
     Region::allocate_with(len, &asked, pages, &mut |left| still_fits(left, policy)).map_err(
         |error| match error {
             AllocateError::Policy(error) => no_policy(policy, error),
             AllocateError::Memory(error) => no_memory(len, policy, error),
         },
     )
+}
+
+/// The kernel wakes its reclaim and does not wait for it: a node may have a little less than it
+/// gave just before.
+const DROPS_MAX: usize = 3;
+
+/// Has the nodes of an interleaved region that are full of page cache drop it first, by memory
+/// bound to them that is given back at once. Where one doesn't, others stand in for it: that is
+/// what the kernel does, and no reason to refuse a region that there is room for.
+fn drop_page_cache(mut facts: Memory, len: u64, policy: &NumaPolicy) {
+    for _ in 0..DROPS_MAX {
+        let short = short_of_free(&facts, len, policy);
+        if short.is_empty() {
+            return;
+        }
+        for (node, share) in short {
+            let bind = NumaPolicy::Bind(vec![node]);
+            let mut room = |left| still_fits(left, &bind);
+            if Region::allocate_with(share as usize, &bind, Pages::Base, &mut room).is_err() {
+                return;
+            }
+        }
+        facts = Memory::here();
+    }
 }
 
 fn still_fits(left: usize, policy: &NumaPolicy) -> io::Result<()> {

@@ -55,6 +55,8 @@ pub struct NodeMemory {
     pub total_bytes: u64,
     /// Its room in base pages.
     pub room_bytes: u64,
+    /// The part of its room that is free already, without page cache being dropped.
+    pub free_bytes: u64,
     /// Its free huge pages of 2 MiB.
     pub huge_room_bytes: u64,
 }
@@ -136,12 +138,14 @@ fn node_memory(root: &Path, id: u32, reserve_bytes: u64) -> NodeMemory {
     let folder = root.join(format!("sys/devices/system/node/node{id}"));
     let text = fs::read_to_string(folder.join("meminfo")).unwrap_or_default();
     let bytes = |key| line_bytes(&text, key).unwrap_or(0);
-    // Page cache that is not in use can be dropped for us.
-    let free = bytes("MemFree") + bytes("Inactive(file)");
+    let room = |bytes: u64| less_overhead(bytes.saturating_sub(reserve_bytes));
+    let free = bytes("MemFree");
     NodeMemory {
         id,
         total_bytes: bytes("MemTotal"),
-        room_bytes: less_overhead(free.saturating_sub(reserve_bytes)),
+        // Page cache that is not in use can be dropped for us.
+        room_bytes: room(free + bytes("Inactive(file)")),
+        free_bytes: room(free),
         huge_room_bytes: number(&folder.join(HUGE_PAGES).join("free_hugepages")).unwrap_or(0)
             * HUGE_PAGE_BYTES,
     }
@@ -315,6 +319,7 @@ Node 10, zone   Normal
             id: 1,
             total_bytes: 400 << 10,
             room_bytes: (240 << 10) - (2 << 10),
+            free_bytes: (120 << 10) - (1 << 10),
             huge_room_bytes: 6 << 20,
         };
         assert_eq!(memory.nodes, [NodeMemory::default(), node]);

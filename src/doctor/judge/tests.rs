@@ -10,7 +10,8 @@ use crate::topology::{Devices, Gpus, NodeMemory};
 const GIB: u64 = 1 << 30;
 
 fn node_memory(id: u32, gib: u64) -> NodeMemory {
-    NodeMemory { id, total_bytes: gib * GIB, room_bytes: gib * GIB, huge_room_bytes: 0 }
+    let bytes = gib * GIB;
+    NodeMemory { id, total_bytes: bytes, room_bytes: bytes, free_bytes: bytes, huge_room_bytes: 0 }
 }
 
 /// Two nodes of two CPUs and 4 GiB each; this process may use CPUs `allowed`.

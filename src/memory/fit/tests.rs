@@ -9,7 +9,8 @@ const PAGE: u64 = PAGE_BYTES as u64;
 const GIB: u64 = 1 << 30;
 
 fn node(id: u32, room_bytes: u64) -> NodeMemory {
-    NodeMemory { id, total_bytes: room_bytes + PAGE, room_bytes, huge_room_bytes: 0 }
+    let total_bytes = room_bytes + PAGE;
+    NodeMemory { id, total_bytes, room_bytes, free_bytes: room_bytes, huge_room_bytes: 0 }
 }
 
 /// A host with these nodes and no other limit.
@@ -147,6 +148,18 @@ fn a_bound_process_has_its_nodes_unless_the_region_names_others() {
 }
 
 #[test]
+fn only_interleaving_needs_page_cache_dropped_first() {
+    let mut facts = host(vec![node(0, 8 * GIB), node(1, 8 * GIB), node(2, 8 * GIB)]);
+    facts.nodes[1].free_bytes = GIB;
+    assert_eq!(short_of_free(&facts, 4 * GIB, &interleave(&[0, 1])), [(1, 2 * GIB)]);
+    assert_eq!(short_of_free(&facts, 2 * GIB, &interleave(&[0, 1])), []);
+    assert_eq!(short_of_free(&facts, 4 * GIB, &interleave(&[0, 2, 2])), []);
+    for policy in [bind(&[0, 1]), NumaPolicy::Prefer(1), NumaPolicy::Any] {
+        assert_eq!(short_of_free(&facts, 4 * GIB, &policy), [], "{policy}");
+    }
+}
+
+#[test]
 fn where_policies_are_forbidden_only_what_needs_none_is_offered() {
     let mut facts = host(vec![node(0, GIB), node(1, GIB)]);
     facts.binding = Binding::Forbidden;
@@ -188,7 +201,7 @@ prop_compose! {
     fn any_node()(room in 0..40u64, is_memoryless in prop::bool::weighted(0.2)) -> NodeMemory {
         let room_bytes = if is_memoryless { 0 } else { room * PAGE };
         let total_bytes = if is_memoryless { 0 } else { 64 * PAGE };
-        NodeMemory { id: 0, total_bytes, room_bytes, huge_room_bytes: 0 }
+        NodeMemory { id: 0, total_bytes, room_bytes, free_bytes: room_bytes, huge_room_bytes: 0 }
     }
 }
 

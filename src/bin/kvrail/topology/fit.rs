@@ -115,6 +115,7 @@ mod tests {
             id,
             total_bytes: room * GIB,
             room_bytes: room * GIB,
+            free_bytes: room * GIB,
             ..NodeMemory::default()
         };
         let host = rooms_gib.iter().sum::<u64>() * GIB;
