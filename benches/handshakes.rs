@@ -39,6 +39,7 @@ fn main() {
     for (name, [near, far]) in rows {
         let (rate, failed) = measure(near, far);
         println!("{name:<16}{rate:>14.0}{failed:>10}");
+        assert_eq!(failed, 0, "no silent client keeps anybody out");
     }
 }
 

@@ -270,7 +270,7 @@ async fn answer(request: &Frame, daemon: &Daemon, peer: &PeerId) -> Result<Vec<u
     let reply = match kind {
         Kind::Notify => {
             let Notify { name, notify_msg } = request.parse()?;
-            wire::encode_message(kind, legacy, &receipt(daemon, name, notify_msg))?
+            wire::encode_message(kind, legacy, &receipt(daemon, peer, name, notify_msg))?
         }
         Kind::Connection => {
             let reply = handshake(request.parse()?, daemon, peer).await;
@@ -366,10 +366,13 @@ fn introduction(daemon: &Daemon, peer: &PeerId) -> Result<Vec<u8>> {
     Ok(json)
 }
 
-fn receipt(daemon: &Daemon, name: String, text: String) -> Notify {
-    let accepted = daemon.host.notified(name, text.into_bytes());
+fn receipt(daemon: &Daemon, peer: &PeerId, name: String, text: String) -> Notify {
+    let accepted = match daemon.host.serves(peer) {
+        true => daemon.host.notified(name, text.into_bytes()),
+        false => Err(Error::refused("no rule of the policy permits it anything")),
+    };
     if let Err(error) = &accepted {
-        tracing::debug!(%error, "notification rejected");
+        tracing::debug!(%peer, %error, "notification rejected");
     }
     let notify_msg = if accepted.is_ok() { "success" } else { "" };
     Notify { name: String::new(), notify_msg: notify_msg.to_owned() }

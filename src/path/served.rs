@@ -180,7 +180,11 @@ impl Served for Service {
     fn event(&mut self, asking: &Asking<'_>, event: Event) -> Status {
         let Asking { visitor, request } = *asking;
         let counter = event.count.map(|(counter, _)| counter);
-        let status = self.arrivals.event(event);
+        // Who may reach nothing has nothing to say about it.
+        let status = match visitor.may_something() {
+            true => self.arrivals.event(event),
+            false => Status::Refused,
+        };
         tracing::debug!(
             request = request.map(display), peer = %visitor, counter, ?status, "a peer's event"
         );

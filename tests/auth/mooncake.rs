@@ -3,6 +3,7 @@
 
 use kvrail::{Access, ErrorKind, Peers, Policy, Rule};
 
+use crate::policy::tells_nothing;
 use crate::{Keys, Way, content, read, region, run, write};
 
 #[test]
@@ -49,5 +50,6 @@ fn without_a_rule_it_reaches_nothing_and_is_told_of_nothing() {
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         assert!(write(&mooncake, &peer, memory.addr(), 8).await.is_err());
         assert_eq!(content(&memory), 5);
+        tells_nothing(&mooncake, &peer, &owner).await;
     });
 }

@@ -1,7 +1,7 @@
 //! Policies: which peer reaches which region.
 
 use kvrail::{
-    Access, Batch, Engine, ErrorKind, GrantOptions, Peers, Policy, Reference, Region, Rule,
+    Access, Batch, Engine, ErrorKind, GrantOptions, Peer, Peers, Policy, Reference, Region, Rule,
 };
 
 use crate::{Keys, LEN, Way, content, read, region, run, status, write};
@@ -69,6 +69,46 @@ fn a_peer_reaches_what_its_rules_permit_and_the_rest_is_refused() {
             is_refused(write(&watcher, &peer, cache, 66).await, "that is the rule of another");
             let contents = [&owner.cache, &owner.weights, &owner.private].map(content);
             assert_eq!(contents, [11, 20, 30], "{way:?}");
+        }
+    });
+}
+
+/// Whether a batch's count and its notification came through.
+async fn tell(engine: &Engine, peer: &Peer, counter: u64) -> Result<(), kvrail::Error> {
+    let mut batch = Batch::new(peer);
+    batch.count(counter, 1).notify("behind the data");
+    engine.transfer(batch).await.map(drop).map_err(|failed| failed.error().clone())
+}
+
+/// What this engine tells the owner does not come through, by any way that there is.
+pub(crate) async fn tells_nothing(engine: &Engine, peer: &Peer, owner: &Engine) {
+    let counter = owner.counter(7).unwrap();
+    is_refused(tell(engine, peer, 7).await, "a count");
+    assert!(engine.notify(peer, "by the control channel").await.is_err());
+    assert_eq!(counter.value(), 0);
+    assert!(owner.try_notification().is_none());
+}
+
+#[test]
+fn who_may_reach_nothing_tells_nothing() {
+    run(async {
+        let keys = Keys::new();
+        for way in [Way::Host, Way::Tcp] {
+            let policy = Policy::Rules(vec![
+                Rule::new(Peers::Named("prefill".into()), Access::WRITE).of(["cache"]),
+            ]);
+            let builder = way.builder().authentication(keys.of(&KEYS)).policy(policy);
+            let owner = builder.start().unwrap();
+            let _cache = region(&owner, Access::READ_WRITE, 1);
+            let [prefill, watcher] = [1, 2].map(|index| peer_engine(&keys, way, index));
+            let peer = watcher.open(owner.name()).await.unwrap();
+            tells_nothing(&watcher, &peer, &owner).await;
+            let peer = prefill.open(owner.name()).await.unwrap();
+            let counter = owner.counter(8).unwrap();
+            tell(&prefill, &peer, 8).await.unwrap();
+            prefill.notify(&peer, "by the control channel").await.unwrap();
+            let notified = std::iter::from_fn(|| owner.try_notification()).count();
+            assert_eq!((counter.value(), notified), (1, 2), "{way:?}");
         }
     });
 }

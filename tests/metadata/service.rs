@@ -123,6 +123,29 @@ impl Service {
         }
     }
 
+    /// How long the service keeps a text from now on, unless somebody renews it; `None` where
+    /// it keeps it for ever, or there is none.
+    pub fn left(&self, key: &str) -> Option<Duration> {
+        match self.kind {
+            #[cfg(feature = "etcd")]
+            Kind::Etcd => self.etcd(async |mut client| {
+                let found = client.get(key, None).await?.take_kvs().pop();
+                let Some(lease) = found.map(|pair| pair.lease()).filter(|lease| *lease != 0) else {
+                    return Ok(None);
+                };
+                let seconds = client.lease_time_to_live(lease, None).await?.ttl();
+                Ok(u64::try_from(seconds).ok().map(Duration::from_secs))
+            }),
+            #[cfg(feature = "redis")]
+            Kind::Redis => {
+                let left_ms: Result<i64, String> = self.redis(redis::cmd("PTTL").arg(key));
+                left_ms.map(|left_ms| u64::try_from(left_ms).ok().map(Duration::from_millis))
+            }
+            Kind::Http => Ok(None),
+        }
+        .expect("the service answers")
+    }
+
     /// Puts a text there, as another program would: without a lease, whatever is there.
     pub fn put(&self, key: &str, text: &str) {
         match self.kind {

@@ -56,7 +56,7 @@ fn owner(folder: &TempDir) -> Engine {
         Rule::new(prefill(), Access::READ_WRITE).of(["cache"]),
         Rule::new(prefill(), Access::READ).of(["weights"]),
     ]);
-    let keys = keys(folder, "owner", &[("decode", 1), ("prefill", 2)]);
+    let keys = keys(folder, "owner", &[("decode", 1), ("prefill", 2), ("watcher", 3)]);
     builder(&THEIRS[..1]).authentication(keys).policy(policy).start().unwrap()
 }
 
@@ -150,10 +150,24 @@ fn without_a_key_there_is_no_queue_pair() {
         run(thief.stop());
         assert_eq!(queue_pairs(THEIRS[0]), before);
     }
+    let known = keys(&folder, "known", &[("watcher", 3), ("decode", 1)]);
+    let watcher = builder(&OURS[1..]).authentication(known).start().unwrap();
+    let peer = run(watcher.open(owner.name())).unwrap();
+    let count = |engine: &Engine, peer: &Peer| {
+        let mut batch = Batch::new(peer);
+        batch.count(7, 1);
+        run(engine.transfer(batch))
+    };
+    let counter = owner.counter(7).unwrap();
+    assert!(count(&watcher, &peer).is_err(), "no rule permits it anything");
+    assert_eq!((queue_pairs(THEIRS[0]), counter.value()), (before, 0));
+    run(watcher.stop());
     let near = full_of(&prefill, None, 4);
     let peer = run(prefill.open(owner.name())).unwrap();
     write(&prefill, &near, &peer, cache.addr()).unwrap();
     assert!(queue_pairs(THEIRS[0]) > before, "they are counted");
+    count(&prefill, &peer).unwrap();
+    assert_eq!(counter.value(), 1);
     drop((near, peer));
     run(prefill.stop());
     run(owner.stop());

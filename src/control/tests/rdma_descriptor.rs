@@ -41,6 +41,25 @@ fn names(descriptor: &Descriptor) -> Vec<&str> {
 }
 
 #[test]
+fn without_memory_nothing_is_left_by_which_a_nic_reaches_it() {
+    let bare = mooncake().without_memory();
+    assert!(bare.rdma().is_none());
+    let document: serde_json::Value = serde_json::from_slice(&bare.to_json().unwrap()).unwrap();
+    let is_empty =
+        |key: &str| document.get(key).is_none_or(|value| value == &serde_json::json!([]));
+    for key in ["devices", "buffers", "priority_matrix"] {
+        assert!(is_empty(key), "{key}: {document}");
+    }
+    let text = document.to_string();
+    for word in ["key", "addr", "gid", "qp"] {
+        assert!(
+            !text.contains(&format!("\"{word}")) && !text.contains(&format!("{word}\"")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn mooncakes_document_is_read_and_written_to_the_byte() {
     let read = mooncake();
     assert_eq!(names(&read), ["mlx5_0", "mlx5_1"]);

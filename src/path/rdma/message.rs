@@ -142,6 +142,7 @@ pub(crate) enum Refusal {
     Full,
     /// Its queue pairs could not be made or connected.
     Device,
-    /// It asks for no queues, or more than are accepted, or for a NIC that isn't there.
+    /// It asks for no queues, or more than are accepted, or for a NIC that isn't there, or may
+    /// reach nothing by them.
     Shape,
 }

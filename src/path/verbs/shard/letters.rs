@@ -4,7 +4,7 @@ use super::super::hub::Stranger;
 use super::super::letter::Body;
 use super::RdmaShard;
 use crate::control::Letter;
-use crate::path::rdma::Message as Told;
+use crate::path::rdma::{Message as Told, Refusal};
 
 impl RdmaShard {
     pub(super) fn told(&mut self, stranger: Stranger, mut body: Body) {
@@ -19,9 +19,15 @@ impl RdmaShard {
         if is_answer {
             self.initiator.told(message, self.now_ns);
         } else {
-            let number = stranger.number;
+            let (number, is_served) = (stranger.number, stranger.visitor.may_something());
             self.strangers.insert(number, stranger);
-            self.target.told(number, message);
+            match message {
+                // Who may reach nothing gets no queue pair, by which it could count.
+                Told::Open { name, .. } if !is_served => {
+                    self.tell(number, &Told::Refused { name, why: Refusal::Shape });
+                }
+                message => self.target.told(number, message),
+            }
         }
         self.act();
         self.endpoints.forget_stray(name);
