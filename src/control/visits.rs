@@ -1,6 +1,7 @@
 //! Guests and their host: who uses an engine's memory says so when it opens the engine, and an
 //! engine that drains asks each of its guests to leave. Questions between kvrail peers only.
 
+use std::collections::VecDeque;
 use std::error::Error as _;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -208,17 +209,22 @@ impl Shared {
         let mut stayed: Vec<_> = guests.iter().map(|guest| guest.name.clone()).collect();
         let mut left = JoinSet::new();
         // The last who came first: those who came long ago are the likeliest to be gone.
-        let mut waiting = guests.into_iter().rev();
+        let mut waiting: VecDeque<_> = guests.into_iter().rev().collect();
         let all = async {
             loop {
                 while left.len() < LEAVING_MAX
-                    && let Some(guest) = waiting.next()
+                    && let Some(guest) = waiting.pop_front()
                 {
                     let shared = self.clone();
-                    left.spawn(async move { see_off(own, guest, &shared).await });
+                    left.spawn(async move { ask_to_leave(own, guest, &shared).await });
                 }
-                let Some(name) = left.join_next().await else { return };
-                stayed.retain(|guest| name.as_ref().ok() != Some(guest));
+                let Some(asked) = left.join_next().await else { return };
+                match asked {
+                    Ok(Ok(name)) => stayed.retain(|guest| *guest != name),
+                    // Behind the others: many who stay keep nobody from being asked.
+                    Ok(Err(guest)) => waiting.push_back(guest),
+                    Err(_) => {}
+                }
             }
         };
         // Who is left out stays in the list.
@@ -227,23 +233,22 @@ impl Shared {
     }
 }
 
-/// Asks a guest until it has left or is nowhere; its name.
-async fn see_off(own: u64, guest: Guest, shared: &Shared) -> String {
-    let Guest { name, incarnation, control, word } = guest;
-    let Ok(address) = Address::parse(&control) else { return name };
+/// Asks a guest once: its name if it has left or is nowhere. One who stays comes back after the
+/// pause that it is given.
+async fn ask_to_leave(own: u64, guest: Guest, shared: &Shared) -> Result<String, Guest> {
+    let Ok(address) = Address::parse(&guest.control) else { return Ok(guest.name) };
     let request = shared.next_request();
-    tracing::debug!(%request, peer = name, "it is asked to leave");
-    let question = Leave { incarnation: own, to: incarnation, word, request };
-    loop {
-        let callee = Callee { name: &name, address: &address };
-        match question.put_to(callee, &shared.client).await {
-            Ok(Left { left: true }) => return name,
-            Ok(Left { left: false }) => {}
-            Err(error) if is_nobody(&error) => return name,
-            Err(error) => tracing::debug!(peer = name, %error, "a guest is asked again to leave"),
-        }
-        sleep(Duration::from_millis(LEAVE_PAUSE_MS)).await;
+    tracing::debug!(%request, peer = guest.name, "it is asked to leave");
+    let question = Leave { incarnation: own, to: guest.incarnation, word: guest.word, request };
+    let callee = Callee { name: &guest.name, address: &address };
+    match question.put_to(callee, &shared.client).await {
+        Ok(Left { left: true }) => return Ok(guest.name),
+        Ok(Left { left: false }) => {}
+        Err(error) if is_nobody(&error) => return Ok(guest.name),
+        Err(error) => tracing::debug!(peer = guest.name, %error, "it stays"),
     }
+    sleep(Duration::from_millis(LEAVE_PAUSE_MS)).await;
+    Err(guest)
 }
 
 /// Nobody listens there any more.

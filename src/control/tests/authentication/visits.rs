@@ -3,6 +3,7 @@
 use super::keys::Keys;
 use super::*;
 use crate::control::wire::{self, Kind};
+use crate::limits::LEAVING_MAX;
 
 /// The process that every stand-in says it is.
 const INCARNATION: u64 = 7;
@@ -33,6 +34,34 @@ fn a_guest_that_does_not_know_its_host_is_not_waited_for_without_end() {
     let guest = guest_at(&near);
     let stayed = wait(far.send_off(INCARNATION, vec![guest], Duration::from_millis(300)));
     assert_eq!((stayed, ours.left.lock().unwrap().len()), (vec![near.name().to_owned()], 0));
+}
+
+#[test]
+fn many_who_stay_keep_nobody_from_being_asked() {
+    let keys = Keys::new();
+    let (near, ours) = keys.start("near", &[("prefill", 1), ("decode", 2)]);
+    let (far, _) = keys.start("far", &[("decode", 2), ("prefill", 1)]);
+    let guest = guest_at(&near);
+    // Who answers there hangs up, until the other guest has left, and is nowhere then.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let control = listener.local_addr().unwrap().to_string();
+    let staying = |at| Guest { name: format!("{at}"), control: control.clone(), ..guest.clone() };
+    // The last who came is asked first.
+    let mut guests = vec![guest.clone()];
+    guests.extend((0..LEAVING_MAX).map(staying));
+    let left = || ours.left.lock().unwrap().clone();
+    let stayed = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while left().is_empty()
+                && let Ok((stream, _)) = listener.accept()
+            {
+                drop(stream);
+            }
+            drop(listener);
+        });
+        wait(far.send_off(INCARNATION, guests, Duration::from_secs(60)))
+    });
+    assert_eq!((stayed, left()), (Vec::new(), vec![INCARNATION]));
 }
 
 #[test]
