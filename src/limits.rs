@@ -166,6 +166,10 @@ pub const SMALL_REQUEST_BYTES: u64 = 16 << 10;
 /// The read-ahead buffer of a connection with small requests.
 pub const SMALL_ROOM_BYTES: usize = 64 << 10;
 
+/// The same while a peer fills it: 28 writes of 12 KiB come by a receive then, not 7, and are
+/// answered by one send. Small enough to lie in a core's second-level cache (1 MiB and more).
+pub const READ_AHEAD_MAX_BYTES: usize = 256 << 10;
+
 /// Replies that wait on one connection before we stop reading its requests. A peer that pipelines
 /// without reading is slowed down, and costs us 64 bytes a reply.
 pub const REPLIES_MAX: usize = 512;

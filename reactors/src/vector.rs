@@ -9,6 +9,9 @@ use crate::region::Slice;
 #[derive(Debug, Default)]
 pub struct Vector {
     scratch: Vec<u8>,
+    /// Scratch bytes in use. Those behind are left from earlier uses, so that room for a receive
+    /// is not zeroed each time.
+    used: usize,
     parts: Vec<Part>,
     /// Parts before this one are used up.
     first: usize,
@@ -97,34 +100,41 @@ impl Part {
 impl Vector {
     /// Appends bytes to be sent.
     pub fn push_bytes(&mut self, bytes: &[u8]) {
-        let start = self.scratch.len();
-        self.scratch.extend_from_slice(bytes);
-        self.push_scratch(start);
+        let range = self.push_scratch(bytes.len());
+        self.scratch[range].copy_from_slice(bytes);
     }
 
     /// Appends bytes to be sent: those of `slice`, as they are now.
     pub fn push_copy(&mut self, slice: &Slice) {
-        let start = self.scratch.len();
-        self.scratch.resize(start + slice.len(), 0);
-        slice.read(0, &mut self.scratch[start..]).expect("as many bytes as the slice has");
-        self.push_scratch(start);
+        let range = self.push_scratch(slice.len());
+        slice.read(0, &mut self.scratch[range]).expect("as many bytes as the slice has");
     }
 
-    /// Appends room for `len` bytes to be received into scratch.
+    /// Appends `len` zeros to be sent.
+    pub fn push_zeros(&mut self, len: usize) {
+        let range = self.push_scratch(len);
+        self.scratch[range].fill(0);
+    }
+
+    /// Appends room for `len` bytes to be received into scratch, where anything may be until then.
     pub fn push_room(&mut self, len: usize) {
-        let start = self.scratch.len();
-        self.scratch.resize(start + len, 0);
-        self.push_scratch(start);
+        self.push_scratch(len);
     }
 
-    fn push_scratch(&mut self, start: usize) {
-        let end = self.scratch.len();
-        self.len += end - start;
+    /// The part of scratch that is used from here on; whoever sends it fills it first.
+    fn push_scratch(&mut self, len: usize) -> Range<usize> {
+        let (start, end) = (self.used, self.used + len);
+        self.used = end;
+        if self.scratch.len() < end {
+            self.scratch.resize(end, 0);
+        }
+        self.len += len;
         match self.parts.last_mut() {
             Some(Part::Scratch(last)) if last.end == start => last.end = end,
             _ if start < end => self.parts.push(Part::Scratch(start..end)),
             _ => {}
         }
+        start..end
     }
 
     /// Appends region memory, to be sent from or received into.
@@ -152,7 +162,7 @@ impl Vector {
 
     /// All scratch bytes, used up or not, in the order they were pushed.
     pub fn scratch(&self) -> &[u8] {
-        &self.scratch
+        &self.scratch[..self.used]
     }
 
     /// Drops the first `count` bytes of what remains; region memory that is used up is let go.
@@ -169,9 +179,14 @@ impl Vector {
         }
     }
 
+    /// Scratch bytes that it keeps for uses to come.
+    pub fn scratch_capacity(&self) -> usize {
+        self.scratch.capacity()
+    }
+
     /// Empties it, keeping its room for the next use.
     pub fn clear(&mut self) {
-        self.scratch.clear();
+        self.used = 0;
         self.parts.clear();
         self.first = 0;
         self.len = 0;
@@ -322,6 +337,17 @@ mod tests {
         vector.advance(99);
         assert!(vector.is_empty());
         assert_eq!(vector.scratch(), b"head\0\0\0");
+    }
+
+    #[test]
+    fn what_was_left_in_scratch_is_never_sent() {
+        let mut vector = Vector::default();
+        vector.push_bytes(b"another's secret");
+        vector.clear();
+        vector.push_zeros(4);
+        vector.push_bytes(b"own");
+        assert_eq!(vector.copy_out(usize::MAX), b"\0\0\0\0own");
+        assert_eq!(vector.scratch(), b"\0\0\0\0own", "nor seen");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::shard::Guard;
 use super::wire::LaneName;
 use crate::auth::{PeerId, Seal};
 use crate::canary::{self, Canary};
-use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS};
+use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS, SMALL_ROOM_BYTES};
 use crate::path::served::Served;
 
 /// Why a connection is over.
@@ -243,9 +243,16 @@ impl Connection {
         None
     }
 
+    /// Keeps a vector's scratch for the next use, unless that takes far less.
     pub(super) fn recycle(&mut self, mut vector: Vector) {
-        vector.clear();
-        self.spare.push(vector);
+        let needed = match &self.role {
+            Role::Server(stream) => stream.room_bytes(),
+            Role::Client { .. } => SMALL_ROOM_BYTES,
+        };
+        if vector.scratch_capacity() <= 2 * needed {
+            vector.clear();
+            self.spare.push(vector);
+        }
     }
 
     /// A server that was half-closed still answers; Mooncake's v1 initiator closes right behind

@@ -15,8 +15,8 @@ use super::wire::{
 };
 use crate::auth::{Pass, Seal, Visitor};
 use crate::limits::{
-    EVENT_MAX_BYTES, GRANTED_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES, SEND_MAX_PARTS,
-    SMALL_ROOM_BYTES,
+    EVENT_MAX_BYTES, GRANTED_MAX_BYTES, READ_AHEAD_MAX_BYTES, REPLIES_MAX, SEND_MAX_BYTES,
+    SEND_MAX_PARTS, SMALL_ROOM_BYTES,
 };
 use crate::memory::grant::{Denied, Granting, Grants, Key, Use};
 use crate::memory::{Access, Grant, Location, Operation, Region, Regions, RegionsView};
@@ -434,7 +434,7 @@ fn send(stream: &mut ServerStream, world: &mut World, replies: &mut Vec<u8>) -> 
     replies.extend(vector.copy_out(usize::MAX));
     stream.sent(world);
     assert!(stream.waiting_replies() <= REPLIES_MAX + 1, "replies are bounded");
-    assert!(stream.backlog_bytes() <= SMALL_ROOM_BYTES, "what is put off is bounded");
+    assert!(stream.backlog_bytes() <= READ_AHEAD_MAX_BYTES, "what is put off is bounded");
     vector.len()
 }
 

@@ -105,7 +105,7 @@ impl Answering {
         match &mut self.bytes {
             Bytes::Zeros { left, status } => {
                 let now = (*left).min(SMALL_ROOM_BYTES as u64);
-                vector.push_room(now as usize);
+                vector.push_zeros(now as usize);
                 *left -= now;
                 if *left == 0 {
                     vector.push_bytes(&status.encode());

@@ -8,6 +8,7 @@ pub(crate) mod fuzzing;
 mod gpu_loss;
 mod granted;
 mod peers;
+mod read_ahead;
 mod server;
 mod shard;
 mod steps;

@@ -11,6 +11,7 @@ use kvrail_reactors::region::{Region, Slice};
 use kvrail_reactors::vector::{Filled, Vector};
 
 use super::granted::Sink;
+use super::read_ahead::ReadAhead;
 use super::steps::{Receiving, Reply, complete};
 use super::storing::{Came, Storing};
 use super::wire::{HEADER_BYTES, KEY_BYTES, LaneName, Status, Version};
@@ -52,8 +53,7 @@ pub(crate) struct ServerStream {
     visitor: Visitor,
     /// What encrypts all behind the pass, until the socket has it.
     seal: Option<Seal>,
-    /// The last request was small: read ahead, since a copy costs less than a system call.
-    read_ahead: bool,
+    read_ahead: ReadAhead,
     storing: Box<Storing>,
 }
 
@@ -76,7 +76,7 @@ impl ServerStream {
             name: None,
             visitor,
             seal: None,
-            read_ahead: false,
+            read_ahead: ReadAhead::default(),
             storing: Box::default(),
         }
     }
@@ -119,13 +119,13 @@ impl ServerStream {
             Receiving::Event { .. } | Receiving::Sink(_) => SMALL_ROOM_BYTES,
             // What is behind it may be encrypted.
             Receiving::Name { ref body, len, .. } => len - body.len(),
-            _ if self.read_ahead => SMALL_ROOM_BYTES,
-            _ => self.header_room - self.header_len,
+            _ => self.read_ahead.room_bytes().unwrap_or(self.header_room - self.header_len),
         });
     }
 
     /// The first `count` bytes of `vector` were received.
     pub(crate) fn received(&mut self, vector: &Vector, count: usize, served: &mut impl Served) {
+        self.read_ahead.received(count);
         if let Some(block) = self.storing.received(count) {
             return self.read(Came::Block(block), served);
         }
@@ -135,6 +135,11 @@ impl ServerStream {
                 Filled::Bytes(bytes) => self.read(Came::Bytes(bytes), served),
             }
         }
+    }
+
+    /// Scratch that the next receives need.
+    pub(crate) fn room_bytes(&self) -> usize {
+        self.read_ahead.room_bytes().unwrap_or(SMALL_ROOM_BYTES)
     }
 
     /// Moves waiting replies into `vector`, as many as one send takes.

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use kvrail_reactors::region::Slice;
 
 use super::ServerStream;
-use crate::limits::{EVENT_MAX_BYTES, GRANTED_MAX_BYTES, SMALL_REQUEST_BYTES};
+use crate::limits::{EVENT_MAX_BYTES, GRANTED_MAX_BYTES};
 use crate::memory::Operation;
 use crate::memory::grant::Key;
 use crate::path::served::Served;
@@ -38,7 +38,7 @@ impl ServerStream {
         let key = Key::decode(key);
         self.frames += 1;
         (self.header_len, self.header_room) = (0, HEADER_BYTES);
-        self.read_ahead = header.len <= SMALL_REQUEST_BYTES;
+        self.read_ahead.begin(header.len);
         match header.verb {
             Verb::Event if self.visitor.is_in() && EVENT_BYTES.contains(&header.len) => {
                 self.receiving = Receiving::Event { body: Vec::new(), len: header.len as usize };
