@@ -166,7 +166,11 @@ pub const SMALL_REQUEST_BYTES: u64 = 16 << 10;
 /// The read-ahead buffer of a connection with small requests.
 pub const SMALL_ROOM_BYTES: usize = 64 << 10;
 
-/// The same while a peer fills it: 28 writes of 12 KiB come by a receive then, not 7, and are
+/// Small requests that come without a pause until more is read ahead: a batch shorter than that is
+/// stored and answered piece by piece while its rest is sent.
+pub const READ_AHEAD_AFTER_BYTES: usize = 1 << 20;
+
+/// The read-ahead buffer from then on: 28 writes of 12 KiB come by a receive then, not 7, and are
 /// answered by one send. Small enough to lie in a core's second-level cache (1 MiB and more).
 pub const READ_AHEAD_MAX_BYTES: usize = 256 << 10;
 

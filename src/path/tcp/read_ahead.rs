@@ -1,21 +1,19 @@
 //! How far a server reads ahead on a connection with small requests. Pure.
 
-use crate::limits::{READ_AHEAD_MAX_BYTES, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES};
+use crate::limits::{
+    READ_AHEAD_AFTER_BYTES, READ_AHEAD_MAX_BYTES, SMALL_REQUEST_BYTES, SMALL_ROOM_BYTES,
+};
 
 /// Room behind the body that is being received: a copy costs less than a system call for each
-/// request. It grows while a peer fills it, since each receive costs an answer too, and is back
-/// where it was when the peer pauses, so that idle connections keep little memory.
-#[derive(Debug)]
+/// request. It is larger while a peer fills it again and again, since each receive costs an answer
+/// too, and is back where it was when the peer pauses: idle connections keep little memory, and
+/// short batches are answered while the rest of them comes.
+#[derive(Debug, Default)]
 pub(super) struct ReadAhead {
     /// The last request was small.
     is_on: bool,
-    room_bytes: usize,
-}
-
-impl Default for ReadAhead {
-    fn default() -> Self {
-        Self { is_on: false, room_bytes: SMALL_ROOM_BYTES }
-    }
+    /// Bytes that have come without a pause.
+    streamed_bytes: usize,
 }
 
 impl ReadAhead {
@@ -26,16 +24,16 @@ impl ReadAhead {
 
     /// A receive brought so many bytes.
     pub(super) fn received(&mut self, count: usize) {
-        if !self.is_on || count < SMALL_ROOM_BYTES {
-            self.room_bytes = SMALL_ROOM_BYTES;
-        } else if count >= self.room_bytes {
-            self.room_bytes = (2 * self.room_bytes).min(READ_AHEAD_MAX_BYTES);
-        }
+        self.streamed_bytes = match self.is_on && count >= SMALL_ROOM_BYTES {
+            true => self.streamed_bytes.saturating_add(count),
+            false => 0,
+        };
     }
 
     /// Room for the next receive; `None` where there is nothing to read ahead.
     pub(super) fn room_bytes(&self) -> Option<usize> {
-        self.is_on.then_some(self.room_bytes)
+        let is_streaming = self.streamed_bytes >= READ_AHEAD_AFTER_BYTES;
+        self.is_on.then_some(if is_streaming { READ_AHEAD_MAX_BYTES } else { SMALL_ROOM_BYTES })
     }
 }
 
@@ -48,20 +46,21 @@ mod tests {
         let mut ahead = ReadAhead::default();
         assert_eq!(ahead.room_bytes(), None);
         ahead.begin(SMALL_REQUEST_BYTES);
-        ahead.received(100);
-        assert_eq!(ahead.room_bytes(), Some(SMALL_ROOM_BYTES));
-        for _ in 0..10 {
-            ahead.received(ahead.room_bytes().unwrap() + 100);
+        let mut streamed = 0;
+        while streamed < READ_AHEAD_AFTER_BYTES {
+            assert_eq!(ahead.room_bytes(), Some(SMALL_ROOM_BYTES));
+            ahead.received(SMALL_ROOM_BYTES);
+            streamed += SMALL_ROOM_BYTES;
         }
         assert_eq!(ahead.room_bytes(), Some(READ_AHEAD_MAX_BYTES));
         ahead.received(SMALL_ROOM_BYTES);
         assert_eq!(ahead.room_bytes(), Some(READ_AHEAD_MAX_BYTES), "less is no pause");
         ahead.received(SMALL_ROOM_BYTES - 1);
         assert_eq!(ahead.room_bytes(), Some(SMALL_ROOM_BYTES));
-        ahead.received(2 * SMALL_ROOM_BYTES);
+        ahead.received(READ_AHEAD_AFTER_BYTES);
         ahead.begin(SMALL_REQUEST_BYTES + 1);
         assert_eq!(ahead.room_bytes(), None, "large bodies need none");
-        ahead.received(1 << 20);
+        ahead.received(READ_AHEAD_AFTER_BYTES);
         ahead.begin(1);
         assert_eq!(ahead.room_bytes(), Some(SMALL_ROOM_BYTES));
     }
