@@ -179,11 +179,6 @@ impl Vector {
         }
     }
 
-    /// Scratch bytes that it keeps for uses to come.
-    pub fn scratch_capacity(&self) -> usize {
-        self.scratch.capacity()
-    }
-
     /// Empties it, keeping its room for the next use.
     pub fn clear(&mut self) {
         self.used = 0;

@@ -62,7 +62,9 @@ impl Question for Notify {
             .and_then(|reply| Ok(reply.parse::<Notify>()?))
             .map_err(|error| error.with_landed(Landed::Maybe));
         let accepted = reply.and_then(|reply| match reply.notify_msg.is_empty() {
-            true => Err(Error::busy("the peer rejected the notification: its queue is full")),
+            true => Err(Error::busy(
+                "the peer rejected the notification: its queue is full, or its policy permits none",
+            )),
             false => Ok(()),
         });
         accepted.map_err(|error| error.with_peer(callee.address.to_string()))

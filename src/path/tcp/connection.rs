@@ -19,7 +19,7 @@ use super::shard::Guard;
 use super::wire::LaneName;
 use crate::auth::{PeerId, Seal};
 use crate::canary::{self, Canary};
-use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS, SMALL_ROOM_BYTES};
+use crate::limits::{ENDING_GRACE_NS, LINGER_NS, PASS_NS};
 use crate::path::served::Served;
 
 /// Why a connection is over.
@@ -239,19 +239,21 @@ impl Connection {
             Err(error) if self.is_cut_off(&error) => {}
             Err(error) => self.close(ring, end_of(error, Direction::Receive, &done.vector)),
         }
-        self.recycle(done.vector);
+        self.recycle_received(done.vector);
         None
     }
 
-    /// Keeps a vector's scratch for the next use, unless that takes far less.
-    pub(super) fn recycle(&mut self, mut vector: Vector) {
-        let needed = match &self.role {
-            Role::Server(stream) => stream.room_bytes(),
-            Role::Client { .. } => SMALL_ROOM_BYTES,
-        };
-        if vector.scratch_capacity() <= 2 * needed {
-            vector.clear();
-            self.spare.push(vector);
+    fn recycle(&mut self, mut vector: Vector) {
+        vector.clear();
+        self.spare.push(vector);
+    }
+
+    /// The same for a receive's, unless it had more room than receives to come.
+    pub(super) fn recycle_received(&mut self, vector: Vector) {
+        let room_bytes = vector.scratch().len();
+        match &self.role {
+            Role::Server(stream) if !stream.has_use_for(room_bytes) => {}
+            _ => self.recycle(vector),
         }
     }
 

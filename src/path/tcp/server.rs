@@ -137,9 +137,9 @@ impl ServerStream {
         }
     }
 
-    /// Scratch that the next receives need.
-    pub(crate) fn room_bytes(&self) -> usize {
-        self.read_ahead.room_bytes().unwrap_or(SMALL_ROOM_BYTES)
+    /// Whether receives to come take so much room.
+    pub(crate) fn has_use_for(&self, room_bytes: usize) -> bool {
+        room_bytes <= self.read_ahead.room_bytes().unwrap_or(SMALL_ROOM_BYTES)
     }
 
     /// Moves waiting replies into `vector`, as many as one send takes.

@@ -377,7 +377,7 @@ impl TcpShard {
                 }
             }
         }
-        connection.recycle(vector);
+        connection.recycle_received(vector);
         for (request, answer) in answered {
             self.answered(request, answer);
         }

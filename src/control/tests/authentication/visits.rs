@@ -49,19 +49,19 @@ fn many_who_stay_keep_nobody_from_being_asked() {
     // The last who came is asked first.
     let mut guests = vec![guest.clone()];
     guests.extend((0..LEAVING_MAX).map(staying));
-    let left = || ours.left.lock().unwrap().clone();
-    let stayed = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while left().is_empty()
-                && let Ok((stream, _)) = listener.accept()
-            {
-                drop(stream);
-            }
-            drop(listener);
-        });
-        wait(far.send_off(INCARNATION, guests, Duration::from_secs(60)))
+    let is_over = {
+        let ours = ours.clone();
+        move || !ours.left.lock().unwrap().is_empty()
+    };
+    std::thread::spawn(move || {
+        while !is_over()
+            && let Ok((stream, _)) = listener.accept()
+        {
+            drop(stream);
+        }
     });
-    assert_eq!((stayed, left()), (Vec::new(), vec![INCARNATION]));
+    let stayed = wait(far.send_off(INCARNATION, guests, Duration::from_secs(60)));
+    assert_eq!((stayed, ours.left.lock().unwrap().clone()), (Vec::new(), vec![INCARNATION]));
 }
 
 #[test]
