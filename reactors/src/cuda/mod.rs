@@ -9,13 +9,14 @@
 //! - `memory`: an allocation, freed when nobody holds it; `opened`: those of other processes that
 //!   are open here; `outside`: what the caller's own code does with a GPU, for tests and examples
 //! - `landing`: what sockets bring, brought to its places
-//! - `plan`: pure, ranges → launches; `pages`: launches and their memory; `reactor`, `line`:
+//! - `plan`: pure, ranges → launches; `even`: pages of one length, in short; `pages`: launches and their memory; `reactor`, `line`:
 //!   launches under way
 //!
 //! A device's address is never read or written by this process: host copies of VRAM go through its
 //! driver, and a system call that is given one fails with `EFAULT`.
 
 pub mod driver;
+mod even;
 #[cfg(feature = "sim")]
 pub mod fake;
 mod landing;

@@ -2,6 +2,7 @@
 //! map, and copies that are waited for. Streams of launches are in `stream`, others' memory in
 //! `foreign`.
 
+mod arguments;
 mod call;
 mod context;
 mod foreign;

@@ -71,6 +71,7 @@ impl Stream for FakeStream {
         let ranges = match launch {
             Launch::Copy(range) => vec![*range],
             Launch::Pages(pages) => pages.clone(),
+            Launch::Even(pages) => pages.ranges().collect(),
         };
         let may_touch = |addr| self.shared.may_touch(self.device, addr);
         if !ranges.iter().all(|range| may_touch(range.from) && may_touch(range.to)) {

@@ -11,8 +11,17 @@ use cudarc::driver::sys::{
 use super::call::call;
 use crate::cuda::driver::{DeviceFacts, Failure};
 
-/// The kernels, by how many pages each takes, as `pages.cu` names them.
+/// The kernels of either form, by how many pages each takes, as `pages.cu` names them.
 const KERNELS: [usize; 4] = [64, 256, 1024, 1600];
+
+/// In what form a kernel is told of its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As ranges.
+    Pages,
+    /// As distances, of one length.
+    Even,
+}
 
 /// A device in use.
 #[derive(Debug, Clone)]
@@ -31,6 +40,7 @@ struct Inner {
 /// A kernel that takes at most so many pages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
+    form: Form,
     pub(super) pages: usize,
     pub(super) function: CUfunction,
 }
@@ -66,9 +76,11 @@ impl Context {
         self.inner.context
     }
 
-    /// The smallest kernel that takes so many pages.
-    pub(super) fn kernel(&self, pages: usize) -> Option<Kernel> {
-        self.inner.kernels.iter().find(|kernel| kernel.pages >= pages).copied()
+    /// The smallest kernel that takes so many pages in this form.
+    pub(super) fn kernel(&self, form: Form, pages: usize) -> Result<Kernel, Failure> {
+        let takes = |kernel: &&Kernel| kernel.form == form && kernel.pages >= pages;
+        let missing = || Failure::refused("cuLaunchKernel", "more pages than one launch takes");
+        self.inner.kernels.iter().find(takes).copied().ok_or_else(missing)
     }
 
     /// Copies, and waits for the end.
@@ -122,12 +134,18 @@ fn kernels() -> Result<Vec<Kernel>, Failure> {
     let mut module = std::ptr::null_mut();
     // A NUL-terminated text, which the driver only reads.
     call!(cuModuleLoadData(&raw mut module, text.as_ptr().cast()))?;
-    KERNELS.iter().map(|pages| kernel(module, *pages)).collect()
+    let forms = [Form::Pages, Form::Even].into_iter();
+    let kernels = forms.flat_map(|form| KERNELS.map(|pages| (form, pages)));
+    kernels.map(|(form, pages)| kernel(module, form, pages)).collect()
 }
 
-fn kernel(module: sys::CUmodule, pages: usize) -> Result<Kernel, Failure> {
-    let name = CString::new(format!("pages_{pages}")).unwrap_or_default();
+fn kernel(module: sys::CUmodule, form: Form, pages: usize) -> Result<Kernel, Failure> {
+    let form_name = match form {
+        Form::Pages => "pages",
+        Form::Even => "even",
+    };
+    let name = CString::new(format!("{form_name}_{pages}")).unwrap_or_default();
     let mut function = std::ptr::null_mut();
     call!(cuModuleGetFunction(&raw mut function, module, name.as_ptr()))?;
-    Ok(Kernel { pages, function })
+    Ok(Kernel { form, pages, function })
 }

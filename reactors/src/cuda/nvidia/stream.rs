@@ -4,19 +4,16 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUevent_wait_flags, CUresult, CUstream};
+use cudarc::driver::sys::{
+    self, CUevent, CUevent_flags, CUevent_wait_flags, CUfunction, CUresult, CUstream,
+};
 
+use super::arguments::Arguments;
 use super::call::{call, checked};
-use super::context::{Context, stream};
+use super::context::{Context, Form, stream};
 use crate::cuda::driver::{Event, Failure, Stream};
 use crate::cuda::plan::{Launch, Range};
 use crate::doorbell::Doorbell;
-
-/// Threads of a block, as `pages.cu` is compiled for.
-const THREADS: u32 = 512;
-
-/// Bytes that a warp moves at a time, as in `pages.cu`.
-const CHUNK_BYTES: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct NvidiaStream {
@@ -26,7 +23,7 @@ pub(super) struct NvidiaStream {
     marks: VecDeque<CUevent>,
     spare: Vec<CUevent>,
     last_mark: u64,
-    arguments: Vec<u64>,
+    arguments: Arguments,
 }
 
 // SAFETY: handles of the driver's, which any thread may use; the stream has one owner at a time.
@@ -51,21 +48,21 @@ impl NvidiaStream {
         Ok(event)
     }
 
+    /// Starts the kernel that the arguments are of.
+    ///
     /// # Safety
     /// As [`Stream::enqueue`].
-    unsafe fn launch(&mut self, pages: &[Range], blocks: u32) -> Result<(), Failure> {
-        let missing = || Failure::refused("cuLaunchKernel", "more pages than one launch takes");
-        let kernel = self.context.kernel(pages.len()).ok_or_else(missing)?;
-        fill(&mut self.arguments, pages, kernel.pages);
-        let mut arguments = [self.arguments.as_mut_ptr().cast::<c_void>()];
+    unsafe fn launch(&mut self, kernel: CUfunction, blocks: u32) -> Result<(), Failure> {
+        let threads = self.arguments.threads(blocks);
+        let mut arguments = [self.arguments.words().as_mut_ptr().cast::<c_void>()];
         // The arguments are laid out as the kernel's parameter, which the driver copies before it
         // returns; the ranges live, by the caller's promise.
         call!(cuLaunchKernel(
-            kernel.function,
+            kernel,
             blocks,
             1,
             1,
-            THREADS,
+            threads,
             1,
             1,
             0,
@@ -73,24 +70,6 @@ impl NvidiaStream {
             arguments.as_mut_ptr(),
             std::ptr::null_mut(),
         ))
-    }
-}
-
-/// Lays out the kernel's parameter for `max` pages: how many there are and the chunks of the
-/// longest in one word, then sources, targets, and lengths, two a word.
-fn fill(words: &mut Vec<u64>, pages: &[Range], max: usize) {
-    let longest = pages.iter().map(|page| page.len).max().unwrap_or(0);
-    let chunks = longest.div_ceil(CHUNK_BYTES) as u64;
-    words.resize(1 + 2 * max + max / 2, 0);
-    words[0] = pages.len() as u64 | chunks << 32;
-    let (from, rest) = words[1..].split_at_mut(max);
-    let (to, lens) = rest.split_at_mut(max);
-    for (k, page) in pages.iter().enumerate() {
-        (from[k], to[k]) = (page.from, page.to);
-    }
-    for (word, pair) in lens.iter_mut().zip(pages.chunks(2)) {
-        let second = pair.get(1).map_or(0, |page| page.len as u64);
-        *word = pair[0].len as u64 | second << 32;
     }
 }
 
@@ -119,8 +98,18 @@ impl Stream for NvidiaStream {
             Launch::Copy(Range { from, to, len }) => {
                 call!(cuMemcpyAsync(*to, *from, *len, self.stream))
             }
-            // SAFETY: the caller's promise.
-            Launch::Pages(pages) => unsafe { self.launch(pages, blocks) },
+            Launch::Pages(pages) => {
+                let kernel = self.context.kernel(Form::Pages, pages.len())?;
+                self.arguments.pages(pages, kernel.pages);
+                // SAFETY: the caller's promise.
+                unsafe { self.launch(kernel.function, blocks) }
+            }
+            Launch::Even(pages) => {
+                let kernel = self.context.kernel(Form::Even, pages.at.len())?;
+                self.arguments.even(pages, kernel.pages);
+                // SAFETY: as above.
+                unsafe { self.launch(kernel.function, blocks) }
+            }
         }
     }
 
@@ -182,8 +171,6 @@ impl Drop for NvidiaStream {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn the_kernel_is_made_from_the_source_beside_it() {
         let (source, made) = (include_bytes!("../pages.cu"), include_str!("../pages.ptx"));
@@ -193,17 +180,5 @@ mod tests {
         });
         let first = made.lines().next().unwrap_or_default();
         assert!(first.ends_with(&format!("{digest:016x}")), "run `cargo xtask ptx`: {first}");
-    }
-
-    #[test]
-    fn the_kernel_s_parameter_is_laid_out_as_its_source_says() {
-        let page = |k: u64| Range { from: k, to: 100 + k, len: 5000 + k as usize };
-        let mut words = Vec::new();
-        fill(&mut words, &[page(1), page(2), page(3)], 64);
-        // u32 count, chunks; u64 from[64], to[64]; u32 bytes[64].
-        assert_eq!(words.len() * 8, 8 + 64 * 8 + 64 * 8 + 64 * 4);
-        assert_eq!((words[0] as u32, words[0] >> 32), (3, 2));
-        assert_eq!((words[1], words[3], words[65], words[67]), (1, 3, 101, 103));
-        assert_eq!((words[129], words[130]), (5001 | 5002 << 32, 5003));
     }
 }
