@@ -1,10 +1,11 @@
-//! What does an engine add to a launch? The pages of one long prompt, 960 of 12 KiB, from one GPU to
-//! another: by the reactor alone, which is the limit; inside one engine; and between two, where a
-//! read is our own GPU's and a write the peer's. Batches are prepared, and callers look for the end.
+//! What does an engine add to a launch? The pages of one long prompt, 960 of 12 KiB, from one GPU
+//! to another: by the reactor alone, which is the limit; inside one engine; and between two, where
+//! a read is our own GPU's and a write the peer's. Batches are prepared, and callers look for the
+//! end.
 //!
-//! `KVRAIL_GPUS=real cargo bench --features cuda,sim --bench vram_pages` on a machine with two GPUs;
-//! without the variable the GPUs are made of memfds and pages have 64 bytes, so that what is left is
-//! the engine's own work.
+//! `KVRAIL_GPUS=real cargo bench --features cuda,sim --bench vram_pages` on a machine with two
+//! GPUs; without the variable the GPUs are made of memfds and pages have 64 bytes, so that what is
+//! left is the engine's own work.
 
 use std::sync::Arc;
 use std::time::Duration;

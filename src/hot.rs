@@ -207,7 +207,7 @@ fn entries() -> Vec<Hot> {
             black_box(Entry::decode(&words).expect("our own"));
         }
     };
-    let listed = Entry::Listed([ListedCopy { from: 1, to: 2 }; LISTED_COPIES]);
+    let listed = Entry::Listed([ListedCopy { from: 1, to: 2 }.to_word(); LISTED_COPIES]);
     vec![
         frame("host: 64 copies", there_and_back(Entry::Copy(copy))),
         frame("host: 64 times 7 of a list", there_and_back(listed)),

@@ -9,8 +9,8 @@
 //! - `memory`: an allocation, freed when nobody holds it; `opened`: those of other processes that
 //!   are open here; `outside`: what the caller's own code does with a GPU, for tests and examples
 //! - `landing`: what sockets bring, brought to its places
-//! - `plan`: pure, ranges → launches; `even`: pages of one length, in short; `pages`: launches and their memory; `reactor`, `line`:
-//!   launches under way
+//! - `plan`: pure, ranges → launches; `even`: pages of one length, in short
+//! - `pages`: launches and their memory; `reactor`, `line`: launches under way
 //!
 //! A device's address is never read or written by this process: host copies of VRAM go through its
 //! driver, and a system call that is given one fails with `EFAULT`.
@@ -36,6 +36,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 pub use self::driver::{DeviceFacts, Driver, Event, Failure};
+pub use self::even::Places;
 pub use self::landing::Landing;
 pub(crate) use self::memory::Pin;
 pub use self::memory::{DeviceMemory, Export, Shared};

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::driver::{Driver, Failure};
+use super::even::{Even, Places};
 use super::memory::DeviceMemory;
 use super::plan::{Launch, Range, Ranges, launches};
 use crate::copy::{CopyWork, Source};
@@ -36,6 +37,8 @@ pub struct PageList {
     /// The regions of the ends, by where they are.
     pair: Option<(usize, usize)>,
     ranges: Ranges,
+    /// Pages that came as they are launched.
+    evens: Vec<Even>,
     is_out_of_reach: bool,
     regions: Vec<Arc<Region>>,
     views: Vec<Arc<View>>,
@@ -46,11 +49,6 @@ impl PageList {
     /// Room for so many.
     pub fn with_room(pages: usize) -> Self {
         Self { ranges: Ranges::with_room(pages), ..Self::default() }
-    }
-
-    /// Room for so many more.
-    pub fn make_room(&mut self, pages: usize) {
-        self.ranges.make_room(pages);
     }
 
     /// What is pushed from here on lies between the ends of `work`, whose memory is held.
@@ -97,14 +95,31 @@ impl PageList {
         true
     }
 
+    /// Adds pages of `len` bytes by their places between the ends; `false` where some aren't
+    /// inside of them.
+    pub fn push_all(&mut self, places: Places<'_>, len: usize) -> bool {
+        let ends = self.ends.as_ref();
+        if let Some(even) = ends.and_then(|ends| Even::between(ends, self.to_len, places, len)) {
+            self.bytes += len * places.words.len();
+            self.evens.push(even);
+            return true;
+        }
+        self.ranges.make_room(places.words.len());
+        places.offsets().all(|[from, to]| self.push(from, to, len))
+    }
+
     /// The list, to be launched.
     ///
     /// # Errors
     /// Refused: nothing is in it.
-    pub fn finish(self) -> Result<Pages, Failure> {
+    pub fn finish(mut self) -> Result<Pages, Failure> {
         let none = || Failure::refused("copy", "there is nothing to copy");
-        let (driver, device) = self.gpu.ok_or_else(none)?;
-        let launches = launches(self.ranges, !self.is_out_of_reach);
+        let (driver, device) = self.gpu.take().ok_or_else(none)?;
+        if self.is_out_of_reach {
+            self.evens.drain(..).for_each(|pages| self.ranges.extend_apart(pages.ranges()));
+        }
+        let mut launches = launches(self.ranges, !self.is_out_of_reach);
+        launches.extend(self.evens.into_iter().map(Launch::Even));
         let Self { regions, views, bytes, .. } = self;
         Ok(Pages { driver, device, launches, regions, views, bytes })
     }

@@ -68,6 +68,13 @@ impl Ranges {
         self.joinable = self.ranges.len();
     }
 
+    /// Adds some that lie between regions of their own.
+    pub fn extend_apart(&mut self, ranges: impl Iterator<Item = Range>) {
+        self.change_regions();
+        ranges.for_each(|range| self.push(range));
+        self.change_regions();
+    }
+
     /// Adds one that isn't empty.
     pub fn push(&mut self, range: Range) {
         match self.ranges[self.joinable..].last_mut() {
@@ -202,9 +209,7 @@ mod tests {
         let mut with_long = pages(100, 4096);
         with_long.push(long);
         let planned = launches(with_long, true);
-        assert!(
-            matches!(&planned[..], [Launch::Copy(copied), Launch::Even(_)] if *copied == long)
-        );
+        assert!(matches!(&planned[..], [Launch::Copy(copied), Launch::Even(_)] if *copied == long));
     }
 
     #[test]

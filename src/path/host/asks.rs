@@ -152,9 +152,10 @@ fn list(asks: &[Ask], bases: Bases, last: bool, entries: &mut Vec<[u64; REQUEST_
     );
     let units = |bytes: u64| (bytes / LIST_UNIT_BYTES) as u32;
     entries.extend(asks.chunks(LISTED_COPIES).map(|chunk| {
-        let mut copies = [ListedCopy::default(); LISTED_COPIES];
+        let mut copies = [0; LISTED_COPIES];
         for (copy, ask) in copies.iter_mut().zip(chunk) {
-            *copy = ListedCopy { from: units(ask.offset - offset), to: units(ask.addr - addr) };
+            let (from, to) = (units(ask.offset - offset), units(ask.addr - addr));
+            *copy = ListedCopy { from, to }.to_word();
         }
         Entry::Listed(copies).encode()
     }));

@@ -40,8 +40,8 @@ pub(crate) enum Entry {
     /// Copies of one length between two regions follow, `count` of them. A part may have lists and
     /// copies.
     List(ListEntry),
-    /// The next copies of a list, zeros behind its end.
-    Listed([ListedCopy; LISTED_COPIES]),
+    /// The next copies of a list, a [`ListedCopy`] a word, zeros behind its end.
+    Listed([u64; LISTED_COPIES]),
     /// Do no more of this part, and say when it is over.
     Cancel { part: u64 },
     /// An event of `len` body bytes follows, as a part of its own.
@@ -87,6 +87,18 @@ pub(crate) struct ListedCopy {
     pub(crate) to: u32,
 }
 
+impl ListedCopy {
+    /// The word that it travels as.
+    pub(crate) fn to_word(self) -> u64 {
+        pair(self.from, self.to)
+    }
+
+    pub(crate) fn from_word(word: u64) -> Self {
+        let (from, to) = unpair(word);
+        Self { from, to }
+    }
+}
+
 impl Entry {
     pub(crate) fn encode(&self) -> [u64; REQUEST_WORDS] {
         match *self {
@@ -105,9 +117,7 @@ impl Entry {
             }
             Self::Listed(copies) => {
                 let mut words = [LISTED; REQUEST_WORDS];
-                for (word, copy) in words[1..].iter_mut().zip(copies) {
-                    *word = pair(copy.from, copy.to);
-                }
+                words[1..].copy_from_slice(&copies);
                 words
             }
             Self::Cancel { part } => [CANCEL, part, 0, 0, 0, 0, 0, 0],
@@ -141,11 +151,7 @@ impl Entry {
                 Some(Self::List(ListEntry { part, last, source, offset, addr, len, count, key }))
             }
             LISTED if kind == LISTED => {
-                let mut copies = [ListedCopy::default(); LISTED_COPIES];
-                for (copy, word) in copies.iter_mut().zip(&words[1..]) {
-                    let (from, to) = unpair(*word);
-                    *copy = ListedCopy { from, to };
-                }
+                let [_, copies @ ..] = *words;
                 Some(Self::Listed(copies))
             }
             CANCEL if kind == CANCEL => Some(Self::Cancel { part }),
@@ -276,7 +282,9 @@ mod tests {
         let entries = [
             Entry::List(list),
             Entry::List(ListEntry { last: false, key, len: 0, count: u32::MAX, ..list }),
-            Entry::Listed(std::array::from_fn(|k| ListedCopy { from: k as u32, to: u32::MAX })),
+            Entry::Listed(std::array::from_fn(|k| {
+                ListedCopy { from: k as u32, to: u32::MAX }.to_word()
+            })),
             Entry::Copy(copy),
             Entry::Copy(CopyEntry { part: u64::MAX, last: true, ..copy }),
             Entry::Copy(CopyEntry { key: Some(Key { slot: u32::MAX, word: 6 }), ..copy }),

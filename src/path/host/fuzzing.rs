@@ -116,7 +116,10 @@ fn words(kind: u8, order: u8, input: &mut &[u8]) -> [u64; REQUEST_WORDS] {
         3 => Entry::Event { part, len: next() << (order / 64) }.encode(),
         4 if order & 0x40 == 0 => Entry::Body(std::array::from_fn(|_| next() as u8)).encode(),
         4 => {
-            let mut copy = || ListedCopy { from: next() as u32, to: next() as u32 * 4 };
+            let mut copy = || {
+                let (from, to) = (next() as u32, next() as u32 * 4);
+                ListedCopy { from, to }.to_word()
+            };
             Entry::Listed(std::array::from_fn(|_| copy())).encode()
         }
         _ => std::array::from_fn(|_| match next() {

@@ -2,6 +2,8 @@
 //! all of it lies in one region on either side, as it mostly does. Its words were copied out of the
 //! ring before they are looked at.
 
+use kvrail_reactors::cuda::Places;
+
 use super::entry::{CopyEntry, LIST_UNIT_BYTES, LISTED_COPIES, ListEntry, ListedCopy};
 use crate::limits::HOST_LIST_COPIES;
 
@@ -9,7 +11,8 @@ use crate::limits::HOST_LIST_COPIES;
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) asked: ListEntry,
-    copies: Vec<ListedCopy>,
+    /// Each a [`ListedCopy`].
+    copies: Vec<u64>,
     /// Copies that were begun.
     begun: usize,
 }
@@ -29,9 +32,9 @@ impl Listing {
         is_asked_for.then(|| Self { asked, copies: copies(), begun: 0 })
     }
 
-    pub(super) fn add(&mut self, copies: [ListedCopy; LISTED_COPIES]) {
+    pub(super) fn add(&mut self, copies: [u64; LISTED_COPIES]) {
         let missing = self.asked.count as usize - self.copies.len();
-        self.copies.extend(copies.into_iter().take(missing));
+        self.copies.extend_from_slice(&copies[..missing.min(LISTED_COPIES)]);
     }
 
     pub(super) fn is_whole(&self) -> bool {
@@ -45,35 +48,29 @@ impl Listing {
     /// What it spans of the source, by offsets, and of the target, by addresses; none where a sum
     /// overflows.
     pub(super) fn spans(&self) -> Option<(Span, Span)> {
-        let (from, to) = (|copy: &ListedCopy| copy.from, |copy: &ListedCopy| copy.to);
+        let (from, to) = (|copy: ListedCopy| copy.from, |copy: ListedCopy| copy.to);
         Some((self.span(self.asked.offset, from)?, self.span(self.asked.addr, to)?))
     }
 
-    fn span(&self, base: u64, of: impl Fn(&ListedCopy) -> u32) -> Option<Span> {
-        let ends = |(low, high): (u32, u32), copy| (low.min(of(copy)), high.max(of(copy)));
-        let (low, high) = self.copies.iter().fold((u32::MAX, 0), ends);
+    fn span(&self, base: u64, of: impl Fn(ListedCopy) -> u32) -> Option<Span> {
+        let units = self.copies.iter().map(|word| of(ListedCopy::from_word(*word)));
+        let ends = |(low, high): (u32, u32), units: u32| (low.min(units), high.max(units));
+        let (low, high) = units.fold((u32::MAX, 0), ends);
         let start = base.checked_add(u64::from(low) * LIST_UNIT_BYTES)?;
         let last = base.checked_add(u64::from(high) * LIST_UNIT_BYTES)?;
         Some(Span { start, len: last.checked_add(self.asked.len.into())? - start })
     }
 
-    /// Where each copy is, counted from the spans' beginnings.
-    pub(super) fn offsets(
-        &self,
-        (source, target): (Span, Span),
-    ) -> impl Iterator<Item = [usize; 2]> {
-        let start = |base: u64, span: Span| span.start.wrapping_sub(base);
-        let from = start(self.asked.offset, source);
-        let to = start(self.asked.addr, target);
-        self.copies.iter().map(move |copy| {
-            let at = |units: u32, start: u64| (u64::from(units) * LIST_UNIT_BYTES - start) as usize;
-            [at(copy.from, from), at(copy.to, to)]
-        })
+    /// Where its copies are, counted from the spans' beginnings.
+    pub(super) fn places(&self, (source, target): (Span, Span)) -> Places<'_> {
+        let start = |base: u64, span: Span| span.start.wrapping_sub(base) as usize;
+        let starts = [start(self.asked.offset, source), start(self.asked.addr, target)];
+        Places { words: &self.copies, unit_bytes: LIST_UNIT_BYTES as usize, starts }
     }
 
     /// The next copy by itself; none when all were begun.
     pub(super) fn next(&mut self) -> Option<CopyEntry> {
-        let copy = self.copies.get(self.begun)?;
+        let copy = ListedCopy::from_word(*self.copies.get(self.begun)?);
         self.begun += 1;
         let ListEntry { part, last, source, offset, addr, len, key, .. } = self.asked;
         let at = |base: u64, units: u32| base.saturating_add(u64::from(units) * LIST_UNIT_BYTES);
@@ -97,9 +94,9 @@ mod tests {
         let asked = ListEntry { part: 1, last: true, source, offset, addr, len, count, key: None };
         let mut listing = Listing::new(asked).unwrap();
         for chunk in copies.chunks(LISTED_COPIES) {
-            let mut listed = [ListedCopy::default(); LISTED_COPIES];
+            let mut listed = [0; LISTED_COPIES];
             for (listed, (from, to)) in listed.iter_mut().zip(chunk) {
-                *listed = ListedCopy { from: *from, to: *to };
+                *listed = ListedCopy { from: *from, to: *to }.to_word();
             }
             listing.add(listed);
         }
@@ -113,7 +110,7 @@ mod tests {
         let spans = listing.spans().unwrap();
         assert_eq!(spans.0, Span { start: (1 << 20) + 2 * 16, len: 7 * 16 + 100 });
         assert_eq!(spans.1, Span { start: (1 << 40) + 8 * 16, len: 22 * 16 + 100 });
-        let offsets: Vec<_> = listing.offsets(spans).collect();
+        let offsets: Vec<_> = listing.places(spans).offsets().collect();
         assert_eq!(offsets, [[48, 16], [0, 352], [112, 0]]);
     }
 

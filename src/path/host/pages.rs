@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kvrail_reactors::Reactor;
 use kvrail_reactors::copy::CopyWork;
 use kvrail_reactors::cuda::driver::FailureKind;
-use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone, PageList};
+use kvrail_reactors::cuda::{Cuda, Failure, Group, GroupDone, PageList, Places};
 use kvrail_reactors::doorbell::Doorbell;
 use kvrail_reactors::region::Region;
 
@@ -57,15 +57,16 @@ impl LanePages {
     /// Takes a copy for this GPU; it starts with the turn's others.
     pub(super) fn add(&mut self, device: u32, work: &CopyWork, flying: Flying) {
         let len = work.source.len().min(work.target.len());
-        self.add_list(device, work, [[0, 0]].into_iter(), len, flying);
+        let whole = Places { words: &[0], unit_bytes: 1, starts: [0, 0] };
+        self.add_list(device, work, whole, len, flying);
     }
 
-    /// Takes copies of `len` bytes each, by their offsets in the two ends of `work`.
+    /// Takes copies of `len` bytes each, by their places in the two ends of `work`.
     pub(super) fn add_list(
         &mut self,
         device: u32,
         work: &CopyWork,
-        offsets: impl Iterator<Item = [usize; 2]>,
+        places: Places<'_>,
         len: usize,
         flying: Flying,
     ) {
@@ -81,11 +82,8 @@ impl LanePages {
         }
         gathered.copies += flying.count();
         gathered.flying.push(flying);
-        gathered.list.make_room(offsets.size_hint().0);
-        for [from, to] in offsets {
-            let is_inside = gathered.list.push(from, to, len);
-            debug_assert!(is_inside, "the ends of the work are those of its copies");
-        }
+        let are_inside = gathered.list.push_all(places, len);
+        debug_assert!(are_inside, "the ends of the work are those of its copies");
         if gathered.copies >= LAUNCHED_COPIES {
             self.start();
             self.cuda.poll(usize::MAX, &mut self.done);

@@ -293,7 +293,7 @@ impl LaneServer {
     /// A list is whole. A GPU makes all of it at once, if both ends are found in one look;
     /// otherwise its copies are begun one by one.
     fn ask_all(&mut self, listing: Listing, served: &mut impl Served) -> Result<(), Corrupt> {
-        let Some((work, offsets, used)) = self.find_all(&listing, served) else {
+        let Some((work, spans, used)) = self.find_all(&listing, served) else {
             self.listing = Some(listing);
             return Ok(());
         };
@@ -306,7 +306,7 @@ impl LaneServer {
         served.took_all(&self.asking(id), listing.bytes(), Operation::Write);
         let (bytes, target) = (listing.bytes() as usize, work.target.region().clone());
         let flying = Flying::new((serial, id), (index, count), bytes, target, used);
-        self.pages.add_list(device, &work, listing.offsets(offsets), len as usize, flying);
+        self.pages.add_list(device, &work, listing.places(spans), len as usize, flying);
         self.took_off();
         Ok(())
     }
