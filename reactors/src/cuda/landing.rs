@@ -34,6 +34,9 @@ pub struct Landing {
     /// Where they go, and the GPU that makes them.
     targets: Vec<Range<u64>>,
     device: Option<u32>,
+    /// Launches that are over, and the last of them that failed.
+    launches: u64,
+    failed: Option<(u64, Failure)>,
     /// Where bytes are put that did not come in a block, and how many there are.
     bounce: Option<Slice>,
     bounced: usize,
@@ -48,8 +51,9 @@ impl Default for Landing {
 impl Landing {
     /// One whose launches take so many multiprocessors at most.
     pub fn new(sm_budget: u32) -> Self {
-        let (cuda, blocks, copies, targets, device, bounce) = Default::default();
-        Self { cuda, sm_budget, blocks, copies, targets, device, bounce, bounced: 0 }
+        let (cuda, blocks, copies, targets, device, failed, bounce) = Default::default();
+        let (launches, bounced) = (0, 0);
+        Self { cuda, sm_budget, blocks, copies, targets, device, launches, failed, bounce, bounced }
     }
 
     /// A free block that `driver`'s GPUs reach; none where there is none, or no memory for more.
@@ -117,6 +121,17 @@ impl Landing {
         Ok(None)
     }
 
+    /// Launches that are over: what is to be brought from here on comes by a later one.
+    pub fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    /// Why what was to be brought after so many launches is not in its place, if one of those since
+    /// then has failed.
+    pub fn failed_after(&self, launches: u64) -> Option<&Failure> {
+        self.failed.as_ref().filter(|(failed, _)| *failed > launches).map(|(_, failure)| failure)
+    }
+
     /// Brings all that is to be brought, and waits for it.
     ///
     /// # Errors
@@ -131,7 +146,8 @@ impl Landing {
         self.copies = copies;
         self.copies.clear();
         self.targets.clear();
-        made
+        self.launches += 1;
+        made.inspect_err(|failure| self.failed = Some((self.launches, failure.clone())))
     }
 
     /// Makes way for one more copy: those of a launch are of one GPU and in no order.

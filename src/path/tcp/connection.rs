@@ -121,6 +121,12 @@ impl Connection {
             // Time in which the peer owed nothing does not count.
             self.progress_ns = now_ns;
         }
+        if let Role::Server(stream) = &mut self.role
+            && self.receiving.is_none()
+        {
+            stream.let_body_go();
+            stream.lend(landing);
+        }
         let mut dropped = Vec::new();
         if self.sending.is_none() && !self.send_failed && !self.rejected {
             let mut vector = self.spare.pop().unwrap_or_default();
@@ -135,11 +141,7 @@ impl Connection {
         if self.receiving.is_none() {
             let mut vector = self.spare.pop().unwrap_or_default();
             match &mut self.role {
-                Role::Server(stream) => {
-                    stream.let_body_go();
-                    stream.lend(landing);
-                    stream.receive_into(&mut vector);
-                }
+                Role::Server(stream) => stream.receive_into(&mut vector),
                 Role::Client { stream, .. } => stream.receive_into(&mut vector),
             }
             self.receiving = self.post(tag, ring, Direction::Receive, vector);
@@ -355,9 +357,21 @@ impl Connection {
         stores && self.end.is_none() && is_fenced(error)
     }
 
-    /// Nothing is under way: the kernel does not touch any memory for this connection.
+    /// Nothing is under way: neither the kernel nor a GPU touches memory for this connection.
     pub(super) fn is_quiet(&self) -> bool {
-        self.sending.is_none() && self.receiving.is_none()
+        self.sending.is_none() && self.receiving.is_none() && !self.is_landing()
+    }
+
+    /// Whether what has come is on its way to a GPU.
+    pub(super) fn is_landing(&self) -> bool {
+        matches!(&self.role, Role::Server(stream) if stream.is_landing())
+    }
+
+    /// Brings it to its place.
+    pub(super) fn land(&mut self, landing: &mut Landing) {
+        if let Role::Server(stream) = &mut self.role {
+            stream.land(landing);
+        }
     }
 
     /// It has ended and its memory is quiet.

@@ -7,6 +7,7 @@ mod dialed;
 pub(crate) mod fuzzing;
 mod gpu_loss;
 mod granted;
+mod landings;
 mod peers;
 mod read_ahead;
 mod server;

@@ -81,12 +81,18 @@ impl ServerStream {
         }
     }
 
-    /// Has the next receive go to a block, where what comes is for a GPU.
+    /// Has the next receive go to a block, where what comes is for a GPU. What goes to a GPU's
+    /// memory for want of one stands behind what is on its way there.
     pub(crate) fn lend(&mut self, landing: &mut Landing) {
-        match &self.receiving {
-            Receiving::Body { target, .. } => self.storing.lend(Some(target), landing),
-            Receiving::Header => self.storing.lend(None, landing),
-            _ => {}
+        let target = match &self.receiving {
+            Receiving::Body { target, .. } => Some(target),
+            Receiving::Header => None,
+            _ => return,
+        };
+        self.storing.lend(target, landing);
+        let is_on_gpu = target.is_some_and(|target| target.driver().is_some());
+        if is_on_gpu && self.storing.block().is_none() {
+            self.land(landing);
         }
     }
 
@@ -144,6 +150,10 @@ impl ServerStream {
 
     /// Moves waiting replies into `vector`, as many as one send takes.
     pub(crate) fn send_into(&mut self, vector: &mut Vector) {
+        // They may say that bodies are in their places.
+        if self.storing.is_under_way() {
+            return;
+        }
         while vector.parts() < SEND_MAX_PARTS && vector.len() < SEND_MAX_BYTES {
             match self.replies.pop_front() {
                 None => return,
@@ -245,6 +255,7 @@ impl ServerStream {
             || self.header_len > 0
             || !matches!(self.receiving, Receiving::Header)
             || self.has_replies()
+            || self.is_landing()
     }
 
     /// What encrypts everything from here on, once: nothing behind the pass was received yet, and
@@ -288,11 +299,17 @@ impl ServerStream {
         !self.is_known
     }
 
+    /// Whether bodies are on their way to a GPU.
+    pub(crate) fn is_landing(&self) -> bool {
+        self.storing.is_under_way()
+    }
+
     /// Whether a request under way reads from or writes to `region`.
     pub(crate) fn touches(&self, region: &Region) -> bool {
         let is_in = |slice: &Slice| std::ptr::eq(&**slice.region(), region);
         let receiving = matches!(&self.receiving, Receiving::Body { target, .. } if is_in(target));
         receiving
+            || self.storing.touches(region)
             || self.replies.iter().any(|reply| match reply {
                 Reply::Status(_) => false,
                 Reply::Memory(slice) => is_in(slice),
@@ -344,7 +361,9 @@ impl ServerStream {
             let used = self.step(&came, served);
             came.advance(used);
         }
-        self.land(served);
+        if self.storing.is_enough() || self.has_backlog() || self.closing {
+            self.land(served.landing());
+        }
     }
 
     fn put_off(&mut self, came: Came<'_>) {
@@ -420,11 +439,11 @@ impl ServerStream {
     }
 
     /// What has come is in its place when this returns, or refused.
-    fn land(&mut self, served: &mut impl Served) {
-        if !self.storing.is_under_way() {
+    pub(crate) fn land(&mut self, landing: &mut Landing) {
+        if !self.is_landing() {
             return;
         }
-        match served.landing().finish() {
+        match self.storing.land(landing) {
             Ok(()) => self.storing.landed().for_each(drop),
             Err(failure) => self.not_landed(&failure),
         }

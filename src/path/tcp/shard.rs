@@ -91,11 +91,13 @@ pub(crate) struct TcpShard {
     pub(super) ring: Streams,
     pub(super) done: Vec<Done>,
     pub(super) connections: Table<Connection>,
-    served: Service,
+    pub(super) served: Service,
     /// In an order that a seed repeats.
     pub(super) peers: BTreeMap<u64, Lanes>,
     pub(super) parts: Table<Part>,
     pub(super) fences: Vec<Fence>,
+    /// Connections with bodies on their way to a GPU, and whether more has come in this turn.
+    pub(super) landing: Vec<(Ticket<Connection>, bool)>,
     pub(super) errands: Errands,
     pub(super) limits: TcpLimits,
     pub(super) servers: usize,
@@ -124,6 +126,7 @@ impl TcpShard {
             peers: BTreeMap::new(),
             parts: Table::default(),
             fences: Vec::new(),
+            landing: Vec::new(),
             errands,
             limits,
             servers: 0,
@@ -168,6 +171,7 @@ impl TcpShard {
             self.completed(done, now_ns);
         }
         self.done = done;
+        self.land(now_ns);
         if now_ns >= self.next_tick_ns {
             self.served.record();
             self.tick(now_ns);
@@ -187,7 +191,7 @@ impl TcpShard {
         if self.has_clocks() || self.ring.awaits_gpus() {
             self.ring.set_alarm(now_ns + TICK_NS, now_ns);
         }
-        self.ring.arm()
+        self.landing.is_empty() && self.ring.arm()
     }
 
     /// Ends everything; `true` when nothing is left under way.
@@ -322,7 +326,7 @@ impl TcpShard {
     }
 
     /// Posts what a connection can take.
-    fn start(&mut self, ticket: Ticket<Connection>, now_ns: u64) {
+    pub(super) fn start(&mut self, ticket: Ticket<Connection>, now_ns: u64) {
         let Some(connection) = self.connections.get_mut(ticket) else { return };
         let mut none = std::collections::VecDeque::new();
         let waiting = match &connection.role {
@@ -355,6 +359,7 @@ impl TcpShard {
             }
             Direction::Receive => self.received(ticket, done, now_ns),
         }
+        self.note_landing(ticket);
         self.start(ticket, now_ns);
     }
 

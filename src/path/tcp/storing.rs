@@ -1,15 +1,21 @@
 //! Bodies on their way from a receive to where they belong. Those of GPUs come in blocks of pinned
-//! memory, headers and all, and one launch brings all of a receive to their places; none of them is
-//! acknowledged before, and nothing that stands behind them is told.
+//! memory, headers and all, and one launch brings those of several receives to their places; none
+//! of them is acknowledged before, and nothing that stands behind them is told.
 
 use std::sync::Arc;
 
 use kvrail_reactors::cuda::{Driver, Failure, Landing};
-use kvrail_reactors::region::Slice;
+use kvrail_reactors::region::{Region, Slice};
 
 use super::wire::Version;
 use crate::limits::SMALL_ROOM_BYTES;
 use crate::memory::grant::Use;
+
+/// Bytes that wait for a launch at most: it takes 30 us for so many, and 12 us for few.
+const WAITING_MAX_BYTES: usize = 1 << 20;
+
+/// Receives that wait for a launch at most, since each has a block.
+const WAITING_MAX_RECEIVES: u32 = 4;
 
 /// Bytes that have come, wherever they stand.
 pub(super) enum Came<'a> {
@@ -89,8 +95,13 @@ pub(super) struct Storing {
     driver: Option<Arc<dyn Driver>>,
     /// The last receive brought more than the room for small requests holds.
     is_streaming: bool,
-    /// Bodies are on their way.
-    is_under_way: bool,
+    /// Bodies are on their way, since so many launches were over.
+    since: Option<u64>,
+    /// What of them waits for a launch, in bytes and receives.
+    waiting_bytes: usize,
+    waiting_receives: u32,
+    /// The regions that bodies are on their way to, by where they are: each is held meanwhile.
+    targets: Vec<usize>,
     /// The answers to those that have come wholly: where they stand, or that there are none.
     answers: Vec<Option<usize>>,
     /// What they are stored under.
@@ -135,7 +146,12 @@ impl Storing {
         target: Slice,
         landing: &mut Landing,
     ) -> Result<(), Failure> {
-        self.is_under_way = true;
+        self.since.get_or_insert(landing.launches());
+        self.waiting_bytes += target.len();
+        let region = Arc::as_ptr(target.region()).addr();
+        if self.targets.last() != Some(&region) {
+            self.targets.push(region);
+        }
         came.bring(target, landing)
     }
 
@@ -147,12 +163,36 @@ impl Storing {
 
     /// Whether bodies are on their way.
     pub(super) fn is_under_way(&self) -> bool {
-        self.is_under_way
+        self.since.is_some()
+    }
+
+    /// Whether some are on their way to `region`.
+    pub(super) fn touches(&self, region: &Region) -> bool {
+        self.targets.contains(&std::ptr::from_ref(region).addr())
+    }
+
+    /// A receive was looked at; whether what has come by now is to be brought at once, rather than
+    /// with what the socket may have already.
+    pub(super) fn is_enough(&mut self) -> bool {
+        self.waiting_receives += u32::from(self.is_under_way());
+        self.waiting_bytes >= WAITING_MAX_BYTES || self.waiting_receives >= WAITING_MAX_RECEIVES
+    }
+
+    /// Brings what is on its way to its place.
+    ///
+    /// # Errors
+    /// A GPU's: nobody knows which bodies are in their places.
+    pub(super) fn land(&mut self, landing: &mut Landing) -> Result<(), Failure> {
+        let Some(since) = self.since else { return Ok(()) };
+        landing.finish()?;
+        // Others' bodies, and some of ours, may have gone before.
+        landing.failed_after(since).map_or(Ok(()), |failure| Err(failure.clone()))
     }
 
     /// None is under way any more; the answers to those that were.
     pub(super) fn landed(&mut self) -> impl Iterator<Item = Option<usize>> {
-        self.is_under_way = false;
+        (self.since, self.waiting_bytes, self.waiting_receives) = Default::default();
+        self.targets.clear();
         self.uses.clear();
         self.answers.drain(..)
     }

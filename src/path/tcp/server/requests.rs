@@ -136,7 +136,7 @@ impl ServerStream {
 
     pub(super) fn deliver(&mut self, body: &[u8], served: &mut impl Served) {
         // It tells of what came before.
-        self.land(served);
+        self.land(served.landing());
         let event = Event::decode(body);
         let status = event.map_or(Status::Refused, |event| served.event(&self.asking(), event));
         self.is_known |= status == Status::Ok;

@@ -53,14 +53,20 @@ impl Host {
         let mut answer = Vec::new();
         let mut stream = std::mem::take(&mut self.stream);
         loop {
-            if lends {
-                stream.lend(self.service.landing());
+            match lends {
+                true => stream.lend(self.service.landing()),
+                // As where no block is left.
+                false => stream.land(self.service.landing()),
             }
             let mut vector = Vector::default();
             stream.receive_into(&mut vector);
             let count = vector.store(&input[..input.len().min(chunk)]);
             input = &input[count..];
             stream.received(&vector, count, self);
+            if count == 0 {
+                // The socket has no more.
+                stream.land(self.service.landing());
+            }
             vector.clear();
             stream.send_into(&mut vector);
             let sent = vector.len();
@@ -183,6 +189,19 @@ fn all_of_a_receive_is_one_launch() {
             .enumerate()
             .all(|(k, page)| page[7] == (k % 251) as u8)
     );
+}
+
+/// As a socket brings them that is read faster than the peer fills it.
+#[test]
+fn what_comes_in_pieces_shares_launches_up_to_a_bound() {
+    let mut host = Host::new();
+    let (len, chunk) = (3 << 20, 100_000);
+    let input = host.write(Version::V2, 0, &vec![3; len]);
+    assert_eq!(host.feed(&input, chunk, true), statuses(1, Status::Ok));
+    let (launches, receives) = (host.fake.launches(), len.div_ceil(chunk));
+    assert!(launches >= 4, "{launches} launches: a block's worth waits at most");
+    assert!(launches <= receives.div_ceil(4) + 1, "{launches} launches of {receives} receives");
+    assert!(host.contents()[..len].iter().all(|byte| *byte == 3));
 }
 
 #[test]
