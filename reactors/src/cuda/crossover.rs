@@ -253,6 +253,7 @@ mod tests {
         assert_eq!(of(&[(19, 11), (12, 13), (13, 17), (19, 36), (18, 36)]), 256 << 10);
         assert_eq!(of(&[(1, 2); 5]), ENGINE_MIN_BYTES_LEAST);
         assert_eq!(of(&[(2, 1); 5]), ENGINE_MIN_BYTES_MOST);
+        assert_eq!(of(&[(1, 2), (1, 2), (1, 2), (1, 2), (2, 1)]), ENGINE_MIN_BYTES_MOST);
         // One that won by chance.
         assert_eq!(of(&[(5, 11), (30, 13), (30, 23), (52, 53), (46, 53)]), 4 << 20);
         // As long but for noise: nobody pays multiprocessors for that.

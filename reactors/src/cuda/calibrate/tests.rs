@@ -95,6 +95,21 @@ fn what_fails_leaves_the_default_and_gives_all_back() {
 }
 
 #[test]
+fn memory_is_held_until_the_gpu_says_that_it_is_done() {
+    let (fake, driver) = fake(1);
+    fake.break_with(|faults| faults.no_answer = true);
+    assert!(use_vram(&driver, 0).iter().all(|measured| measured.found.is_err()));
+    // Two ends of one way, one of the other and host memory.
+    assert_eq!((fake.allocations(), fake.pins()), (3, 1));
+    fake.break_with(|faults| faults.no_answer = false);
+    let start = Instant::now();
+    while (fake.allocations(), fake.pins()) != (0, 0) {
+        assert!(start.elapsed() < Duration::from_secs(10), "memory is held");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_gpu_that_is_nearly_full_is_left_alone() {
     let fake = Arc::new(Fake::new(1, FREE_MIN_BYTES - 1).measured());
     let driver: Arc<dyn Driver> = fake.clone();
