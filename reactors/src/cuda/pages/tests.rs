@@ -89,7 +89,7 @@ fn a_list_as_it_came_goes_by_its_way_s_crossover_too() {
     let (near, other, far) = (vram(&driver, 0), vram(&driver, 0), vram(&driver, 1));
     let whole = |region: &Arc<Region>| Slice::new(region.clone(), 0, LEN).unwrap();
     // Every second page to every third place.
-    let words: Vec<_> = (0..10u64).map(|page| 2 * page | 3 * page << 32).collect();
+    let words: Vec<_> = (0..10u64).map(|page| (2 * page) | ((3 * page) << 32)).collect();
     let places = Places { words: &words, unit_bytes: PAGE, starts: [0, 0] };
     let listed = |all: &[(&Arc<Region>, usize)]| {
         let mut list = PageList::default();
