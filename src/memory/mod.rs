@@ -25,7 +25,7 @@ pub use self::location::Location;
 pub use self::pool::{Block, BlockPool};
 pub(crate) use self::room::allocate;
 pub(crate) use self::table::{Operation, RegionMap, Regions, RegionsView};
-pub(crate) use self::vram::{allocate_on, foreign_on, gpu_error};
+pub(crate) use self::vram::{allocate_on, foreign_on, gpu_error, reach_peers};
 use crate::{Error, Result};
 
 /// What peers may do with a region. The owner's own transfers are not limited by it.

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use kvrail_reactors::cuda::calibrate;
+use kvrail_reactors::cuda::crossover::{Crossover, Measured};
 use kvrail_reactors::cuda::driver::FailureKind;
 use kvrail_reactors::cuda::{DeviceMemory, Driver, Failure, Gpus};
-use kvrail_reactors::region::{ForeignVram, Region};
+use kvrail_reactors::region::{self, ForeignVram, Region};
 
 use crate::topology::Size;
 use crate::{Error, ErrorKind, Result};
@@ -19,6 +21,8 @@ pub(crate) fn allocate_on(gpus: &Gpus, device: u32, len: usize) -> Result<Region
         return Err(Error::refused("a region of 0 bytes"));
     }
     let driver = driver(gpus)?;
+    // Before, since it takes memory for a while.
+    log_measured(calibrate::use_vram(&driver, device));
     let what = || format!("a region of {} on cuda:{device}", Size(len as u64));
     let free = driver.free_bytes(device).map_err(|failure| gpu_error(&failure))?;
     if free < len as u64 {
@@ -43,7 +47,8 @@ pub(crate) fn foreign_on(gpus: &Gpus, foreign: &ForeignVram) -> Result<Region> {
     if foreign.is_empty() {
         return Err(Error::refused("a region of 0 bytes"));
     }
-    let memory = DeviceMemory::foreign(driver(gpus)?, foreign).map_err(|failure| {
+    let driver = driver(gpus)?;
+    let memory = DeviceMemory::foreign(driver.clone(), foreign).map_err(|failure| {
         let error = gpu_error(&failure);
         match failure.kind {
             FailureKind::Refused => Error::refused(format!(
@@ -55,10 +60,31 @@ pub(crate) fn foreign_on(gpus: &Gpus, foreign: &ForeignVram) -> Result<Region> {
             _ => error,
         }
     })?;
+    log_measured(calibrate::use_vram(&driver, device));
     if let Err(why) = memory.check_shareable() {
         tracing::info!(%why, device, bytes = len, "VRAM that peers of this host reach by TCP only");
     }
     Region::on_device(memory, len).ok_or_else(|| Error::refused("a region at address 0"))
+}
+
+/// A peer's memory is mapped here: by which way it is reached is measured, once. Takes 20 ms, then.
+pub(crate) fn reach_peers(source: &Arc<region::Region>) {
+    log_measured(calibrate::reach_vram(source));
+}
+
+fn log_measured(measured: Vec<Measured>) {
+    for Measured { device, way, found } in measured {
+        match found {
+            Ok(Crossover { engine_min_bytes, engine_max_ranges }) => tracing::info!(
+                device,
+                %way,
+                engine_min_bytes,
+                engine_max_ranges,
+                "copies by a GPU were timed: from so many bytes on they are the copy engine's"
+            ),
+            Err(why) => tracing::debug!(%why, device, %way, "copies by a GPU were not timed"),
+        }
+    }
 }
 
 fn driver(gpus: &Gpus) -> Result<Arc<dyn Driver>> {

@@ -9,6 +9,7 @@ mod ownership;
 mod paths;
 mod processes;
 mod tcp;
+mod timed;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -19,7 +19,7 @@ const RUN: &str = r#"#!/bin/sh
 cd "$(dirname "$0")" || exit 1
 export KVRAIL_GPUS=real PYTHONPATH="$PWD/site${PYTHONPATH:+:$PYTHONPATH}"
 ./kvrail topology || exit 1
-./vram-tests paths ownership foreign processes events --test-threads 1 || exit 1
+./vram-tests paths ownership foreign processes events timed --test-threads 1 || exit 1
 for wheel in wheels/*.whl; do
     [ -f "$wheel" ] || continue
     python3 -m pip install -q --no-deps --no-index --target site "$wheel" || exit 1

@@ -5,6 +5,7 @@ use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use super::crossover::Crossovers;
 use super::plan::Launch;
 use crate::doorbell::Doorbell;
 
@@ -125,6 +126,9 @@ impl Event {
 pub trait Driver: fmt::Debug + Send + Sync {
     /// The GPUs, by their numbers.
     fn devices(&self) -> &[DeviceFacts];
+
+    /// From where on ranges are the copy engines'.
+    fn crossovers(&self) -> &Crossovers;
 
     /// Bytes of a device's memory that are free.
     ///

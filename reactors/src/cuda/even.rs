@@ -3,7 +3,8 @@
 //! pages of 12 KiB took 48.3 us as ranges and 45.9 us so, 1,600 of 4 KiB 38.2 and 31.7. Peers of a
 //! host tell each other of pages in this form, too.
 
-use super::plan::{ENGINE_MAX_RANGES, ENGINE_MIN_BYTES, LAUNCH_MAX_PAGES, Range};
+use super::crossover::Crossover;
+use super::plan::{LAUNCH_MAX_PAGES, Range};
 
 /// Pages of one length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,15 +66,18 @@ impl Places<'_> {
 
 impl Even {
     /// Pages of `len` bytes between two ends, as they were told; none where they are no launch as
-    /// they stand, or not inside.
+    /// they stand, on a way of this crossover, or not inside.
     pub(super) fn between(
         ends: &Range,
         to_len: usize,
         places: Places<'_>,
         len: usize,
+        crossover: Crossover,
     ) -> Option<Self> {
-        let is_launch = (ENGINE_MAX_RANGES + 1..=LAUNCH_MAX_PAGES).contains(&places.words.len())
-            && (1..ENGINE_MIN_BYTES).contains(&len)
+        let count = places.words.len();
+        let is_launch = count > crossover.engine_max_ranges
+            && count <= LAUNCH_MAX_PAGES
+            && (1..crossover.engine_min_bytes).contains(&len)
             && places.unit_bytes.is_power_of_two();
         if !is_launch || !places.are_inside([ends.len, to_len], len) || places.may_join(len) {
             return None;
@@ -139,11 +143,11 @@ mod tests {
     fn between(words: &[u64], len: usize) -> Option<Even> {
         let ends = Range { from: 1 << 40, to: 1 << 41, len: 1 << 20 };
         let places = Places { words, unit_bytes: 16, starts: [4096, 4096] };
-        Even::between(&ends, 1 << 20, places, len)
+        Even::between(&ends, 1 << 20, places, len, Crossover::default())
     }
 
     fn word(from: u64, to: u64) -> u64 {
-        (4096 + from) / 16 | (4096 + to) / 16 << 32
+        ((4096 + from) / 16) | (((4096 + to) / 16) << 32)
     }
 
     #[test]

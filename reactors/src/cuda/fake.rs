@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::stream::FakeStream;
+use super::crossover::Crossovers;
 use super::driver::{
     Allocation, DeviceFacts, Driver, Failure, FailureKind, Holding, IpcHandle, Stream,
 };
@@ -55,6 +56,7 @@ pub struct Faults {
 #[derive(Debug)]
 pub struct Fake {
     devices: Vec<DeviceFacts>,
+    crossovers: Crossovers,
     shared: Arc<Shared>,
 }
 
@@ -109,7 +111,14 @@ impl Fake {
             multiprocessors: 132,
             reaches: (0..count).filter(|other| *other != ordinal).collect(),
         };
-        Self { devices: (0..count).map(facts).collect(), shared: Arc::default() }
+        let crossovers = Crossovers::fixed(count as usize);
+        Self { devices: (0..count).map(facts).collect(), crossovers, shared: Arc::default() }
+    }
+
+    /// The same, whose copies are measured as a real one's.
+    #[must_use]
+    pub fn measured(self) -> Self {
+        Self { crossovers: Crossovers::new(self.devices.len()), ..self }
     }
 
     /// The same, none of which reaches another.
@@ -166,6 +175,10 @@ impl Fake {
 impl Driver for Fake {
     fn devices(&self) -> &[DeviceFacts] {
         &self.devices
+    }
+
+    fn crossovers(&self) -> &Crossovers {
+        &self.crossovers
     }
 
     fn free_bytes(&self, device: u32) -> Result<u64, Failure> {

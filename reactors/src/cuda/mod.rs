@@ -9,12 +9,15 @@
 //! - `memory`: an allocation, freed when nobody holds it; `opened`: those of other processes that
 //!   are open here; `outside`: what the caller's own code does with a GPU, for tests and examples
 //! - `landing`: what sockets bring, brought to its places
-//! - `plan`: pure, ranges → launches; `even`: pages of one length, in short
+//! - `plan`: pure, ranges → launches; `even`: pages of one length, in short; `crossover`: what of
+//!   them is the copy engine's; `calibrate`: measures that
 //! - `pages`: launches and their memory; `reactor`, `line`: launches under way
 //!
 //! A device's address is never read or written by this process: host copies of VRAM go through its
 //! driver, and a system call that is given one fails with `EFAULT`.
 
+pub mod calibrate;
+pub mod crossover;
 pub mod driver;
 mod even;
 #[cfg(feature = "sim")]

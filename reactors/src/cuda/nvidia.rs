@@ -22,6 +22,7 @@ use self::call::{call, text};
 use self::context::Context;
 use self::stream::NvidiaStream;
 use super::NoGpus;
+use super::crossover::Crossovers;
 use super::driver::{Allocation, DeviceFacts, Driver, Failure, Holding, IpcHandle, Stream};
 use super::opened::Opened;
 
@@ -34,6 +35,7 @@ pub(super) struct Nvidia {
     opened: Opened,
     /// Memory that this library did not allocate is used: contexts let each other in.
     has_foreign: AtomicBool,
+    crossovers: Crossovers,
 }
 
 impl Nvidia {
@@ -63,7 +65,8 @@ impl Nvidia {
         }
         let contexts = devices.iter().map(|_| OnceLock::new()).collect();
         let (opened, has_foreign) = (Opened::default(), AtomicBool::new(false));
-        Ok(Self { devices, contexts, opened, has_foreign })
+        let crossovers = Crossovers::new(devices.len());
+        Ok(Self { devices, contexts, opened, has_foreign, crossovers })
     }
 
     fn context(&self, device: u32) -> Result<&Context, Failure> {
@@ -125,6 +128,10 @@ impl Nvidia {
 impl Driver for Nvidia {
     fn devices(&self) -> &[DeviceFacts] {
         &self.devices
+    }
+
+    fn crossovers(&self) -> &Crossovers {
+        &self.crossovers
     }
 
     fn free_bytes(&self, device: u32) -> Result<u64, Failure> {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::crossover::Way;
 use super::driver::{Driver, Failure};
 use super::even::{Even, Places};
 use super::memory::DeviceMemory;
@@ -62,12 +63,22 @@ impl PageList {
         self.to_len = work.target.len();
         self.ends = Some(Range { from, to: work.target.addr(), len: work.source.len() });
         let pair = work.pair();
-        if self.pair.replace(pair) != Some(pair) {
+        let are_others = self.pair.replace(pair) != Some(pair);
+        if are_others {
             self.ranges.change_regions();
         }
-        if !self.hold(work) {
-            return Ok(());
+        if self.hold(work) {
+            self.reach(work)?;
         }
+        if are_others && let Some((driver, device)) = &self.gpu {
+            let crossover = driver.crossovers().of(*device, work.way(*device));
+            self.ranges.change_way(crossover);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the GPU of all the others reaches both ends.
+    fn reach(&mut self, work: &CopyWork) -> Result<(), Failure> {
         let none = || Failure::refused("copy", "no end of it is on a GPU");
         let (driver, device) = work.driver().ok_or_else(none)?;
         let gpu = self.gpu.get_or_insert_with(|| (driver.clone(), device));
@@ -98,8 +109,9 @@ impl PageList {
     /// Adds pages of `len` bytes by their places between the ends; `false` where some aren't
     /// inside of them.
     pub fn push_all(&mut self, places: Places<'_>, len: usize) -> bool {
-        let ends = self.ends.as_ref();
-        if let Some(even) = ends.and_then(|ends| Even::between(ends, self.to_len, places, len)) {
+        let (to_len, crossover) = (self.to_len, self.ranges.crossover());
+        let even = |ends| Even::between(ends, to_len, places, len, crossover);
+        if let Some(even) = self.ends.as_ref().and_then(even) {
             self.bytes += len * places.words.len();
             self.evens.push(even);
             return true;
@@ -118,7 +130,7 @@ impl PageList {
         if self.is_out_of_reach {
             self.evens.drain(..).for_each(|pages| self.ranges.extend_apart(pages.ranges()));
         }
-        let mut launches = launches(self.ranges, !self.is_out_of_reach);
+        let mut launches = launches(&self.ranges, !self.is_out_of_reach);
         launches.extend(self.evens.into_iter().map(Launch::Even));
         let Self { regions, views, bytes, .. } = self;
         Ok(Pages { driver, device, launches, regions, views, bytes })
@@ -148,6 +160,16 @@ impl Pages {
             list.push(0, 0, work.bytes());
         }
         list.finish()
+    }
+
+    /// Copies between two regions, which the GPU reaches.
+    pub(super) fn planned(
+        (driver, device): (Arc<dyn Driver>, u32),
+        regions: Vec<Arc<Region>>,
+        ranges: &Ranges,
+    ) -> Self {
+        let (launches, views) = (launches(ranges, true), Vec::new());
+        Self { driver, device, launches, regions, views, bytes: 0 }
     }
 
     /// No copies, for what stands behind an event on a device and nothing else.
@@ -231,6 +253,17 @@ impl CopyWork {
         Some((device.driver(), device.device()))
     }
 
+    /// What lies between the device that makes it and the memory.
+    fn way(&self, device: u32) -> Way {
+        match (self.source_device(), self.target.region().device()) {
+            (Some(source), Some(target)) => {
+                let is_far = (source.device(), target.device()) != (device, device);
+                if is_far { Way::OtherGpu } else { Way::SameGpu }
+            }
+            _ => Way::Host,
+        }
+    }
+
     /// Names the two regions as long as they are held.
     fn pair(&self) -> (usize, usize) {
         let source = match &self.source {
@@ -274,3 +307,6 @@ impl CopyWork {
         source && self.target.region().is_reachable(driver)
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;

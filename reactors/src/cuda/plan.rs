@@ -1,8 +1,10 @@
 //! Pure: which launches move a list of ranges. Neighbours are joined first, but for those between
 //! other regions, which may be other allocations; then long ranges and the few go to the copy
 //! engine, which takes none of the device's multiprocessors, and the many to the kernel, for which
-//! a thousand cost one launch.
+//! a thousand cost one launch. What is long and few is a crossover's to say, that of each range's
+//! way.
 
+use super::crossover::Crossover;
 use super::even::Even;
 
 /// Bytes at one address to go to another.
@@ -15,15 +17,6 @@ pub struct Range {
     /// How many.
     pub len: usize,
 }
-
-/// From this length on a range is the copy engine's. Measured between two H200s: at 1 MiB it does
-/// 214 GB/s one behind the other and the kernel of 16 blocks 310, at 4 MiB 326 and 320, at 16 MiB
-/// 368.
-pub const ENGINE_MIN_BYTES: usize = 4 << 20;
-
-/// As many ranges are not worth a kernel. Between two H100s it takes 10.4 us from launch to end for
-/// up to 16 pages of 4 KiB; the copy engine takes 10.5 us for one, 16.9 for two, 23.7 for three.
-pub const ENGINE_MAX_RANGES: usize = 1;
 
 /// Pages that one launch takes: what fits into 32,764 bytes of arguments.
 pub const LAUNCH_MAX_PAGES: usize = 1600;
@@ -50,12 +43,14 @@ pub struct Ranges {
     ranges: Vec<Range>,
     /// The first one that the next may be joined with.
     joinable: usize,
+    /// Each with the first range that it counts for; those before have the default.
+    crossovers: Vec<(usize, Crossover)>,
 }
 
 impl Ranges {
     /// Room for so many.
     pub fn with_room(ranges: usize) -> Self {
-        Self { ranges: Vec::with_capacity(ranges), joinable: 0 }
+        Self { ranges: Vec::with_capacity(ranges), ..Self::default() }
     }
 
     /// Room for so many more.
@@ -75,6 +70,31 @@ impl Ranges {
         self.change_regions();
     }
 
+    /// What comes from here on goes another way, which has this crossover.
+    pub fn change_way(&mut self, crossover: Crossover) {
+        if self.crossover() != crossover {
+            self.crossovers.push((self.ranges.len(), crossover));
+            self.change_regions();
+        }
+    }
+
+    /// That of the way which the next one goes.
+    pub fn crossover(&self) -> Crossover {
+        self.crossovers.last().map_or_else(Crossover::default, |(_, last)| *last)
+    }
+
+    /// Each with its way's crossover.
+    fn each(&self) -> impl Iterator<Item = (Range, Crossover)> + '_ {
+        let (mut changes, mut crossover) =
+            (self.crossovers.iter().peekable(), Crossover::default());
+        self.ranges.iter().enumerate().map(move |(k, range)| {
+            while let Some((_, changed)) = changes.next_if(|(start, _)| *start <= k) {
+                crossover = *changed;
+            }
+            (*range, crossover)
+        })
+    }
+
     /// Adds one that isn't empty.
     pub fn push(&mut self, range: Range) {
         match self.ranges[self.joinable..].last_mut() {
@@ -85,17 +105,19 @@ impl Ranges {
 }
 
 /// The launches that move these. With `may_page` false the kernel can't reach some of the memory.
-pub fn launches(ranges: Ranges, may_page: bool) -> Vec<Launch> {
-    let joined = ranges.ranges;
-    let is_long = |range: &Range| range.len >= ENGINE_MIN_BYTES;
-    let pages = joined.iter().filter(|range| !is_long(range)).count();
-    if !may_page || pages <= ENGINE_MAX_RANGES {
-        return joined.into_iter().map(Launch::Copy).collect();
+pub fn launches(ranges: &Ranges, may_page: bool) -> Vec<Launch> {
+    let short = ranges.each().filter(|(range, crossover)| !crossover.is_long(range));
+    // Where ways differ in what few is, the one says it to which a launch is worth most.
+    let (pages, few) = short.fold((0, usize::MAX), |(pages, few), (_, crossover)| {
+        (pages + 1, few.min(crossover.engine_max_ranges))
+    });
+    if !may_page || pages <= few {
+        return ranges.ranges.iter().copied().map(Launch::Copy).collect();
     }
     let mut launches = Vec::new();
     let mut open = Open::default();
-    for range in joined {
-        if is_long(&range) {
+    for (range, crossover) in ranges.each() {
+        if crossover.is_long(&range) {
             launches.push(Launch::Copy(range));
         } else if let Some(full) = open.add(range) {
             launches.push(full);
@@ -103,6 +125,12 @@ pub fn launches(ranges: Ranges, may_page: bool) -> Vec<Launch> {
     }
     launches.extend(open.close());
     launches
+}
+
+impl Crossover {
+    fn is_long(&self, range: &Range) -> bool {
+        range.len >= self.engine_min_bytes
+    }
 }
 
 impl Launch {
@@ -185,6 +213,11 @@ mod tests {
         ranges((0..count).map(move |k| range(k * step, (1 << 40) + k * step, len)))
     }
 
+    /// What holds where nothing was measured.
+    fn default() -> Crossover {
+        Crossover::default()
+    }
+
     fn ranges(all: impl Iterator<Item = Range>) -> Ranges {
         let mut ranges = Ranges::default();
         all.for_each(|range| ranges.push(range));
@@ -193,22 +226,22 @@ mod tests {
 
     #[test]
     fn many_pages_are_one_launch_and_few_are_the_copy_engine_s() {
-        let planned = launches(pages(960, 12 << 10), true);
+        let planned = launches(&pages(960, 12 << 10), true);
         assert!(matches!(&planned[..], [Launch::Even(pages)] if pages.at.len() == 960));
-        let planned = launches(pages(1, 4096), true);
+        let planned = launches(&pages(1, 4096), true);
         assert!(matches!(&planned[..], [Launch::Copy(_)]));
-        let planned = launches(pages(8192, 4096), true);
+        let planned = launches(&pages(8192, 4096), true);
         assert_eq!(planned.len(), 8192usize.div_ceil(LAUNCH_MAX_PAGES));
     }
 
     #[test]
     fn neighbours_become_one_and_long_ranges_leave_the_kernel_alone() {
         let one = (0..1000).map(|k| range(k * 4096, (1 << 40) + k * 4096, 4096));
-        assert_eq!(launches(ranges(one), true), [Launch::Copy(range(0, 1 << 40, 4_096_000))]);
-        let long = range(1 << 50, 1 << 51, ENGINE_MIN_BYTES);
+        assert_eq!(launches(&ranges(one), true), [Launch::Copy(range(0, 1 << 40, 4_096_000))]);
+        let long = range(1 << 50, 1 << 51, default().engine_min_bytes);
         let mut with_long = pages(100, 4096);
         with_long.push(long);
-        let planned = launches(with_long, true);
+        let planned = launches(&with_long, true);
         assert!(matches!(&planned[..], [Launch::Copy(copied), Launch::Even(_)] if *copied == long));
     }
 
@@ -220,7 +253,7 @@ mod tests {
         ranges.push(range(4096, (1 << 40) + 4096, 4096));
         ranges.push(range(8192, (1 << 40) + 8192, 4096));
         let (first, rest) = (range(0, 1 << 40, 4096), range(4096, (1 << 40) + 4096, 8192));
-        assert_eq!(launches(ranges, true), [Launch::Pages(vec![first, rest])]);
+        assert_eq!(launches(&ranges, true), [Launch::Pages(vec![first, rest])]);
     }
 
     #[test]
@@ -240,43 +273,115 @@ mod tests {
 
     #[test]
     fn what_the_kernel_can_t_reach_is_the_copy_engine_s() {
-        let planned = launches(pages(100, 4096), false);
+        let planned = launches(&pages(100, 4096), false);
         assert!(planned.len() == 100 && planned.iter().all(|one| matches!(one, Launch::Copy(_))));
     }
 
+    #[test]
+    fn what_is_long_and_few_is_a_crossover_s_to_say() {
+        let planned = |count, len, engine_min_bytes, engine_max_ranges| {
+            let mut ranges = Ranges::default();
+            ranges.change_way(Crossover { engine_min_bytes, engine_max_ranges });
+            pages(count, len).ranges.into_iter().for_each(|page| ranges.push(page));
+            let launches = launches(&ranges, true);
+            let is_copy = |launch: &&Launch| matches!(launch, Launch::Copy(_));
+            (launches.iter().filter(is_copy).count(), launches.len())
+        };
+        assert_eq!(planned(10, 64 << 10, 64 << 10, 1), (10, 10));
+        assert_eq!(planned(10, (64 << 10) - 1, 64 << 10, 1), (0, 1));
+        assert_eq!(planned(10, 15 << 20, 16 << 20, 1), (0, 1));
+        assert_eq!((planned(3, 4096, 1 << 20, 3), planned(4, 4096, 1 << 20, 3)), ((3, 3), (0, 1)));
+        assert_eq!(planned(1, 4096, 1 << 20, 0), (0, 1));
+    }
+
+    #[test]
+    fn each_range_goes_by_its_own_way_s_crossover() {
+        let crossover = |engine_min_bytes| Crossover { engine_min_bytes, engine_max_ranges: 1 };
+        let mut ranges = Ranges::default();
+        let mut at = 0;
+        for engine_min_bytes in [4096, 8192, 4096, 4096, default().engine_min_bytes] {
+            ranges.change_way(crossover(engine_min_bytes));
+            ranges.push(range(at, (1 << 40) + at, 5000));
+            at += 1 << 20;
+        }
+        let copied: Vec<_> = launches(&ranges, true)
+            .into_iter()
+            .filter_map(|launch| match launch {
+                Launch::Copy(range) => Some(range.from >> 20),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(copied, [0, 2, 3]);
+        // Neighbours on different ways stay apart.
+        let mut ranges = Ranges::default();
+        ranges.push(range(0, 1 << 40, 4096));
+        ranges.change_way(crossover(4096));
+        ranges.push(range(4096, (1 << 40) + 4096, 4096));
+        assert_eq!(launches(&ranges, true).len(), 2);
+        // Few is what each of the ways calls few.
+        let mut ranges = Ranges::default();
+        for (at, engine_max_ranges) in [(0, 3), (1 << 20, 1)] {
+            ranges.change_way(Crossover { engine_max_ranges, ..default() });
+            ranges.push(range(at, (1 << 40) + at, 4096));
+        }
+        assert!(matches!(&launches(&ranges, true)[..], [Launch::Even(_)]));
+    }
+
+    /// Of one or none of several ways.
+    fn any_crossover() -> impl Strategy<Value = Option<Crossover>> {
+        let any = (1usize..6 << 20, 0usize..5).prop_map(|(engine_min_bytes, engine_max_ranges)| {
+            Crossover { engine_min_bytes, engine_max_ranges }
+        });
+        proptest::option::weighted(0.1, any)
+    }
+
     proptest! {
-        /// Whatever is asked for, every byte is moved once, and no launch is one that the kernel
-        /// doesn't take.
+        /// Whatever is asked for, every byte is moved once, no launch is one that the kernel
+        /// doesn't take, and each range is moved by what its way is best at.
         #[test]
         fn launches_tile_what_was_asked(
-            lens in proptest::collection::vec((1usize..6 << 20, any::<bool>()), 1..400),
+            asks in proptest::collection::vec(
+                (1usize..6 << 20, any::<bool>(), any_crossover()), 1..400),
         ) {
-            let (mut at, mut asked) = (0u64, Vec::new());
-            for (len, is_neighbour) in lens {
+            let (mut at, mut asked, mut ways) = (0u64, Ranges::default(), vec![(0, default())]);
+            for (len, is_neighbour, changed) in asks {
                 at += if is_neighbour { 0 } else { 64 };
+                if let Some(crossover) = changed {
+                    asked.change_way(crossover);
+                    ways.push((at, crossover));
+                }
                 asked.push(range(at, (1 << 40) + at, len));
                 at += len as u64;
             }
-            let mut moved: Vec<Range> = Vec::new();
-            for launch in launches(ranges(asked.iter().copied()), true) {
-                match launch {
-                    Launch::Copy(range) => moved.push(range),
-                    Launch::Even(pages) => {
-                        prop_assert!(pages.at.len() <= LAUNCH_MAX_PAGES);
-                        moved.extend(pages.ranges());
+            let way = |range: &Range| {
+                let at = ways.partition_point(|(start, _)| *start <= range.from);
+                ways[at - 1].1
+            };
+            let (mut moved, mut copied) = (Vec::new(), Vec::new());
+            for launch in launches(&asked, true) {
+                let pages = match launch {
+                    Launch::Copy(range) => {
+                        copied.push(range);
+                        continue;
                     }
-                    Launch::Pages(pages) => {
-                        prop_assert!(pages.len() <= LAUNCH_MAX_PAGES);
-                        let longest = pages.iter().map(|page| page.len).max().unwrap();
-                        let shortest = pages.iter().map(|page| page.len).min().unwrap();
-                        prop_assert!(longest < ENGINE_MIN_BYTES && longest <= shortest * SKEW_MAX);
-                        moved.extend(pages);
-                    }
-                }
+                    Launch::Even(pages) => pages.ranges().collect(),
+                    Launch::Pages(pages) => pages,
+                };
+                prop_assert!(pages.len() <= LAUNCH_MAX_PAGES);
+                let longest = pages.iter().map(|page| page.len).max().unwrap();
+                let shortest = pages.iter().map(|page| page.len).min().unwrap();
+                prop_assert!(longest <= shortest * SKEW_MAX);
+                prop_assert!(pages.iter().all(|page| page.len < way(page).engine_min_bytes));
+                moved.extend(pages);
             }
+            let few: Vec<_> =
+                copied.iter().filter(|range| range.len < way(range).engine_min_bytes).collect();
+            prop_assert!(few.iter().all(|range| few.len() <= way(range).engine_max_ranges));
+            prop_assert!(few.is_empty() || moved.is_empty());
+            moved.extend(copied);
             moved.sort_by_key(|range| range.from);
             let joined = |all: Vec<Range>| ranges(all.into_iter()).ranges;
-            prop_assert_eq!(joined(moved), joined(asked));
+            prop_assert_eq!(joined(moved), joined(asked.ranges));
         }
     }
 }

@@ -14,6 +14,7 @@ use kvrail_reactors::region;
 use super::handed::Borrower;
 use super::message::Vram;
 use super::sources::Means;
+use crate::memory::reach_peers;
 
 /// A peer's process, or why it can't be read.
 pub(super) type Visible = Result<Arc<Process>, Arc<str>>;
@@ -172,8 +173,9 @@ async fn opened(gpus: Gpus, shared: Shared, borrower: Option<Borrower>) -> Resul
 
 fn on_device(memory: DeviceMemory, len: usize) -> Result<Means, Arc<str>> {
     let region = region::Region::on_device(memory, len);
-    let region = region.ok_or_else(|| vrams(&"it has no such length"))?;
-    Ok(Means::Gpu(Arc::new(region)))
+    let region = Arc::new(region.ok_or_else(|| vrams(&"it has no such length"))?);
+    reach_peers(&region);
+    Ok(Means::Gpu(region))
 }
 
 fn vrams(why: &dyn std::fmt::Display) -> Arc<str> {
