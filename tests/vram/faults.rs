@@ -162,38 +162,3 @@ fn pins_go_when_the_memory_is_taken_back() {
         drop(held);
     });
 }
-
-#[test]
-fn a_thousand_openings_leave_nothing_behind() {
-    run(async {
-        let (ours, theirs) = (fake(), fake());
-        let (a, b) = (engine_with(&ours), engine_with(&theirs));
-        let near = region(&a, 64 << 10, GPU);
-        let fds = || std::fs::read_dir("/proc/self/fd").expect("proc").count();
-        let mut before = 0;
-        for turn in 0..1000 {
-            let peer = open(&a, &b, PathKind::Host).await;
-            let far = region(&b, 64 << 10, GPU);
-            a.transfer(write(&peer, &near, &buffer(&far), &pages(16, 4096)))
-                .await
-                .expect("a write");
-            a.transfer(read(&peer, &near, &buffer(&far), &pages(16, 4096))).await.expect("a read");
-            b.unregister(far).await.expect("quiet");
-            a.close(peer).await.expect("closed");
-            if turn == 20 {
-                before = fds();
-            }
-        }
-        a.unregister(near).await.expect("quiet");
-        // What peers mapped goes when their sessions have heard of it.
-        for _ in 0..500 {
-            if (ours.allocations(), theirs.allocations()) == (0, 0) {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        assert_eq!((ours.allocations(), theirs.allocations()), (0, 0));
-        assert_eq!((ours.pins(), theirs.pins()), (0, 0));
-        assert!(fds() <= before + 8, "{} descriptors, {before} before", fds());
-    });
-}

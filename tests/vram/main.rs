@@ -2,12 +2,17 @@
 //! so that engines of one test see each other's memory as two processes do; with
 //! `KVRAIL_GPUS=real` the same tests run on the machine's own.
 
+mod child;
 mod events;
 mod faults;
 mod foreign;
+mod killed;
+mod leaks;
 mod ownership;
 mod paths;
 mod processes;
+#[path = "../stopping/mod.rs"]
+mod stopping;
 mod tcp;
 mod timed;
 

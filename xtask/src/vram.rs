@@ -12,14 +12,14 @@ use crate::shell::{Shell, WHOLE, quoted, run};
 /// The folder's name, here under `target` and there.
 const FOLDER: &str = "kvrail-vram";
 
-/// The suite: every path, ownership, others' memory and events on real GPUs, then kvrail beside the
-/// peers whose wheels came along.
+/// The suite: every path, ownership, others' memory, events, peers that are killed and what leaks
+/// on real GPUs, then kvrail beside the peers whose wheels came along.
 const RUN: &str = r#"#!/bin/sh
 # usage: ./run [ROUNDS [SECONDS]]
 cd "$(dirname "$0")" || exit 1
 export KVRAIL_GPUS=real PYTHONPATH="$PWD/site${PYTHONPATH:+:$PYTHONPATH}"
 ./kvrail topology || exit 1
-./vram-tests paths ownership foreign processes events timed --test-threads 1 || exit 1
+./vram-tests paths ownership foreign processes events timed killed leaks --test-threads 1 || exit 1
 for wheel in wheels/*.whl; do
     [ -f "$wheel" ] || continue
     python3 -m pip install -q --no-deps --no-index --target site "$wheel" || exit 1

@@ -152,6 +152,24 @@ impl Stream for FakeStream {
     }
 }
 
+impl Drop for FakeStream {
+    /// A device goes on with what it was given, whoever has forgotten it.
+    fn drop(&mut self) {
+        if lock(&self.queue).items.is_empty() {
+            return;
+        }
+        let (shared, queue) = (self.shared.clone(), self.queue.clone());
+        std::thread::spawn(move || {
+            while !shared.faults().is_lost && !lock(&queue).items.is_empty() {
+                std::thread::sleep(PAUSE);
+                if !shared.faults().is_stalled {
+                    lock(&queue).advance(&shared);
+                }
+            }
+        });
+    }
+}
+
 impl Queue {
     /// Does what stands before the next mark; `false` where there is nothing.
     fn advance(&mut self, shared: &Shared) -> bool {
