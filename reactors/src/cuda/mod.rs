@@ -38,7 +38,7 @@ use std::sync::{Arc, OnceLock};
 pub use self::driver::{DeviceFacts, Driver, Event, Failure};
 pub use self::landing::Landing;
 pub(crate) use self::memory::Pin;
-pub use self::memory::{DeviceMemory, Export, Shared};
+pub use self::memory::{DeviceMemory, DmaBuf, Export, Shared};
 pub use self::pages::{PageList, Pages};
 pub use self::reactor::{Cuda, Group, GroupDone, Order, Recorded, SM_BUDGET};
 
