@@ -62,7 +62,7 @@ impl Fake {
             return Err(no("it was asked to fail"));
         }
         let page = region::PAGE_BYTES;
-        if addr % page as u64 != 0 || len % page != 0 || len == 0 {
+        if !addr.is_multiple_of(page as u64) || !len.is_multiple_of(page) || len == 0 {
             return Err(no("CUDA_ERROR_INVALID_VALUE"));
         }
         let storage = lock(&self.shared.storage);
