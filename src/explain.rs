@@ -249,8 +249,9 @@ impl Inner {
             true => "always there; encrypted by the kernel, which the estimate leaves out",
             false => "always there",
         };
-        let rails = match region.is_on_gpu() {
-            true => Err("no NIC reaches a GPU's memory here: it goes by way of the host's".into()),
+        let has_keys = || self.rdma().is_some_and(|rdma| rdma.has(region.memory()));
+        let rails = match region.is_on_gpu() && !has_keys() {
+            true => Err("no NIC reaches this GPU's memory: it goes by way of the host's".into()),
             false => rails,
         };
         let candidates = |finding| {

@@ -166,8 +166,9 @@ impl Exposed {
         let Some(rdma) = &self.rdma else { return descriptor };
         // A NIC's keys are good for all that a region permits: he who may do less gets none, and
         // goes by TCP or by a grant's window.
-        // No NIC has a GPU's memory.
-        let is_all_his = |region: &Region| access(region) == region.access() && !region.is_on_gpu();
+        // Not every NIC has a GPU's memory.
+        let has_keys = |region: &Region| !region.is_on_gpu() || rdma.has(region.memory());
+        let is_all_his = |region: &Region| access(region) == region.access() && has_keys(region);
         let (full, rest): (Vec<_>, Vec<_>) = his.into_iter().partition(is_all_his);
         let mut descriptor = rdma.describe(descriptor, &full);
         descriptor.buffers.extend(rest.iter().map(buffer));

@@ -21,6 +21,12 @@ pub struct RemoteBuffer {
     pub len: u64,
 }
 
+impl RemoteBuffer {
+    fn is_on_gpu(&self) -> bool {
+        self.name.starts_with("cuda:")
+    }
+}
+
 /// An opened peer. Clones are the same peer; its connections close with the last one.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -62,7 +68,12 @@ impl Peer {
 
     /// Whether the peer's range that holds this address is on a GPU.
     pub(crate) fn is_on_gpu(&self, addr: u64) -> bool {
-        self.buffer(addr).is_some_and(|buffer| buffer.name.starts_with("cuda:"))
+        self.buffer(addr).is_some_and(RemoteBuffer::is_on_gpu)
+    }
+
+    /// Whether any range of the peer's is on a GPU.
+    pub(crate) fn has_vram(&self) -> bool {
+        self.buffers().iter().any(RemoteBuffer::is_on_gpu)
     }
 
     fn buffer(&self, addr: u64) -> Option<&RemoteBuffer> {

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use kvrail_reactors::region::{Region, Slice};
+
 use super::Event;
 use crate::engine::Inner;
 use crate::flight::{Announce, EVENT, Flight, Portion};
@@ -29,7 +31,7 @@ impl Inner {
         reach: &Arc<Reach>,
         started: quanta::Instant,
     ) -> Arc<Flight> {
-        let sorted = sort(plan, reach);
+        let sorted = self.sort(plan, reach);
         let is_one = sorted.rest.is_empty() && bytes(&sorted.rails) <= RDMA_GROUP_BYTES;
         let event = plan.event.clone();
         // A step of a counter that is known to be open follows the data on its own rails.
@@ -57,7 +59,7 @@ impl Inner {
                 tracing::debug!(peer = %link.route.name, %error, "what it has now is not known");
             }
             let Some(reach) = link.reach() else { return };
-            let sorted = sort(&gate.flight().plan, &reach);
+            let sorted = found.sort(&gate.flight().plan, &reach);
             found.post_sorted_rdma(&reach, gate, sorted, None);
         });
     }
@@ -168,12 +170,49 @@ impl Inner {
     }
 }
 
-fn sort(plan: &Plan, reach: &Reach) -> Sorted {
+impl Inner {
+    fn sort(&self, plan: &Plan, reach: &Reach) -> Sorted {
+        let has_vram = plan.peer.has_vram();
+        let (rdma, mut ours) = (self.rdma(), Ours::default());
+        let may_go = |slice: &PlannedSlice, memory: &Slice| {
+            // Grants are windows, which a GPU's memory has none of.
+            let is_theirs =
+                has_vram && plan.key(slice).is_some() && plan.peer.is_on_gpu(slice.addr);
+            !is_theirs
+                && ours.has(memory.region(), |region| rdma.is_some_and(|rdma| rdma.has(region)))
+        };
+        sort(plan, reach, may_go)
+    }
+}
+
+/// Whether NICs have our own memory: a GPU's they may not have, which is asked once for all slices
+/// in a row of one region.
+#[derive(Default)]
+struct Ours {
+    last: Option<(u64, bool)>,
+}
+
+impl Ours {
+    fn has(&mut self, region: &Region, ask: impl FnOnce(&Region) -> bool) -> bool {
+        if region.device().is_none() {
+            return true;
+        }
+        let known = self.last.filter(|(id, _)| *id == region.id()).map(|(_, has)| has);
+        let has = known.unwrap_or_else(|| ask(region));
+        self.last = Some((region.id(), has));
+        has
+    }
+}
+
+fn sort(
+    plan: &Plan,
+    reach: &Reach,
+    mut may_go: impl FnMut(&PlannedSlice, &Slice) -> bool,
+) -> Sorted {
     let mut sorted = Sorted { rails: Vec::with_capacity(plan.slices.len()), rest: Vec::new() };
     for slice in &plan.slices {
         let (local, is_write) = (plan.memory(slice), plan.operation(slice) == Operation::Write);
-        if local.region().device().is_some() {
-            // No NIC has a GPU's memory.
+        if !may_go(slice, &local) {
             sorted.rest.push(*slice);
             continue;
         }
@@ -206,4 +245,33 @@ fn bytes(rails: &[(PlannedSlice, RdmaSlice)]) -> usize {
 fn unpublished(flight: &Flight, slice: &PlannedSlice) -> Error {
     let what = format!("the peer publishes no memory at {:#x} of {} bytes", slice.addr, slice.len);
     Error::refused(what).with_peer(flight.plan.peer_name()).with_path(PathKind::Rdma)
+}
+
+#[cfg(test)]
+mod tests {
+    use kvrail_reactors::cuda::DeviceMemory;
+    use kvrail_reactors::cuda::fake::Fake;
+
+    use super::*;
+
+    #[test]
+    fn a_gpus_memory_goes_by_rails_once_nics_have_it_and_is_asked_about_once() {
+        let fake = Arc::new(Fake::new(1, 1 << 20));
+        let vram = || {
+            let memory = DeviceMemory::allocate(fake.clone(), 0, 4096).unwrap();
+            Region::on_device(memory, 4096).unwrap()
+        };
+        let (host, first, second) = (Region::allocate(4096, None).unwrap(), vram(), vram());
+        let (mut ours, mut asked) = (Ours::default(), Vec::new());
+        let mut has = |region: &Region| {
+            ours.has(region, |region| {
+                asked.push(region.id());
+                region.id() == second.id()
+            })
+        };
+        assert!(has(&host), "host memory is theirs, or no region");
+        assert!(!has(&first) && !has(&first));
+        assert!(has(&second) && has(&host) && has(&second));
+        assert_eq!(asked, [first.id(), second.id()]);
+    }
 }

@@ -4,8 +4,13 @@
 use std::time::Duration;
 
 use kvrail::{ErrorKind, Location, PathKind, Proof};
+use kvrail_reactors::cuda::DeviceMemory;
+use kvrail_reactors::cuda::driver::FailureKind;
+use kvrail_reactors::cuda::outside::EternalVram;
 
-use super::{buffer, engine_with, fake, open, pages, read, region, run, shared, write};
+use super::{
+    buffer, driver, engine_with, fake, is_real, open, pages, read, region, run, shared, write,
+};
 
 const GPU: Location = Location::Cuda(0);
 
@@ -53,4 +58,22 @@ fn a_region_goes_when_the_gpu_is_done_with_it() {
         let late = a.transfer(write(&peer, &near, &buffer(&far), &pages)).await;
         assert!(late.is_err());
     });
+}
+
+/// A GPU of several whose NICs' writes the others may read too early refuses, and says why.
+#[test]
+fn nics_get_our_own_memory_and_the_callers_as_it_lies_in_its_pages() {
+    let driver = driver();
+    let ours = DeviceMemory::allocate(driver.clone(), 0, 100_000).expect("memory");
+    let theirs = EternalVram::new(driver.clone(), 0, 1 << 20, true).expect("memory");
+    let part = DeviceMemory::foreign(driver.clone(), &theirs.part(5_000, 6_000)).expect("memory");
+    for (memory, offset) in [(ours, 0), (part, 5_000 % 4_096)] {
+        match memory.dma_buf() {
+            Ok(given) => assert_eq!(given.offset, offset),
+            Err(failure) => {
+                assert!(is_real() && failure.kind == FailureKind::Refused, "{failure}");
+                println!("{failure}");
+            }
+        }
+    }
 }

@@ -148,6 +148,14 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The driver's own.
     fn export(&self, allocation: &Allocation) -> Result<OwnedFd, Failure>;
 
+    /// A descriptor by which other devices of this host, NICs say, reach a range of a device's
+    /// memory (dma-buf). The memory stays as long as one of them holds it.
+    ///
+    /// # Errors
+    /// The driver's own. Refused: the range is not of whole pages of the host, or others' writes
+    /// into it would not be seen in their order.
+    fn dma_buf(&self, device: u32, addr: u64, len: usize) -> Result<OwnedFd, Failure>;
+
     /// Maps another process's allocation of so many bytes here.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ const PAGE_BYTES: usize = 64 << 10;
 pub struct Faults {
     /// No memory is to be had.
     pub no_memory: bool,
+    /// Other devices get no memory.
+    pub no_dma_buf: bool,
     /// Another process's handles are refused.
     pub no_import: bool,
     /// Nobody's memory is known.
@@ -68,6 +70,7 @@ struct Shared {
     launches: AtomicUsize,
     opened: Opened,
     events: Mutex<Vec<EventState>>,
+    dma_bufs: Mutex<Vec<(u64, usize)>>,
 }
 
 /// How often an event was recorded, and which of these times has completed.
@@ -150,6 +153,12 @@ impl Fake {
         self.shared.launches.load(Ordering::Relaxed)
     }
 
+    /// Ranges that other devices were given, by address and length. What stands for their
+    /// descriptor is the whole allocation's memfd.
+    pub fn dma_bufs(&self) -> Vec<(u64, usize)> {
+        lock(&self.shared.dma_bufs).clone()
+    }
+
     /// Ranges of host memory that are pinned.
     pub fn pins(&self) -> usize {
         lock(&self.shared.pinned).len()
@@ -203,6 +212,10 @@ impl Driver for Fake {
         let missing = || Failure::refused("export", "no such allocation");
         let storage = storage.get(&allocation.addr).ok_or_else(missing)?;
         storage.file.try_clone().map(Into::into).map_err(|error| refused("export", &error))
+    }
+
+    fn dma_buf(&self, device: u32, addr: u64, len: usize) -> Result<OwnedFd, Failure> {
+        self.for_devices(device, addr, len)
     }
 
     fn import(&self, fd: BorrowedFd<'_>, bytes: usize) -> Result<Allocation, Failure> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::driver::{Allocation, DeviceFacts, Driver, Failure, Holding, IpcHandle};
 use crate::foreign::ForeignVram;
+use crate::region::PAGE_BYTES;
 
 /// Device memory that this process can name: its own, the caller's, or another process's that is
 /// mapped here.
@@ -63,6 +64,15 @@ pub struct Shared {
     pub bytes: usize,
     /// The GPU, by the number that is the same in every process.
     pub uuid: [u8; 16],
+}
+
+/// Device memory as other devices of this host reach it.
+#[derive(Debug)]
+pub struct DmaBuf {
+    /// Of the host's pages that cover the memory.
+    pub fd: OwnedFd,
+    /// Where in them the memory begins, in bytes.
+    pub offset: u64,
 }
 
 impl DeviceMemory {
@@ -181,6 +191,26 @@ impl DeviceMemory {
         let facts = self.driver.devices().get(self.device as usize);
         let uuid = facts.map(|facts| facts.uuid).unwrap_or_default();
         Ok(Shared { handle, offset, bytes: self.bytes, uuid })
+    }
+
+    /// What other devices of this host reach it by. Somebody else's that ends within a page brings
+    /// all of that page: whoever registers it names the bytes.
+    ///
+    /// # Errors
+    /// The driver's own. Refused: it is another process's, or as [`Driver::dma_buf`].
+    pub fn dma_buf(&self) -> Result<DmaBuf, Failure> {
+        if self.is_opened() {
+            return Err(Failure::refused("dma-buf", "it is another process's"));
+        }
+        let page = PAGE_BYTES as u64;
+        let offset = self.addr % page;
+        let len = offset.checked_add(self.bytes as u64);
+        let len = len.and_then(|len| len.checked_next_multiple_of(page));
+        let too_long =
+            || Failure::refused("dma-buf", format!("{} bytes are no length", self.bytes));
+        let len = len.ok_or_else(too_long)? as usize;
+        let fd = self.driver.dma_buf(self.device, self.addr - offset, len)?;
+        Ok(DmaBuf { fd, offset })
     }
 
     /// Whether other processes of this host can map it, as far as is known without trying.

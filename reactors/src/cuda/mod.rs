@@ -42,7 +42,7 @@ pub use self::driver::{DeviceFacts, Driver, Event, Failure};
 pub use self::even::Places;
 pub use self::landing::Landing;
 pub(crate) use self::memory::Pin;
-pub use self::memory::{DeviceMemory, Export, Shared};
+pub use self::memory::{DeviceMemory, DmaBuf, Export, Shared};
 pub use self::pages::{PageList, Pages};
 pub use self::reactor::{Cuda, Group, GroupDone, Order, Recorded, SM_BUDGET};
 

@@ -151,6 +151,11 @@ impl Driver for Nvidia {
         memory::export(allocation)
     }
 
+    fn dma_buf(&self, device: u32, addr: u64, len: usize) -> Result<OwnedFd, Failure> {
+        let _current = self.context(device)?.enter()?;
+        memory::dma_buf(&self.devices[device as usize], addr, len)
+    }
+
     fn import(&self, fd: BorrowedFd<'_>, bytes: usize) -> Result<Allocation, Failure> {
         let _current = self.any_context()?.enter()?;
         memory::import(&self.devices, fd, bytes)

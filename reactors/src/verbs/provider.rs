@@ -10,6 +10,7 @@ mod markers;
 mod memory;
 mod nic;
 mod parallel;
+mod pinned;
 mod posted;
 mod queue;
 mod receives;

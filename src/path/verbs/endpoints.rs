@@ -314,8 +314,12 @@ impl Endpoints {
         self.seat(nic).into_iter().for_each(|seat| seat.nic.close_window(key));
     }
 
-    /// The key of the registration that holds all of these bytes on a NIC.
+    /// The key of the registration that holds all of these bytes on a NIC, to open windows in.
     pub(super) fn key_of(&self, nic: u8, bytes: &Slice) -> Option<RemoteKey> {
+        if bytes.region().device().is_some() {
+            // The kernel gives a GPU's memory no windows.
+            return None;
+        }
         let registration = self.nics.get(usize::from(nic))?.adapter.find(bytes.region())?;
         let start = (bytes.addr() - bytes.region().addr()) as usize;
         let holds = |(offset, len, _): &(usize, usize, RemoteKey)| {

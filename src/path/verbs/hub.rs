@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kvrail_reactors::verbs::{RemoteAccess, RemoteKey};
+use kvrail_reactors::region::Region as Memory;
+use kvrail_reactors::verbs::{RemoteAccess, RemoteKey, VerbsError};
 
 use super::RdmaActor;
 use super::devices::{self, LocalNic};
@@ -34,6 +35,8 @@ pub(crate) struct Rdma {
     gate: Arc<Gate>,
     pub(super) arrivals: Arc<Arrivals>,
     on_registering: Option<OnRegistering>,
+    /// That memory of a GPU's goes by TCP.
+    has_said_tcp: AtomicBool,
     shards: OnceLock<Vec<Seat>>,
     strangers: Mutex<Strangers>,
 }
@@ -112,6 +115,7 @@ impl Rdma {
             gate: exposure.gate.clone(),
             arrivals: exposure.arrivals.clone(),
             on_registering: settings.on_registering.clone(),
+            has_said_tcp: AtomicBool::new(false),
             shards: OnceLock::new(),
             strangers: Mutex::default(),
         }))
@@ -172,29 +176,36 @@ impl Rdma {
     /// Makes a region reachable for every NIC, and by them for peers as its access says.
     ///
     /// # Errors
-    /// Refused: a NIC does not take it; why.
+    /// Refused: a NIC does not take it; why. None has it then.
     pub(crate) fn register(&self, region: &Region) -> Result<()> {
         let access = access(region);
         for (at, nic) in self.nics.iter().enumerate() {
             let all = region.len() * self.nics.len();
             let tell = |done: usize, _| {
-                let told = self.on_registering.as_ref();
+                // A GPU's may be refused after all, and takes no time.
+                let told = self.on_registering.as_ref().filter(|_| !region.is_on_gpu());
                 told.into_iter().for_each(|told| told.tell(at * region.len() + done, all));
             };
             if let Err(error) = nic.adapter.register_with(region.memory(), access, &tell) {
                 self.nics[..at]
                     .iter()
                     .for_each(|nic| nic.adapter.deregister(region.memory(), access));
-                return Err(Error::refused(format!(
-                    "{} does not take {} bytes: raise the limit of locked memory (`ulimit -l`, \
-                     LimitMEMLOCK=, `docker run --ulimit memlock=-1`)",
-                    nic.name(),
-                    region.len()
-                ))
-                .with_source(error));
+                return Err(not_registered(nic.name(), region, error));
             }
         }
         Ok(())
+    }
+
+    /// Whether every NIC reaches a region.
+    pub(crate) fn has(&self, memory: &Memory) -> bool {
+        self.nics.iter().all(|nic| nic.adapter.find(memory).is_some())
+    }
+
+    /// Says once that memory of a GPU's goes by TCP, and why.
+    pub(crate) fn leaves_to_tcp(&self, why: &Error) {
+        if !self.has_said_tcp.swap(true, Ordering::Relaxed) {
+            tracing::info!(%why, "memory of GPUs goes by TCP: no NIC reaches it");
+        }
     }
 
     /// Takes a region back; returns when no NIC reaches it any more.
@@ -367,6 +378,21 @@ impl Strangers {
 fn access(region: &Region) -> RemoteAccess {
     let access = region.access();
     RemoteAccess { read: access.read, write: access.write }
+}
+
+fn not_registered(nic: &str, region: &Region, error: VerbsError) -> Error {
+    if region.is_on_gpu() {
+        let first: &dyn std::error::Error = &error;
+        let all = std::iter::successors(Some(first), |error| error.source());
+        let why: Vec<_> = all.map(ToString::to_string).collect();
+        return Error::refused(format!("{nic} takes no memory of the GPU: {}", why.join(": ")));
+    }
+    Error::refused(format!(
+        "{nic} does not take {} bytes: raise the limit of locked memory (`ulimit -l`, \
+         LimitMEMLOCK=, `docker run --ulimit memlock=-1`)",
+        region.len()
+    ))
+    .with_source(error)
 }
 
 /// The shard that has all that concerns a Mooncake peer.

@@ -2,12 +2,13 @@
 //! says where in /proc its memfd is), and events.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::super::driver::{Allocation, Driver, Event, Failure, Holding, IpcHandle};
 use super::super::outside::Outside;
 use super::{EventState, Fake, Owner, PAGE_BYTES, Shared, Storage, device_of, file, lock, refused};
+use crate::region;
 
 /// A fake's "processes" are its clones of one memory, since tests have several in one process.
 fn process(fake: &Fake) -> u64 {
@@ -47,6 +48,32 @@ impl Fake {
             *bytes = word.to_le_bytes();
         }
         Ok(handle)
+    }
+
+    pub(super) fn for_devices(
+        &self,
+        device: u32,
+        addr: u64,
+        len: usize,
+    ) -> Result<OwnedFd, Failure> {
+        let call = "cuMemGetHandleForAddressRange";
+        let no = |why: &str| Failure::refused(call, why);
+        if self.shared.faults().no_dma_buf {
+            return Err(no("it was asked to fail"));
+        }
+        let page = region::PAGE_BYTES;
+        if !addr.is_multiple_of(page as u64) || !len.is_multiple_of(page) || len == 0 {
+            return Err(no("CUDA_ERROR_INVALID_VALUE"));
+        }
+        let storage = lock(&self.shared.storage);
+        let below = storage.range(..=addr).next_back();
+        let (name, storage) = below.ok_or_else(|| no("no memory of a GPU's"))?;
+        let is_inside = (addr - name) as usize + len <= storage.bytes;
+        if !is_inside || storage.device != device {
+            return Err(no("no memory of this GPU's"));
+        }
+        lock(&self.shared.dma_bufs).push((addr, len));
+        storage.file.try_clone().map(Into::into).map_err(|error| refused(call, &error))
     }
 
     pub(super) fn open_shared(
@@ -111,5 +138,34 @@ impl Outside for Fake {
         let allocation = Allocation { device, addr, bytes: 0, handle: 0 };
         // SAFETY: the caller's promise.
         unsafe { Driver::free(self, &allocation) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::cuda::DeviceMemory;
+
+    #[test]
+    fn other_devices_get_whole_pages_of_what_is_there() {
+        let fake = Arc::new(Fake::new(2, 1 << 20));
+        let memory = DeviceMemory::allocate(fake.clone(), 1, PAGE_BYTES).unwrap();
+        // SAFETY: both ranges are alive, and nobody refers to the GPU's.
+        unsafe { fake.copy(1, b"bytes".as_ptr() as u64, memory.addr(), 5) }.unwrap();
+        let given = memory.dma_buf().unwrap();
+        let mut found = [0; 5];
+        File::from(given.fd).read_exact_at(&mut found, given.offset).unwrap();
+        assert_eq!(&found, b"bytes");
+        let page = region::PAGE_BYTES;
+        let is_given = |device, addr, len| fake.dma_buf(device, addr, len).is_ok();
+        assert!(is_given(1, memory.addr() + page as u64, page));
+        assert!(!is_given(0, memory.addr(), page), "it is another GPU's");
+        assert!(!is_given(1, memory.addr() + 8, page) && !is_given(1, memory.addr(), 8));
+        assert!(!is_given(1, memory.addr(), PAGE_BYTES + page), "it ends before");
+        assert_eq!(fake.dma_bufs().len(), 2);
+        fake.break_with(|faults| faults.no_dma_buf = true);
+        assert!(memory.dma_buf().is_err());
     }
 }

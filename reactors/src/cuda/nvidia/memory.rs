@@ -4,13 +4,18 @@
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use cudarc::driver::sys::{
-    self, CUmemAccess_flags, CUmemAccessDesc, CUmemAllocationGranularity_flags,
-    CUmemAllocationHandleType, CUmemAllocationProp, CUmemAllocationType, CUmemLocation,
-    CUmemLocationType,
+    self, CUGPUDirectRDMAWritesOrdering, CUdevice_attribute, CUmemAccess_flags, CUmemAccessDesc,
+    CUmemAllocationGranularity_flags, CUmemAllocationHandleType, CUmemAllocationProp,
+    CUmemAllocationType, CUmemLocation, CUmemLocationType, CUmemRangeHandleType,
 };
+
+use CUdevice_attribute as Attribute;
 
 use super::call::call;
 use crate::cuda::driver::{Allocation, DeviceFacts, Failure};
+
+/// What gives memory to other devices.
+const DMA_BUF: &str = "cuMemGetHandleForAddressRange";
 
 pub(super) fn location(device: u32) -> CUmemLocation {
     CUmemLocation { type_: CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device as i32 }
@@ -27,7 +32,11 @@ fn properties(device: u32) -> CUmemAllocationProp {
 }
 
 pub(super) fn allocate(device: &DeviceFacts, len: usize) -> Result<Allocation, Failure> {
-    let properties = properties(device.ordinal);
+    let mut properties = properties(device.ordinal);
+    // NICs may come later. A device that can't would refuse what asks for it.
+    let with_nics = Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED;
+    let takes_nics = attribute(device.ordinal, with_nics).is_ok_and(|takes| takes != 0);
+    properties.allocFlags.gpuDirectRDMACapable = takes_nics.into();
     let mut page = 0;
     let least = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
     call!(cuMemGetAllocationGranularity(&raw mut page, &raw const properties, least))?;
@@ -45,6 +54,50 @@ pub(super) fn export(allocation: &Allocation) -> Result<OwnedFd, Failure> {
     call!(cuMemExportToShareableHandle((&raw mut fd).cast(), allocation.handle, posix, 0))?;
     // SAFETY: the descriptor is new and ours.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A dma-buf of a range in the current context.
+pub(super) fn dma_buf(device: &DeviceFacts, addr: u64, len: usize) -> Result<OwnedFd, Failure> {
+    // A driver that is too old for the call below does not know this either.
+    let supported = attribute(device.ordinal, Attribute::CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED);
+    if !supported.is_ok_and(|supported| supported != 0) {
+        let why = "it has no dma-bufs: they take NVIDIA's open kernel modules, 515 or later, and \
+                   Linux 5.12";
+        return Err(Failure::refused(DMA_BUF, why));
+    }
+    let ordering = Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING;
+    check_order(attribute(device.ordinal, ordering)?, &device.reaches)?;
+    let mut fd: i32 = -1;
+    let kind = CUmemRangeHandleType::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD;
+    call!(cuMemGetHandleForAddressRange((&raw mut fd).cast(), addr, len, kind, 0))?;
+    // SAFETY: the descriptor is new and ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether what NICs have written is seen by all GPUs here that may read it once its completion is:
+/// nobody flushes such writes.
+fn check_order(ordering: i32, reached_by: &[u32]) -> Result<(), Failure> {
+    use CUGPUDirectRDMAWritesOrdering as Order;
+    let owner = Order::CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER as i32;
+    if ordering < owner {
+        let why = "this GPU does not see what NICs write in its order";
+        return Err(Failure::refused(DMA_BUF, why));
+    }
+    match ordering < Order::CU_GPU_DIRECT_RDMA_WRITES_ORDERING_ALL_DEVICES as i32 {
+        true if !reached_by.is_empty() => Err(Failure::refused(
+            DMA_BUF,
+            "only its own GPU sees what NICs write in its order, and this process has others that \
+             reach it: show it one GPU (CUDA_VISIBLE_DEVICES)",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn attribute(device: u32, asked: CUdevice_attribute) -> Result<i32, Failure> {
+    let mut answer = 0;
+    // A device's handle is its number.
+    call!(cuDeviceGetAttribute(&raw mut answer, asked, device as i32))?;
+    Ok(answer)
 }
 
 pub(super) fn import(
@@ -131,4 +184,21 @@ pub(super) unsafe fn pin(addr: u64, len: usize, is_read_only: bool) -> Result<()
 
 pub(super) fn unpin(addr: u64) {
     let _: Result<(), Failure> = call!(cuMemHostUnregister(addr as *mut std::ffi::c_void));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nics_get_memory_only_where_all_who_read_it_see_their_writes_in_order() {
+        use CUGPUDirectRDMAWritesOrdering as Order;
+        let none = Order::CU_GPU_DIRECT_RDMA_WRITES_ORDERING_NONE as i32;
+        let owner = Order::CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER as i32;
+        let all = Order::CU_GPU_DIRECT_RDMA_WRITES_ORDERING_ALL_DEVICES as i32;
+        let is_good = |ordering, reached_by: &[u32]| check_order(ordering, reached_by).is_ok();
+        assert!(!is_good(none, &[]) && !is_good(none, &[1]));
+        assert!(is_good(owner, &[]) && !is_good(owner, &[1]));
+        assert!(is_good(all, &[]) && is_good(all, &[1, 2]));
+    }
 }

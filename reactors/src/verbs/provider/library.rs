@@ -12,6 +12,8 @@ use rdma_sys::{
     ibv_srq_init_attr,
 };
 
+use crate::cuda::Failure;
+
 /// Its name since 2006.
 const SONAME: &str = "libibverbs.so.1";
 
@@ -24,6 +26,12 @@ pub enum VerbsError {
     /// No device has this name.
     #[error("no RDMA device {0}; `ls /sys/class/infiniband` names them")]
     NoDevice(String),
+    /// The library is older than registering a GPU's memory.
+    #[error("libibverbs has no {0}: install that of rdma-core 34 or later")]
+    TooOld(&'static str),
+    /// The GPU's driver gives this memory to no other device.
+    #[error("the GPU's driver gives it to no NIC: {0}")]
+    Vram(Failure),
     /// The library, or the kernel behind it, said no.
     #[error("{what}")]
     System {
@@ -50,11 +58,23 @@ impl VerbsError {
     }
 }
 
+/// Registers memory of this process: its address, its length, the address that work requests name
+/// it by, and who may do what.
+pub(super) type RegisterHost =
+    unsafe extern "C" fn(*mut ibv_pd, *mut c_void, usize, u64, c_uint) -> *mut ibv_mr;
+
+/// Registers memory of another device: its offset in a descriptor, its length, the address that
+/// work requests name it by, the descriptor, and who may do what.
+pub(super) type RegisterDmaBuf =
+    unsafe extern "C" fn(*mut ibv_pd, u64, usize, u64, c_int, c_int) -> *mut ibv_mr;
+
 macro_rules! library {
     ($($(#[$doc:meta])* $name:ident: fn($($arg:ty),*) $(-> $ret:ty)?;)*) => {
         /// The functions that are called here.
         pub(super) struct Library {
             $($(#[$doc])* pub(super) $name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)*
+            /// Since rdma-core 34 (symbol version IBVERBS_1.12).
+            pub(super) ibv_reg_dmabuf_mr: Option<RegisterDmaBuf>,
             _handle: libloading::Library,
         }
 
@@ -69,6 +89,10 @@ macro_rules! library {
                         // library has kept since its symbol version IBVERBS_1.1.
                         $name: *unsafe { handle.get(concat!(stringify!($name), "\0").as_bytes()) }?,
                     )*
+                    // SAFETY: as above; what was loaded stays for ever.
+                    ibv_reg_dmabuf_mr: unsafe { handle.get(b"ibv_reg_dmabuf_mr\0") }
+                        .ok()
+                        .map(|found| *found),
                     _handle: handle,
                 })
             }

@@ -106,7 +106,9 @@ fn filled(request: &WorkRequest, opening: Option<Opening>) -> ibv_send_wr {
         wr.send_flags |= ibv_send_flags::IBV_SEND_SIGNALED.0;
     }
     let has_bytes = matches!(operation, Operation::Write | Operation::WriteWithImmediate(_));
-    if has_bytes && len <= INLINE_MAX_BYTES {
+    // What is inline is read by this process, which can't read a GPU's.
+    let is_here = local.as_ref().is_none_or(|local| local.region().device().is_none());
+    if has_bytes && is_here && len <= INLINE_MAX_BYTES {
         wr.send_flags |= ibv_send_flags::IBV_SEND_INLINE.0;
     }
     wr.opcode = match *operation {
@@ -149,7 +151,12 @@ fn bind(
 
 #[cfg(test)]
 mod tests {
+    #[cfg(feature = "sim")]
+    use std::sync::Arc;
+
     use super::*;
+    #[cfg(feature = "sim")]
+    use crate::region::Region;
     use crate::verbs::RemoteKey;
 
     fn request(id: u64, operation: Operation) -> WorkRequest {
@@ -195,6 +202,23 @@ mod tests {
             let third = &raw const sends.requests[2];
             assert_eq!(sends.before(third), 2);
         }
+    }
+
+    #[test]
+    #[cfg(feature = "sim")]
+    fn only_what_this_process_can_read_travels_inline() {
+        use crate::cuda::DeviceMemory;
+        use crate::cuda::fake::Fake;
+        let vram = DeviceMemory::allocate(Arc::new(Fake::new(1, 1 << 20)), 0, 4096).unwrap();
+        let vram = Region::on_device(vram, 4096).unwrap();
+        let host = Region::allocate(4096, None).unwrap();
+        let is_inline = |region: Region, len| {
+            let local = Some(Slice::new(Arc::new(region), 0, len).unwrap());
+            let wr = filled(&WorkRequest { local, ..request(1, Operation::Write) }, None);
+            wr.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0
+        };
+        assert!(is_inline(host, INLINE_MAX_BYTES));
+        assert!(!is_inline(vram, INLINE_MAX_BYTES));
     }
 
     #[test]
