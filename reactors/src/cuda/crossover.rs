@@ -248,7 +248,7 @@ mod tests {
     fn a_length_is_the_engine_s_if_all_longer_ones_are() {
         let of =
             |times: &[(u64, u64)]| Crossover::of(&timed(&LENGTHS, times), &[]).engine_min_bytes;
-        // Between two GPUs, within one, and beyond what either could be.
+        // As between two H100s, with an engine that starts sooner, and beyond what either could be.
         assert_eq!(of(&[(30, 11), (30, 13), (30, 23), (52, 53), (46, 53)]), 4 << 20);
         assert_eq!(of(&[(19, 11), (12, 13), (13, 17), (19, 36), (18, 36)]), 256 << 10);
         assert_eq!(of(&[(1, 2); 5]), ENGINE_MIN_BYTES_LEAST);

@@ -11,7 +11,7 @@ use super::wire::Version;
 use crate::limits::SMALL_ROOM_BYTES;
 use crate::memory::grant::Use;
 
-/// Bytes that wait for a launch at most: it takes 30 us for so many, and 12 us for few.
+/// Bytes that wait for a launch at most: an H100 takes 30 us for so many, and 12 us for few.
 const WAITING_MAX_BYTES: usize = 1 << 20;
 
 /// Receives that wait for a launch at most, since each has a block.
