@@ -166,6 +166,11 @@ pub const SMALL_REQUEST_BYTES: u64 = 16 << 10;
 /// The read-ahead buffer of a connection with small requests.
 pub const SMALL_ROOM_BYTES: usize = 64 << 10;
 
+/// Room for headers behind a READ of any length: a lane's window of them
+/// ([`LANE_WINDOW_REQUESTS`], 17 bytes each) comes by one receive, and a large body behind them is
+/// copied no further than this.
+pub const HEADERS_ROOM_BYTES: usize = 17 * LANE_WINDOW_REQUESTS;
+
 /// Small requests that come without a pause until more is read ahead: a batch shorter than that is
 /// stored and answered piece by piece while its rest is sent.
 pub const READ_AHEAD_AFTER_BYTES: usize = 1 << 20;

@@ -132,6 +132,13 @@ pub(crate) enum Verb {
     Pass,
 }
 
+impl Verb {
+    /// Whether bytes are asked for; behind such a header comes the next one.
+    pub(crate) fn is_read(self) -> bool {
+        matches!(self, Self::Transfer(Operation::Read) | Self::Granted(Operation::Read))
+    }
+}
+
 /// A request header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {

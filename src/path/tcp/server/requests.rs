@@ -38,7 +38,7 @@ impl ServerStream {
         let key = Key::decode(key);
         self.frames += 1;
         (self.header_len, self.header_room) = (0, HEADER_BYTES);
-        self.read_ahead.begin(header.len);
+        self.read_ahead.begin(header.len, header.verb.is_read());
         match header.verb {
             Verb::Event if self.visitor.is_in() && EVENT_BYTES.contains(&header.len) => {
                 self.receiving = Receiving::Event { body: Vec::new(), len: header.len as usize };
