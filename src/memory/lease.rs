@@ -2,6 +2,7 @@
 //! in flight belongs to the flight, so dropping a future frees nothing that is still moving.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -55,6 +56,14 @@ pub(super) struct Held {
 impl LeaseTable {
     /// Holds `range`, which isn't empty.
     pub(super) fn take(&mut self, range: Range<usize>, mode: Mode) -> Result<(), Held> {
+        let holders = match mode {
+            Mode::Shared => Holders::Shared(1),
+            Mode::Exclusive => Holders::Exclusive,
+        };
+        if !self.is_held(&range) {
+            self.segments.insert(range.start, Segment { end: range.end, holders });
+            return Ok(());
+        }
         if let Some(held) = self.conflict(&range, mode) {
             return Err(held);
         }
@@ -74,10 +83,6 @@ impl LeaseTable {
         if at < range.end {
             gaps.push(at..range.end);
         }
-        let holders = match mode {
-            Mode::Shared => Holders::Shared(1),
-            Mode::Exclusive => Holders::Exclusive,
-        };
         self.segments
             .extend(gaps.into_iter().map(|gap| (gap.start, Segment { end: gap.end, holders })));
         Ok(())
@@ -85,22 +90,31 @@ impl LeaseTable {
 
     /// Gives back what `take` held, or a part of it.
     pub(super) fn release(&mut self, range: Range<usize>, mode: Mode) {
-        if range.is_empty() {
+        if range.is_empty() || self.release_whole(range.start, Some(range.end), mode) {
             return;
         }
         self.cut(range.start);
         self.cut(range.end);
         let starts: Vec<usize> = self.segments.range(range).map(|(&start, _)| start).collect();
         for start in starts {
-            let segment = self.segments.get_mut(&start).expect("just listed");
-            match (&mut segment.holders, mode) {
-                (Holders::Shared(count), Mode::Shared) if *count > 1 => *count -= 1,
-                (Holders::Shared(_), Mode::Shared) | (Holders::Exclusive, Mode::Exclusive) => {
-                    self.segments.remove(&start);
-                }
-                (holders, mode) => unreachable!("{mode:?} release of {holders:?}"),
-            }
+            self.release_whole(start, None, mode);
         }
+    }
+
+    /// One holder fewer of the segment that starts here, if it ends there; whether it does.
+    fn release_whole(&mut self, start: usize, end: Option<usize>, mode: Mode) -> bool {
+        let Entry::Occupied(mut found) = self.segments.entry(start) else { return false };
+        if end.is_some_and(|end| found.get().end != end) {
+            return false;
+        }
+        match (&mut found.get_mut().holders, mode) {
+            (Holders::Shared(count), Mode::Shared) if *count > 1 => *count -= 1,
+            (Holders::Shared(_), Mode::Shared) | (Holders::Exclusive, Mode::Exclusive) => {
+                found.remove();
+            }
+            (holders, mode) => unreachable!("{mode:?} release of {holders:?}"),
+        }
+        true
     }
 
     pub(super) fn is_held(&self, range: &Range<usize>) -> bool {
