@@ -83,9 +83,13 @@ impl PathKind {
 
 type Source = Arc<dyn std::error::Error + Send + Sync>;
 
-/// An error of kvrail. Cheap to clone: one failed connection may end many requests.
+/// An error of kvrail. Cheap to clone, as one failed connection may end many requests, and small,
+/// as each request of a batch has room for one.
 #[derive(Debug, Clone)]
-pub struct Error {
+pub struct Error(Arc<Details>);
+
+#[derive(Debug, Clone)]
+struct Details {
     kind: ErrorKind,
     what: Arc<str>,
     peer: Option<Arc<str>>,
@@ -101,7 +105,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind`; `what` says what happened and what to do.
     pub fn new(kind: ErrorKind, what: impl Into<Arc<str>>) -> Self {
-        Self {
+        Self(Arc::new(Details {
             kind,
             what: what.into(),
             peer: None,
@@ -109,7 +113,7 @@ impl Error {
             landed: Landed::No,
             fenced: None,
             source: None,
-        }
+        }))
     }
 
     /// The request is wrong: see [`ErrorKind::Refused`].
@@ -137,65 +141,64 @@ impl Error {
         Self::new(ErrorKind::Closed, what)
     }
 
+    fn with(mut self, change: impl FnOnce(&mut Details)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
     /// Names the peer (its segment name or address).
     #[must_use]
-    pub fn with_peer(mut self, peer: impl Into<Arc<str>>) -> Self {
-        self.peer = Some(peer.into());
-        self
+    pub fn with_peer(self, peer: impl Into<Arc<str>>) -> Self {
+        self.with(|details| details.peer = Some(peer.into()))
     }
 
     /// Names the path that was used.
     #[must_use]
-    pub fn with_path(mut self, path: PathKind) -> Self {
-        self.path = Some(path);
-        self
+    pub fn with_path(self, path: PathKind) -> Self {
+        self.with(|details| details.path = Some(path))
     }
 
     /// Says whether bytes may have landed.
     #[must_use]
-    pub fn with_landed(mut self, landed: Landed) -> Self {
-        self.landed = landed;
-        self
+    pub fn with_landed(self, landed: Landed) -> Self {
+        self.with(|details| details.landed = landed)
     }
 
     /// Says by whose word nothing more of the request lands at the peer.
     #[must_use]
-    pub(crate) fn with_fence(mut self, fenced: Fenced) -> Self {
-        self.fenced = Some(fenced);
-        self
+    pub(crate) fn with_fence(self, fenced: Fenced) -> Self {
+        self.with(|details| details.fenced = Some(fenced))
     }
 
     /// Together with another part of the same request, which ended so.
     #[must_use]
-    pub(crate) fn joined(mut self, landed: Landed, fenced: Fenced) -> Self {
-        self.fenced = Some(self.fenced().max(fenced));
-        self.landed = if self.landed == landed { landed } else { Landed::Maybe };
-        self
+    pub(crate) fn joined(self, landed: Landed, fenced: Fenced) -> Self {
+        let fenced = self.fenced().max(fenced);
+        self.with(|details| {
+            details.fenced = Some(fenced);
+            details.landed = if details.landed == landed { landed } else { Landed::Maybe };
+        })
     }
 
     /// Keeps the error beneath.
     #[must_use]
-    pub fn with_source(
-        mut self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        self.source = Some(Arc::from(source.into()));
-        self
+    pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.with(|details| details.source = Some(Arc::from(source.into())))
     }
 
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// The peer's segment name or address, where one was involved.
     pub fn peer(&self) -> Option<&str> {
-        self.peer.as_deref()
+        self.0.peer.as_deref()
     }
 
     /// The path that was in use, where one was chosen.
     pub fn path(&self) -> Option<PathKind> {
-        self.path
+        self.0.path
     }
 
     /// Whether the peer's memory is provably untouched by this request from here on.
@@ -205,7 +208,7 @@ impl Error {
 
     /// By whose word [`Error::remote`] is known.
     pub fn fenced(&self) -> Fenced {
-        self.fenced.unwrap_or(match self.landed {
+        self.0.fenced.unwrap_or(match self.0.landed {
             Landed::No => Fenced::Unposted,
             Landed::Maybe | Landed::Yes => Fenced::Nobody,
         })
@@ -213,24 +216,24 @@ impl Error {
 
     /// Whether bytes of the request may have reached their destination.
     pub fn landed(&self) -> Landed {
-        self.landed
+        self.0.landed
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.kind.label(), self.what)?;
-        if let Some(peer) = &self.peer {
+        write!(f, "{}: {}", self.0.kind.label(), self.0.what)?;
+        if let Some(peer) = &self.0.peer {
             write!(f, " (peer {peer}")?;
-            match self.path {
+            match self.0.path {
                 Some(path) => write!(f, " over {})", path.label())?,
                 None => write!(f, ")")?,
             }
         }
-        if self.landed == Landed::Maybe {
+        if self.0.landed == Landed::Maybe {
             write!(f, "; some bytes may have landed")?;
         }
-        if let Some(source) = &self.source {
+        if let Some(source) = &self.0.source {
             write!(f, ": {source}")?;
         }
         Ok(())
@@ -239,13 +242,26 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| source.as_ref() as _)
+        self.0.source.as_ref().map(|source| source.as_ref() as _)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_has_room_for_one_in_a_word() {
+        assert_eq!(size_of::<Result<()>>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn a_clone_keeps_what_the_other_is_told() {
+        let error = Error::lost("gone");
+        let other = error.clone().with_peer("a").with_landed(Landed::Maybe);
+        assert_eq!((error.peer(), error.landed()), (None, Landed::No));
+        assert_eq!((other.peer(), other.landed()), (Some("a"), Landed::Maybe));
+    }
 
     #[test]
     fn an_error_reads_as_one_sentence() {

@@ -97,7 +97,7 @@ impl Life {
         done: Fenced,
         slices: impl FnOnce() -> Vec<usize>,
     ) -> Landing {
-        let mut statuses = vec![Ok(()); requests];
+        let mut statuses: Vec<_> = std::iter::repeat_with(|| Ok(())).take(requests).collect();
         let failures = std::mem::take(&mut self.failures);
         let first_error = failures.first().map(|(_, error)| error.clone());
         let mut left = if failures.is_empty() { Vec::new() } else { slices() };
