@@ -40,19 +40,23 @@ impl Places<'_> {
         words.iter().map(move |word| [offset(*word as u32, from), offset((word >> 32) as u32, to)])
     }
 
+    /// The lowest and the highest of the sources' distances, and of the targets'.
+    pub fn bounds(words: &[u64]) -> [(u32, u32); 2] {
+        let wider = |(low, high): (u32, u32), one: u32| (low.min(one), high.max(one));
+        let nothing = [(u32::MAX, 0); 2];
+        words.iter().fold(nothing, |[from, to], word| {
+            [wider(from, *word as u32), wider(to, (word >> 32) as u32)]
+        })
+    }
+
     /// Whether all pages of `len` bytes are inside of ends that are so long.
     fn are_inside(&self, lens: [usize; 2], len: usize) -> bool {
-        let is_inside = |half: fn(u64) -> u32, start: usize, end_len: usize| {
-            let bounds = |(low, high): (u32, u32), word: &u64| {
-                let units = half(*word);
-                (low.min(units), high.max(units))
-            };
-            let (low, high) = self.words.iter().fold((u32::MAX, 0), bounds);
-            let at = |units: u32| units as usize * self.unit_bytes;
+        let at = |units: u32| units as usize * self.unit_bytes;
+        let is_inside = |(low, high): (u32, u32), start: usize, end_len: usize| {
             at(low) >= start && at(high) - start <= end_len.saturating_sub(len) && len <= end_len
         };
-        is_inside(|word| word as u32, self.starts[0], lens[0])
-            && is_inside(|word| (word >> 32) as u32, self.starts[1], lens[1])
+        let [from, to] = Self::bounds(self.words);
+        is_inside(from, self.starts[0], lens[0]) && is_inside(to, self.starts[1], lens[1])
     }
 
     /// Whether one page follows another on both sides; now and then where none does.

@@ -27,6 +27,10 @@ pub const RING_MESSAGES: usize = 1024;
 /// last are written; few enough that it soon begins, and enough that the index seldom moves.
 const PUBLISHED_MESSAGES: usize = 16;
 
+/// Messages that a reader copies out at a time: the lines come from the writer's cache side by
+/// side, where one by one each is waited for.
+const TAKEN_MESSAGES: usize = PUBLISHED_MESSAGES;
+
 /// Words of a cache line: indices and flags have one each, so that two sides don't share any.
 const LINE_WORDS: usize = 8;
 
@@ -185,35 +189,47 @@ struct Consumer<const W: usize> {
     words: Words,
     place: Place,
     tail: u64,
-    /// The writer's index as last seen.
-    head: u64,
+    /// Messages that were copied out of the ring, up to `filled`; those before `next` are used.
+    taken: [[u64; W]; TAKEN_MESSAGES],
+    next: usize,
+    filled: usize,
 }
 
 impl<const W: usize> Consumer<W> {
     fn new(words: Words, place: Place) -> Self {
-        Self { words, place, tail: 0, head: 0 }
+        Self { words, place, tail: 0, taken: [[0; W]; TAKEN_MESSAGES], next: 0, filled: 0 }
     }
 
     fn pop(&mut self) -> Result<Option<[u64; W]>, Corrupt> {
-        if self.head == self.tail {
-            let head = self.words.at(self.place.head).load(Ordering::Acquire);
-            if head.wrapping_sub(self.tail) > RING_MESSAGES as u64 {
-                return Err(Corrupt);
-            }
-            self.head = head;
+        if self.next == self.filled {
+            self.take()?;
         }
-        if self.head == self.tail {
-            return Ok(None);
+        let message = self.taken[..self.filled].get(self.next).copied();
+        self.next += usize::from(message.is_some());
+        Ok(message)
+    }
+
+    /// Copies out what there is, as far as there is room.
+    fn take(&mut self) -> Result<(), Corrupt> {
+        let head = self.words.at(self.place.head).load(Ordering::Acquire);
+        let waiting = head.wrapping_sub(self.tail);
+        if waiting > RING_MESSAGES as u64 {
+            return Err(Corrupt);
         }
-        let slot = self.place.slots + self.tail as usize % RING_MESSAGES * W;
-        let message = std::array::from_fn(|k| self.words.at(slot + k).load(Ordering::Relaxed));
-        self.tail += 1;
-        self.words.at(self.place.tail).store(self.tail, Ordering::Release);
-        Ok(Some(message))
+        (self.next, self.filled) = (0, TAKEN_MESSAGES.min(waiting as usize));
+        for message in &mut self.taken[..self.filled] {
+            let slot = self.place.slots + self.tail as usize % RING_MESSAGES * W;
+            *message = std::array::from_fn(|k| self.words.at(slot + k).load(Ordering::Relaxed));
+            self.tail += 1;
+        }
+        if self.filled > 0 {
+            self.words.at(self.place.tail).store(self.tail, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn is_empty(&self) -> bool {
-        self.head == self.tail
+        self.next == self.filled
             && self.words.at(self.place.head).load(Ordering::Acquire) == self.tail
     }
 }

@@ -177,7 +177,7 @@ mod tests {
                 Entry::List(list) => open = Some(Listing::new(list).expect("a length")),
                 Entry::Listed(listed) => {
                     let listing = open.as_mut().expect("a list");
-                    listing.add(listed);
+                    listing.add(&listed);
                     if listing.is_whole() {
                         copies.extend(std::iter::from_fn(|| listing.next()));
                     }

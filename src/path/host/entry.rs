@@ -150,10 +150,7 @@ impl Entry {
                 let last = kind & LAST != 0;
                 Some(Self::List(ListEntry { part, last, source, offset, addr, len, count, key }))
             }
-            LISTED if kind == LISTED => {
-                let [_, copies @ ..] = *words;
-                Some(Self::Listed(copies))
-            }
+            LISTED if kind == LISTED => listed(words).copied().map(Self::Listed),
             CANCEL if kind == CANCEL => Some(Self::Cancel { part }),
             EVENT if kind == EVENT => Some(Self::Event { part, len: rest[0] }),
             BODY if kind == BODY => {
@@ -166,6 +163,12 @@ impl Entry {
             _ => None,
         }
     }
+}
+
+/// The copies of an [`Entry::Listed`]; none of another.
+pub(super) fn listed(words: &[u64; REQUEST_WORDS]) -> Option<&[u64; LISTED_COPIES]> {
+    let [kind, copies @ ..] = words;
+    (*kind == LISTED).then_some(copies)
 }
 
 /// The words of a copy or list as those of this part; what belongs to a list has no number.

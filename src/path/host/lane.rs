@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use kvrail_reactors::doorbell::{Bell, Doorbell};
 use kvrail_reactors::host::lane::{Corrupt, REQUEST_WORDS, Requester};
@@ -119,13 +119,20 @@ impl Lane {
         }
     }
 
-    /// Sends what waits and takes replies; returns how much there was to do.
+    /// Sends what waits and takes replies; returns how much there was to do. Where somebody else
+    /// does so already there is nothing: waiting for them would only hold both up.
     pub(crate) fn progress(&self) -> usize {
-        if self.is_idle() { 0 } else { self.take_replies() }
+        if self.is_idle() {
+            return 0;
+        }
+        match self.state.try_lock() {
+            Ok(state) => self.take_replies(state),
+            Err(TryLockError::Poisoned(poisoned)) => self.take_replies(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => 0,
+        }
     }
 
-    fn take_replies(&self) -> usize {
-        let mut state = self.lock();
+    fn take_replies(&self, mut state: MutexGuard<'_, State>) -> usize {
         let mut ended = Vec::new();
         let moved = state.advance(&self.bell, &mut ended);
         self.parts_out.store(state.parts.len(), Ordering::Relaxed);
@@ -165,7 +172,7 @@ impl Lane {
         // Also while nothing is out: whoever posts next may be no shard.
         let is_quiet = self.watchers.load(Ordering::SeqCst) > 0 || self.lock().sleep();
         if !is_quiet {
-            self.take_replies();
+            self.take_replies(self.lock());
         }
         is_quiet
     }

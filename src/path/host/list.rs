@@ -3,8 +3,9 @@
 //! ring before they are looked at.
 
 use kvrail_reactors::cuda::Places;
+use kvrail_reactors::host::lane::{Corrupt, Responder};
 
-use super::entry::{CopyEntry, LIST_UNIT_BYTES, LISTED_COPIES, ListEntry, ListedCopy};
+use super::entry::{CopyEntry, LIST_UNIT_BYTES, LISTED_COPIES, ListEntry, ListedCopy, listed};
 use crate::limits::HOST_LIST_COPIES;
 
 /// A list whose entries are arriving, or whose copies are begun one by one.
@@ -32,7 +33,19 @@ impl Listing {
         is_asked_for.then(|| Self { asked, copies: copies(), begun: 0 })
     }
 
-    pub(super) fn add(&mut self, copies: [u64; LISTED_COPIES]) {
+    /// Takes what has come of it, between whose entries no others may be; whether anything had.
+    pub(super) fn fill(&mut self, ring: &mut Responder) -> Result<bool, Corrupt> {
+        let mut has_come = false;
+        while !self.is_whole()
+            && let Some(words) = ring.receive()?
+        {
+            self.add(listed(&words).ok_or(Corrupt)?);
+            has_come = true;
+        }
+        Ok(has_come)
+    }
+
+    pub(super) fn add(&mut self, copies: &[u64; LISTED_COPIES]) {
         let missing = self.asked.count as usize - self.copies.len();
         self.copies.extend_from_slice(&copies[..missing.min(LISTED_COPIES)]);
     }
@@ -48,14 +61,11 @@ impl Listing {
     /// What it spans of the source, by offsets, and of the target, by addresses; none where a sum
     /// overflows.
     pub(super) fn spans(&self) -> Option<(Span, Span)> {
-        let (from, to) = (|copy: ListedCopy| copy.from, |copy: ListedCopy| copy.to);
+        let [from, to] = Places::bounds(&self.copies);
         Some((self.span(self.asked.offset, from)?, self.span(self.asked.addr, to)?))
     }
 
-    fn span(&self, base: u64, of: impl Fn(ListedCopy) -> u32) -> Option<Span> {
-        let units = self.copies.iter().map(|word| of(ListedCopy::from_word(*word)));
-        let ends = |(low, high): (u32, u32), units: u32| (low.min(units), high.max(units));
-        let (low, high) = units.fold((u32::MAX, 0), ends);
+    fn span(&self, base: u64, (low, high): (u32, u32)) -> Option<Span> {
         let start = base.checked_add(u64::from(low) * LIST_UNIT_BYTES)?;
         let last = base.checked_add(u64::from(high) * LIST_UNIT_BYTES)?;
         Some(Span { start, len: last.checked_add(self.asked.len.into())? - start })
@@ -98,7 +108,7 @@ mod tests {
             for (listed, (from, to)) in listed.iter_mut().zip(chunk) {
                 *listed = ListedCopy { from: *from, to: *to }.to_word();
             }
-            listing.add(listed);
+            listing.add(&listed);
         }
         assert!(listing.is_whole());
         listing

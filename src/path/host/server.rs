@@ -161,6 +161,11 @@ impl LaneServer {
             if let Some(asked) = self.listing.as_mut().and_then(Listing::next) {
                 self.ask(asked, served)?;
                 self.listing.take_if(|listing| listing.is_begun());
+            } else if let Some(Open::List(listing)) = &mut self.open {
+                if !listing.fill(&mut self.ring)? {
+                    break;
+                }
+                self.ask_all_if_whole(served)?;
             } else {
                 let Some(words) = self.ring.receive()? else { break };
                 self.take(Entry::decode(&words).ok_or(Corrupt)?, served)?;
@@ -236,13 +241,6 @@ impl LaneServer {
             (Entry::List(asked), None) => {
                 self.open = Some(Open::List(Listing::new(asked).ok_or(Corrupt)?));
             }
-            (Entry::Listed(copies), Some(Open::List(mut listing))) => {
-                listing.add(copies);
-                match listing.is_whole() {
-                    true => return self.ask_all(listing, served),
-                    false => self.open = Some(Open::List(listing)),
-                }
-            }
             (Entry::Copy(asked), None) => return self.ask(asked, served),
             (Entry::Cancel { part }, None) => self.cancel(part),
             _ => return Err(Corrupt),
@@ -288,6 +286,13 @@ impl LaneServer {
         }
         self.took_off();
         Ok(())
+    }
+
+    fn ask_all_if_whole(&mut self, served: &mut impl Served) -> Result<(), Corrupt> {
+        match self.open.take_if(|open| matches!(open, Open::List(listing) if listing.is_whole())) {
+            Some(Open::List(listing)) => self.ask_all(listing, served),
+            _ => Ok(()),
+        }
     }
 
     /// A list is whole. A GPU makes all of it at once, if both ends are found in one look;
