@@ -19,6 +19,7 @@ use crate::path::asking::RequestName;
 use crate::path::host::{self, Lane};
 use crate::prepared::Plan;
 use crate::receipt::{Fenced, Receipt};
+use crate::runtime::is_shard;
 use crate::{Error, ErrorKind, Landed, PathKind, metrics};
 
 /// What is to be done after a part has come back.
@@ -295,14 +296,14 @@ impl Flight {
     }
 
     /// Looks for the end on the caller's thread for a while, which spares two wakes; then leaves it
-    /// to the shards.
+    /// to the shards. A shard's thread has others to serve, and may be the one that is waited for.
     pub(crate) fn watch(&self, spin: Duration) {
         let lanes = self.lanes();
         let is_near = !lanes.is_empty() || self.is_by_gpu.load(Ordering::Relaxed);
         if !is_near || self.is_done() {
             return;
         }
-        if spin.is_zero() {
+        if spin.is_zero() || is_shard() {
             return lanes.iter().for_each(|lane| lane.entrust());
         }
         let since = quanta::Instant::now();

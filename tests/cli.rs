@@ -72,6 +72,25 @@ fn a_target_and_an_initiator_find_each_other_and_verify_their_bytes() {
 }
 
 #[test]
+fn batches_take_turns_among_segments_and_callers_may_be_tasks_on_shards() {
+    let (_target, one) = Server::start(TARGET, "segment");
+    let (_other, two) = Server::start(TARGET, "segment");
+    let segments = format!("--segment-id={one},{two}");
+    let shape = ["--block-size=64K", "--batch-size=8", "--threads=2", "--duration=0.2"];
+    let initiator = ["bench", "--mode=initiator", "--buffer-size=16M", "--callers-on-shards"];
+    let rest = ["--path=tcp", "--verify", "--json", &segments];
+    let report = json(&run(&[&initiator[..], &shape, &rest].concat()));
+    assert_eq!((&report["verified"], &report["threads"]), (&true.into(), &2.into()));
+    let crowd = ["--batch-size=128", "--threads=2", "--json", "--walk=2", &segments];
+    let output = run(&[&initiator[..], &["--block-size=64K"], &crowd].concat());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        error.contains("32M of blocks at a time") && error.contains("fewer segments"),
+        "{error}"
+    );
+}
+
+#[test]
 fn one_process_measures_the_cells_it_is_asked_for() {
     let foreign = ["--memory", "foreign", "--path", "tcp"];
     let (_target, segment) = Server::start(&[TARGET, &foreign].concat(), "segment");

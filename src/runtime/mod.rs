@@ -37,10 +37,10 @@ use self::pump::Seat;
 pub use self::pump::{Pump, PumpAddress, PumpContext};
 use self::seam::Executor;
 pub use self::shard::Idle;
-pub(crate) use self::shard::Shard;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use self::shard::Step;
 use self::shard::{Command, ShardParts, Stop};
+pub(crate) use self::shard::{Shard, is_shard};
 use self::task::caught;
 use crate::limits::{SHARD_COMMANDS, STOP_GRACE};
 use crate::{Error, Result};

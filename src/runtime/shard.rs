@@ -107,6 +107,11 @@ thread_local! {
     static RUNTIME: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
+/// Whether the calling thread is a shard, of any runtime.
+pub(crate) fn is_shard() -> bool {
+    RUNTIME.get().is_some()
+}
+
 /// Whether the calling thread is a shard of `runtime`.
 pub(crate) fn is_shard_of(runtime: u64) -> bool {
     RUNTIME.get() == Some(runtime)

@@ -1,5 +1,8 @@
 //! Every path, both directions, host memory and VRAM on either side: the bytes are right.
 
+use std::time::Duration;
+
+use kvrail::runtime::Shards;
 use kvrail::{Access, Batch, Engine, Eternal, Location, PathKind, Peer, Region};
 
 use super::{
@@ -30,6 +33,24 @@ fn inside_one_engine() {
                 round(&engine, &engine.local(), &near, &far, (count, seed)).await;
             }
         }
+        engine.stop().await;
+    });
+}
+
+/// The only shard ends what its task waits for: a caller that looked for its end itself, as threads
+/// do, would look for an hour.
+#[test]
+fn a_task_on_a_shard_leaves_the_looking_to_its_shard() {
+    run(async {
+        let patience = Duration::from_secs(3600);
+        let engine = engine(|builder| builder.shards(Shards::Count(1)).spin_caller(patience));
+        let [near, far] = [GPU, OTHER].map(|location| region(&engine, 33 * 4096, location));
+        fill(&near, &pattern(1, near.len()));
+        let batch = write(&engine.local(), &near, &buffer(&far), &pages(33, 4096));
+        let own = engine.clone();
+        let task = move || async move { own.transfer(batch).await.is_ok() };
+        let moved = engine.runtime().spawn_on(0, task).expect("a task");
+        assert_eq!(moved.await, Ok(true));
         engine.stop().await;
     });
 }

@@ -19,7 +19,7 @@ use kvrail::{
 };
 
 use self::pages::Pages;
-use self::run::Run;
+use self::run::{Run, Segment};
 use crate::security::Security;
 use crate::size;
 
@@ -45,9 +45,10 @@ pub struct Options {
     /// P2P: this host's address, 127.0.0.1 by default; otherwise the segment name of this process.
     #[arg(long, alias = "local_server_name")]
     local_server_name: Option<String>,
-    /// The target's segment name; the initiator needs it unless the path is local.
-    #[arg(long, alias = "segment_id")]
-    segment_id: Option<String>,
+    /// The target's segment name; the initiator needs it unless the path is local. Batches take
+    /// turns among several, separated by commas.
+    #[arg(long, alias = "segment_id", value_delimiter = ',')]
+    segment_id: Vec<String>,
     /// The protocol to serve: rdma where there are NICs for it (auto), or one of the two. Peers
     /// without RDMA come by TCP all the same.
     #[arg(long, value_enum)]
@@ -77,6 +78,9 @@ pub struct Options {
     /// Callers at a time.
     #[arg(long, default_value_t = 12)]
     threads: usize,
+    /// Callers are tasks on this process's shards instead of threads.
+    #[arg(long)]
+    callers_on_shards: bool,
     /// Seconds to run.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     duration: f64,
@@ -281,14 +285,11 @@ fn foreign(engine: &Engine, len: usize) -> Result<Region> {
 
 fn initiate(engine: &Engine, options: &Options) -> Result<()> {
     let near = buffers(engine, options)?;
-    let run = match (&options.segment_id, options.path) {
-        (_, Path::Local) | (None, _) => local_run(engine, options, near)?,
-        (Some(segment), _) => {
-            let peer = block_on(engine.open(segment))?;
-            let far = peer.buffers().to_vec();
-            Run { engine, options: options.clone(), peer, far, near }
-        }
+    let segments = match options.path {
+        Path::Local => vec![local(engine, options)?],
+        _ => open(engine, &options.segment_id)?,
     };
+    let run = Run { engine, options: options.clone(), segments, near };
     run.check_path()?;
     if options.cells {
         return cells::answer(run);
@@ -312,11 +313,20 @@ fn differs() -> Error {
     Error::lost("the bytes read back differ from those written")
 }
 
-/// Without a segment, or with `--path local`: this engine's own memory is the far side.
-fn local_run<'a>(engine: &'a Engine, options: &'a Options, near: Vec<Region>) -> Result<Run<'a>> {
-    if options.path != Path::Local {
+fn open(engine: &Engine, names: &[String]) -> Result<Vec<Segment>> {
+    if names.is_empty() {
         return Err(Error::refused("name the target by --segment-id, or choose --path local"));
     }
+    let open = |name: &String| {
+        let peer = block_on(engine.open(name))?;
+        let far = peer.buffers().to_vec();
+        Ok(Segment { peer, far })
+    };
+    names.iter().map(open).collect()
+}
+
+/// With `--path local`, this engine's own memory is the far side.
+fn local(engine: &Engine, options: &Options) -> Result<Segment> {
     let far = buffers(engine, options)?
         .iter()
         .map(|region| RemoteBuffer {
@@ -325,7 +335,7 @@ fn local_run<'a>(engine: &'a Engine, options: &'a Options, near: Vec<Region>) ->
             len: region.len() as u64,
         })
         .collect();
-    Ok(Run { engine, options: options.clone(), peer: engine.local(), far, near })
+    Ok(Segment { peer: engine.local(), far })
 }
 
 /// Reads a time to run: more than nothing, and at most a day.

@@ -28,7 +28,7 @@ pub(super) fn answer(mut run: Run) -> Result<()> {
             return Err(differs());
         }
     }
-    println!("{}", json!({"ready": true, "path": run.peer.path().label()}));
+    println!("{}", json!({"ready": true, "path": run.path()}));
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|error| Error::lost("standard input").with_source(error))?;
         let found = match line.trim() {

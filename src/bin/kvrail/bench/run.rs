@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use futures_lite::future::block_on;
@@ -18,13 +18,22 @@ use super::{Operation, Options, Path};
 use crate::report::Report;
 use crate::size;
 
+/// How often the progress bar moves.
+const PROGRESS_TICK: Duration = Duration::from_millis(50);
+
 /// Everything one caller needs.
 pub(super) struct Run<'a> {
     pub(super) engine: &'a Engine,
     pub(super) options: Options,
+    /// Whose memory is transferred to and from, batch by batch in turn.
+    pub(super) segments: Vec<Segment>,
+    pub(super) near: Vec<Region>,
+}
+
+/// A target, and its buffers.
+pub(super) struct Segment {
     pub(super) peer: Peer,
     pub(super) far: Vec<RemoteBuffer>,
-    pub(super) near: Vec<Region>,
 }
 
 /// What was done, and how long each part of it took.
@@ -34,22 +43,46 @@ pub(super) struct Work {
     pub(super) latency: Histogram<u64>,
 }
 
+impl Work {
+    fn nothing() -> Result<Self> {
+        Ok(Self { batches: 0, elapsed: Duration::ZERO, latency: new_histogram()? })
+    }
+
+    /// What another caller did meanwhile.
+    fn add(&mut self, other: &Self) -> Result<()> {
+        self.batches += other.batches;
+        self.elapsed = self.elapsed.max(other.elapsed);
+        self.latency.add(&other.latency).map_err(|error| Error::refused(error.to_string()))
+    }
+}
+
 impl Run<'_> {
     /// Who asks for one path wants no figures of another.
     pub(super) fn check_path(&self) -> Result<()> {
-        let (asked, taken) = match self.options.path {
-            Path::Host => ("host", self.peer.path().label()),
-            Path::Tcp => ("tcp", self.peer.path().label()),
-            Path::Rdma => ("rdma", self.peer.path().label()),
+        let asked = match self.options.path {
+            Path::Host => "host",
+            Path::Tcp => "tcp",
+            Path::Rdma => "rdma",
             Path::Auto | Path::Local => return Ok(()),
         };
-        if asked == taken {
-            return Ok(());
+        let mut paths = self.segments.iter().map(|segment| segment.peer.path().label());
+        match paths.find(|&taken| taken != asked) {
+            None => Ok(()),
+            Some(taken) => Err(Error::refused(format!(
+                "the segment is reached over {taken}, not over {asked}: ask for --path auto, or \
+                 start the target where {asked} leads to it"
+            ))),
         }
-        Err(Error::refused(format!(
-            "the segment is reached over {taken}, not over {asked}: ask for --path auto, or start \
-             the target where {asked} leads to it"
-        )))
+    }
+
+    /// Which way the segments are reached.
+    pub(super) fn path(&self) -> &'static str {
+        self.segments[0].peer.path().label()
+    }
+
+    /// Batches that take turns; each segment has its own.
+    fn steps(&self) -> usize {
+        self.options.walk.max(self.segments.len())
     }
 
     /// The requested shape fits into the buffers of both sides.
@@ -59,17 +92,18 @@ impl Run<'_> {
             .block_size
             .checked_mul(options.batch_size)
             .and_then(|bytes| bytes.checked_mul(options.threads))
-            .and_then(|bytes| bytes.checked_mul(options.walk))
+            .and_then(|bytes| bytes.checked_mul(self.steps()))
             .filter(|&bytes| bytes > 0)
             .ok_or_else(|| {
                 Error::refused("block size, batch size, walk and threads are 1 or more")
             })?;
-        let far = self.far.iter().map(|buffer| buffer.len).min().unwrap_or(0);
+        let far = self.segments.iter().flat_map(|segment| &segment.far);
+        let far = far.map(|buffer| buffer.len).min().unwrap_or(0);
         if needed > options.buffer_size || needed as u64 > far {
             return Err(Error::refused(format!(
                 "{} of blocks at a time, but the buffers have {} here and {} at the target: \
-                 lower block size, batch size, walk or threads, or raise --buffer-size on both \
-                 sides",
+                 lower block size, batch size, walk or threads, name fewer segments, or raise \
+                 --buffer-size on both sides",
                 size::show(needed),
                 size::show(options.buffer_size),
                 size::show(far as usize)
@@ -80,30 +114,32 @@ impl Run<'_> {
 
     /// A caller's batches: their blocks lie as transfer_engine_bench lays them.
     fn prepare(&self, thread: usize, operation: Operation) -> Result<Vec<Prepared>> {
-        (0..self.options.walk).map(|step| self.prepare_one(thread, step, operation)).collect()
+        (0..self.steps()).map(|step| self.prepare_one(thread, step, operation)).collect()
     }
 
     fn prepare_one(&self, thread: usize, step: usize, operation: Operation) -> Result<Prepared> {
         let places = self.blocks(thread, step).zip(self.far_blocks(thread, step));
-        self.prepare_places(thread, places, operation)
+        self.prepare_places(thread, step, places, operation)
     }
 
     /// A write of some of the first caller's blocks, to the same places.
     pub(super) fn prepare_slots(&self, slots: Range<usize>) -> Result<Prepared> {
         let blocks = slots.map(|block| self.block(0, 0, block));
-        self.prepare_places(0, blocks.map(|block| (block.clone(), block)), Operation::Write)
+        self.prepare_places(0, 0, blocks.map(|block| (block.clone(), block)), Operation::Write)
     }
 
     /// From ranges here to ranges there, or the other way round.
     fn prepare_places(
         &self,
         thread: usize,
+        step: usize,
         places: impl Iterator<Item = (Range<usize>, Range<usize>)>,
         operation: Operation,
     ) -> Result<Prepared> {
         let near = &self.near[thread % self.near.len()];
-        let far = &self.far[thread % self.far.len()];
-        let mut batch = Batch::new(&self.peer);
+        let Segment { peer, far } = &self.segments[step % self.segments.len()];
+        let far = &far[thread % far.len()];
+        let mut batch = Batch::new(peer);
         for (range, place) in places {
             let addr = far.addr + place.start as u64;
             match operation {
@@ -124,7 +160,7 @@ impl Run<'_> {
         let Work { batches, elapsed, latency } = work()?;
         Ok(Report {
             operation: if options.operation == Operation::Read { "read" } else { "write" },
-            path: self.peer.path().label(),
+            path: self.path(),
             idle: format!("{:?}", options.idle.map_or_else(Idle::default, Idle::from)),
             block_bytes: options.block_size,
             batch: options.batch_size,
@@ -133,68 +169,61 @@ impl Run<'_> {
             elapsed,
             cpu_seconds: cpu_seconds() - cpu,
             latency,
-            is_cut_short: !self.peer.is_open(),
+            is_cut_short: self.segments.iter().any(|segment| !segment.peer.is_open()),
             verified: None,
         })
     }
 
     fn call_all(&self) -> Result<Work> {
-        let options = &self.options;
-        let batches = AtomicU64::new(0);
-        let latency = Mutex::new(new_histogram()?);
-        let (started, bar) = (Instant::now(), progress(options));
-        let elapsed = std::thread::scope(|scope| {
-            let callers: Vec<_> = (0..options.threads)
-                .map(|thread| {
-                    let (batches, latency) = (&batches, &latency);
-                    scope.spawn(move || self.call(thread, batches, latency))
-                })
-                .collect();
-            while !bar.is_hidden() && callers.iter().any(|caller| !caller.is_finished()) {
-                bar.set_position(started.elapsed().as_millis() as u64);
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            callers.into_iter().try_fold(Duration::ZERO, |longest, caller| {
-                let took = caller.join().map_err(|_| Error::closed("a caller panicked"))??;
-                Ok::<_, Error>(longest.max(took))
-            })
-        })?;
-        bar.finish_and_clear();
-        let latency = latency.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Work { batches: batches.into_inner(), elapsed, latency })
-    }
-
-    /// One caller's batches, one after the other. Answers how long they took.
-    fn call(
-        &self,
-        thread: usize,
-        batches: &AtomicU64,
-        latency: &Mutex<Histogram<u64>>,
-    ) -> Result<Duration> {
-        let prepared = self.prepare(thread, self.options.operation)?;
-        let mut own = new_histogram()?;
-        let limit = Duration::from_secs_f64(self.options.duration);
+        let threads = 0..self.options.threads;
         // Preparing isn't measured: it is done once, however often a batch is posted.
-        let started = Instant::now();
-        for prepared in prepared.iter().cycle() {
-            let posted = Instant::now();
-            if let Err(failed) = block_on(self.engine.post(prepared)) {
-                match failed.error().kind() {
-                    // Nothing of it was sent: what was measured so far stands.
-                    ErrorKind::Draining => break,
-                    _ => return Err(failed.into()),
+        let prepared = threads.map(|thread| self.prepare(thread, self.options.operation));
+        let prepared = prepared.collect::<Result<Vec<_>>>()?;
+        let (ended, works) = mpsc::channel();
+        let (started, bar) = (Instant::now(), progress(&self.options));
+        for (thread, prepared) in prepared.into_iter().enumerate() {
+            self.start_caller(thread, prepared, ended.clone())?;
+        }
+        drop(ended);
+        let mut all = Work::nothing()?;
+        let (mut left, mut failed) = (self.options.threads, None);
+        loop {
+            match works.recv_timeout(PROGRESS_TICK) {
+                Ok(work) => {
+                    left -= 1;
+                    failed = work.and_then(|work| all.add(&work)).err().or(failed);
                 }
-            }
-            own.saturating_record(posted.elapsed().as_nanos() as u64);
-            batches.fetch_add(1, Ordering::Relaxed);
-            if started.elapsed() >= limit {
-                break;
+                Err(RecvTimeoutError::Timeout) => {
+                    bar.set_position(started.elapsed().as_millis() as u64);
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        let took = started.elapsed();
-        let mut all = latency.lock().unwrap_or_else(PoisonError::into_inner);
-        all.add(own).map_err(|error| Error::refused(error.to_string()))?;
-        Ok(took)
+        bar.finish_and_clear();
+        match failed {
+            None if left == 0 => Ok(all),
+            None => Err(Error::closed("a caller panicked")),
+            Some(failed) => Err(failed),
+        }
+    }
+
+    /// Starts one caller: a thread of its own, or a task on one of the shards.
+    fn start_caller(
+        &self,
+        thread: usize,
+        prepared: Vec<Prepared>,
+        ended: mpsc::Sender<Result<Work>>,
+    ) -> Result<()> {
+        let limit = Duration::from_secs_f64(self.options.duration);
+        let called = call(self.engine.clone(), prepared, limit);
+        // Nobody waits for it any more where another failed to start.
+        let call = async move { drop(ended.send(called.await)) };
+        if !self.options.callers_on_shards {
+            drop(std::thread::spawn(move || block_on(call)));
+            return Ok(());
+        }
+        let runtime = self.engine.runtime();
+        runtime.spawn_on(thread % runtime.shards(), move || call).map(drop)
     }
 
     /// Writes a pattern to every block of every caller and reads it back into cleared memory;
@@ -255,7 +284,7 @@ impl Run<'_> {
     }
 
     fn all_blocks(&self, thread: usize) -> impl Iterator<Item = Range<usize>> + '_ {
-        (0..self.options.walk).flat_map(move |step| self.blocks(thread, step))
+        (0..self.steps()).flat_map(move |step| self.blocks(thread, step))
     }
 
     fn fill(&self, thread: usize, byte: impl Fn(usize) -> u8) -> Result<()> {
@@ -277,6 +306,28 @@ impl Run<'_> {
         }
         Ok(true)
     }
+}
+
+/// One caller's batches, one after the other, for so long.
+async fn call(engine: Engine, prepared: Vec<Prepared>, limit: Duration) -> Result<Work> {
+    let Work { mut batches, mut latency, .. } = Work::nothing()?;
+    let started = Instant::now();
+    for prepared in prepared.iter().cycle() {
+        let posted = Instant::now();
+        if let Err(failed) = engine.post(prepared).await {
+            match failed.error().kind() {
+                // Nothing of it was sent: what was measured so far stands.
+                ErrorKind::Draining => break,
+                _ => return Err(failed.into()),
+            }
+        }
+        latency.saturating_record(posted.elapsed().as_nanos() as u64);
+        batches += 1;
+        if started.elapsed() >= limit {
+            break;
+        }
+    }
+    Ok(Work { batches, elapsed: started.elapsed(), latency })
 }
 
 /// A number that differs from round to round of verifying.
