@@ -2,6 +2,7 @@
 
 use super::contender::Role;
 use super::figures::{Results, Row};
+use super::latency::Latency;
 
 /// Where a peer is so far from the limit, it is not enough to be as fast as it.
 const SLOW_PEER: f64 = 0.6;
@@ -9,9 +10,13 @@ const OVER_SLOW_PEER: f64 = 1.5;
 /// Of a peer that shares memory, or of one thread's memcpy where that is lower.
 const OVER_HOST_PEER: f64 = 1.3;
 const OF_MEMCPY: f64 = 0.9;
+/// Of the limit, by RDMA.
+const OF_PERFTEST: f64 = 0.85;
 /// Inside a process, where blocks are this long.
 const OF_LOCAL_MEMCPY: f64 = 0.95;
 const LONG_BYTES: u64 = 1 << 20;
+/// Of what one peer gets, where many share it.
+const OF_ONE_PEER: f64 = 0.9;
 /// Many small blocks against one as long as all of them.
 const OF_WHOLE: f64 = 0.9;
 
@@ -26,6 +31,12 @@ pub enum Bar {
     Limit,
     /// Several callers no slower than one: no column of ours below our last one.
     Callers,
+    /// Many peers hardly slower than one: no column of ours far below our last one.
+    ManyPeers,
+    /// As fast as each peer, and near to the limit.
+    Rdma,
+    /// Each peer takes longer, in the middle and at the end.
+    Latency,
     /// Many blocks near to one as long.
     Whole,
     None,
@@ -55,7 +66,7 @@ impl Verdict {
     }
 }
 
-/// Whether the throughput of ours is enough in one cell: the verdict that is nearest to failing, or
+/// Whether the speed of ours is enough in one cell: the verdict that is nearest to failing, or
 /// where one of several is enough, the best. None where nothing is asked, or there are no figures.
 pub fn speed(results: &Results, row: &Row) -> Option<Verdict> {
     let all = verdicts(results, row).into_iter();
@@ -84,7 +95,13 @@ fn verdicts(results: &Results, row: &Row) -> Vec<Verdict> {
         Bar::Limit if row.cell.block_bytes >= LONG_BYTES => {
             limit.and_then(|at| over(OF_LOCAL_MEMCPY, at)).into_iter().collect()
         }
-        Bar::Callers => callers(results, row),
+        Bar::Rdma => {
+            let limits = results.of(Role::Limit).filter_map(|at| over(OF_PERFTEST, at));
+            peers().filter_map(|at| over(1.0, at)).chain(limits).collect()
+        }
+        Bar::Callers => beside_last(results, row, 1.0),
+        Bar::ManyPeers => beside_last(results, row, OF_ONE_PEER),
+        Bar::Latency => peers().filter_map(|at| latency(results, row, ours, at)).collect(),
         Bar::Whole => whole(results, row, ours).into_iter().collect(),
         Bar::Limit | Bar::None => Vec::new(),
     }
@@ -95,13 +112,21 @@ fn over_peer(row: &Row, peer: usize, limit: Option<usize>) -> f64 {
     if share.is_some_and(|share| share.median < SLOW_PEER) { OVER_SLOW_PEER } else { 1.0 }
 }
 
-/// Our last column has one caller.
-fn callers(results: &Results, row: &Row) -> Vec<Verdict> {
+/// Our last column has one caller, or one peer.
+fn beside_last(results: &Results, row: &Row, needed: f64) -> Vec<Verdict> {
     let mut ours: Vec<_> = results.of(Role::Ours).collect();
     let Some(one) = ours.pop() else { return Vec::new() };
     let name = &results.columns[one].name;
     let ratios = ours.into_iter().filter_map(|at| row.ratio(at, one));
-    ratios.map(|ratio| Verdict::of(1.0, name, ratio.median)).collect()
+    ratios.map(|ratio| Verdict::of(needed, name, ratio.median)).collect()
+}
+
+/// How many times longer a peer takes, where that is least.
+fn latency(results: &Results, row: &Row, ours: usize, peer: usize) -> Option<Verdict> {
+    let (ours, theirs) = (row.latency(ours)?, row.latency(peer)?);
+    let [p50, p99] = [Latency::p50_us, Latency::p99_us].map(|rank| rank(&theirs) / rank(&ours));
+    let bar = format!("p50 and p99 under {}", results.columns[peer].name);
+    Some(Verdict { bar, needed: 1.0, reached: p50.min(p99) })
 }
 
 /// The same bytes, by the same operation, in one block.
@@ -172,6 +197,26 @@ mod tests {
         results.rows.push(row);
         assert_eq!(speed(&results, &results.rows[0]).map(|verdict| verdict.reached), Some(1.0));
         assert_eq!(speed(&results, &results.rows[1]), None);
+    }
+
+    #[test]
+    fn by_rdma_peers_are_reached_and_the_limit_nearly() {
+        let verdict = speeds(Bar::Rdma).unwrap();
+        assert_eq!((verdict.bar.as_str(), verdict.reached), ("0.85 x memcpy", 0.25));
+        assert!(!verdict.is_met());
+    }
+
+    #[test]
+    fn many_peers_may_cost_a_tenth_and_one_request_takes_no_longer_than_theirs() {
+        let mut results = Results { bar: Bar::ManyPeers, ..results() };
+        results.columns[1].role = Role::Ours;
+        let verdict = speed(&results, &results.rows[0]).unwrap();
+        assert_eq!((verdict.bar.as_str(), verdict.is_met()), ("0.9 x slow", true));
+        results.columns[1].role = Role::Peer;
+        results.bar = Bar::Latency;
+        let verdict = speed(&results, &results.rows[0]).unwrap();
+        assert_eq!(verdict.reached, 1.0, "all take as long");
+        assert!(verdict.bar.starts_with("p50 and p99 under"), "{}", verdict.bar);
     }
 
     #[test]

@@ -9,17 +9,40 @@ pub struct Workload {
     pub name: &'static str,
     pub about: &'static str,
     pub bar: Bar,
-    /// Bytes of a request and requests of a batch, where the question is about these alone; none
-    /// where every size and batch is measured.
-    pub shapes: &'static [(u64, u64)],
+    /// Where the question is about these alone; none where every size and batch is measured.
+    pub shapes: &'static [Shape],
     pub contenders: &'static [Contender],
+}
+
+/// A batch, in both directions.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub block_bytes: u64,
+    /// Requests of a batch.
+    pub batch: u64,
+    /// Batches, behind each other in memory, that take turns.
+    pub walk: u64,
 }
 
 /// One long prompt's layer slices (12 KiB are what one layer of the example's model keeps of 16
 /// tokens), and as many bytes in one request.
-const SLICES: [(u64, u64); 2] = [(12 << 10, 10_000), ((12 << 10) * 10_000, 1)];
+const SLICES: [Shape; 2] = [shape(12 << 10, 10_000), shape((12 << 10) * 10_000, 1)];
 /// Where several callers got in each other's way: requests that are neither short nor long.
-const OF_CALLERS: [(u64, u64); 3] = [(4 << 10, 16), (64 << 10, 1), (64 << 10, 16)];
+const OF_CALLERS: [Shape; 3] = [shape(4 << 10, 16), shape(64 << 10, 1), shape(64 << 10, 16)];
+/// What one wake, or two, stand beside.
+const OF_LATENCY: [Shape; 2] = [shape(4 << 10, 1), shape(64 << 10, 1)];
+/// As many peers as there are at most. Each has memory of its own here, and that of each is walked
+/// through where there are fewer.
+const PEERS: u64 = 1_000;
+const OF_PEERS: [Shape; 2] = [walking(4 << 10, 16), walking(64 << 10, 4)];
+
+const fn shape(block_bytes: u64, batch: u64) -> Shape {
+    Shape { block_bytes, batch, walk: 1 }
+}
+
+const fn walking(block_bytes: u64, batch: u64) -> Shape {
+    Shape { walk: PEERS, ..shape(block_bytes, batch) }
+}
 
 /// Whose figures these are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +78,8 @@ pub struct Contender {
     pub from_batch: u64,
     /// Threads that each have batches of their own under way.
     pub callers: u64,
+    /// Names under which the target is opened, each a peer with connections of its own.
+    pub peers: u64,
 }
 
 /// What runs it.
@@ -72,7 +97,7 @@ pub enum Program {
 }
 
 /// Every workload, in the order of the report.
-pub const WORKLOADS: [Workload; 6] = [
+pub const WORKLOADS: [Workload; 8] = [
     Workload {
         name: "tcp",
         about: "two processes, TCP on loopback",
@@ -134,6 +159,34 @@ pub const WORKLOADS: [Workload; 6] = [
         ],
     },
     Workload {
+        name: "latency",
+        about: "two processes, TCP on loopback, one request at a time, whose callers are tasks on \
+                the shard, or threads",
+        bar: Bar::Latency,
+        shapes: &OF_LATENCY,
+        contenders: &[
+            ours("--path tcp --callers-on-shards"),
+            Contender { name: "kvrail, from outside", ..ours("--path tcp") },
+            peer("NIXL tcp", Program::Nixl, "tcp"),
+            peer("UCX tcp", Program::Ucx, "tcp"),
+            peer("Mooncake tcp", Program::Mooncake, ""),
+            limit("sockets", "sockets"),
+        ],
+    },
+    Workload {
+        name: "peers",
+        about: "two processes, TCP on loopback, batches to 1,000 peers in turn, to 100, 10 and 1",
+        bar: Bar::ManyPeers,
+        shapes: &OF_PEERS,
+        contenders: &[
+            Contender { peers: PEERS, ..ours("--path tcp") },
+            Contender { peers: 100, name: "kvrail, 100 peers", ..ours("--path tcp") },
+            Contender { peers: 10, name: "kvrail, 10 peers", ..ours("--path tcp") },
+            Contender { name: "kvrail, 1 peer", ..ours("--path tcp") },
+            limit("sockets, 1 peer", "sockets"),
+        ],
+    },
+    Workload {
         name: "slices",
         about: "two processes, TCP on loopback, 10,000 blocks beside one as long",
         bar: Bar::Whole,
@@ -157,7 +210,8 @@ pub const TRACE: Workload = Workload {
 
 const fn ours(options: &'static str) -> Contender {
     let (role, program) = (Role::Ours, Program::Kvrail);
-    Contender { name: "kvrail", role, program, options, processes: 2, from_batch: 1, callers: 1 }
+    let (processes, from_batch, callers, peers) = (2, 1, 1, 1);
+    Contender { name: "kvrail", role, program, options, processes, from_batch, callers, peers }
 }
 
 const fn peer(name: &'static str, program: Program, options: &'static str) -> Contender {

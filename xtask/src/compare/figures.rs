@@ -16,10 +16,10 @@ pub struct Figure {
     pub gigabytes_per_second: f64,
     /// Of a whole batch, where the contender says it.
     pub latency: Option<Latency>,
-    /// Of all its processes together.
-    pub cpu_seconds_per_gigabyte: f64,
+    /// Of all its processes together, where that is the machine's and not an emulator's.
+    pub cpu_seconds_per_gigabyte: Option<f64>,
     /// Cores that others kept busy meanwhile: how far to trust the figure.
-    pub foreign_cores: f64,
+    pub foreign_cores: Option<f64>,
 }
 
 /// Who took part in a workload.
@@ -96,7 +96,7 @@ impl Row {
 
     /// CPU seconds for a gigabyte of one contender, both sides.
     pub fn cpu(&self, column: usize) -> Option<Spread> {
-        self.spread(column, |figure| Some(figure.cpu_seconds_per_gigabyte))
+        self.spread(column, |figure| figure.cpu_seconds_per_gigabyte)
     }
 
     /// One contender's throughput over another's, round by round: what drifts, drifts for both.
@@ -119,6 +119,11 @@ impl Results {
     /// Our column; the first, where there are several.
     pub fn ours(&self) -> Option<usize> {
         self.of(Role::Ours).next()
+    }
+
+    /// Whether any contender has a figure of this kind in any cell.
+    pub fn tells(&self, has: impl Fn(&Row, usize) -> bool) -> bool {
+        self.rows.iter().any(|row| (0..self.columns.len()).any(|at| has(row, at)))
     }
 
     /// The columns of a role.
@@ -186,7 +191,7 @@ impl Column {
 impl Figure {
     /// Whether others worked beside it.
     pub fn is_noisy(&self) -> bool {
-        self.foreign_cores > NOISY_CORES
+        self.foreign_cores.is_some_and(|cores| cores > NOISY_CORES)
     }
 
     fn json(&self) -> Value {
@@ -208,8 +213,8 @@ pub mod tests {
         Some(Figure {
             gigabytes_per_second,
             latency: Some(latency(10.0)),
-            cpu_seconds_per_gigabyte: 0.25,
-            foreign_cores: 0.0,
+            cpu_seconds_per_gigabyte: Some(0.25),
+            foreign_cores: Some(0.0),
         })
     }
 

@@ -19,6 +19,18 @@ const PAGE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;mar
 /// The picture shows so many workloads, the first ones.
 const PICTURED: usize = 2;
 
+/// A kind of figures: its name, whether a contender has any in a cell, and what they look like.
+type Kind = (&'static str, fn(&Row, usize) -> bool, fn(&Row, usize) -> String);
+const KINDS: [Kind; 3] = [
+    ("GB/s", |row, at| row.throughput(at).is_some(), |row, at| spread(row.throughput(at))),
+    ("Latency of a batch, p50 / p99 in us", |row, at| row.latency(at).is_some(), latencies),
+    (
+        "CPU seconds for a GB, both sides",
+        |row, at| row.cpu(at).is_some(),
+        |row, at| spread(row.cpu(at)),
+    ),
+];
+
 /// The whole page.
 ///
 /// # Errors
@@ -94,12 +106,12 @@ fn section(results: &Results) -> Result<String, String> {
     let (name, about) = (escape(&results.workload), escape(&results.about));
     let mut text = format!("<h2 id=\"{name}\">{name}: {about}</h2>\n{}", contenders(results));
     text += &format!("<div class=\"wide\">{}</div>\n", cells(results));
-    for (name, figures) in [
-        ("GB/s", figures(results, |row, at| spread(row.throughput(at)))),
-        ("Latency of a batch, p50 / p99 in us", figures(results, latencies)),
-        ("CPU seconds for a GB, both sides", figures(results, |row, at| spread(row.cpu(at)))),
-    ] {
-        text += &format!("<details><summary>{name}, everybody</summary>\n{figures}</details>\n");
+    for (name, has, shown) in KINDS {
+        if results.tells(has) {
+            let figures = figures(results, shown);
+            text +=
+                &format!("<details><summary>{name}, everybody</summary>\n{figures}</details>\n");
+        }
     }
     for (title, charts) in all(results) {
         text += &format!("<h3>{}</h3>\n<div class=\"plots\">\n", escape(title));

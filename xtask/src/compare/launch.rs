@@ -97,7 +97,8 @@ impl Program {
                     let callers = contender.callers.to_string();
                     command.args(["--cells", "--threads", &callers, "--batch-size", "16"]);
                     command.arg("--verify");
-                    command.args(segment.map(|segment| format!("--segment-id={segment}")));
+                    let names = segment.map(|segment| names(segment, contender.peers).join(","));
+                    command.args(names.map(|names| format!("--segment-id={names}")));
                 }
             }
             Self::Limits => {
@@ -124,6 +125,13 @@ impl Program {
             _ => ("python3".into(), "drive_iperf3.py"),
         }
     }
+}
+
+/// So many names of one segment: all of 127.0.0.0/8 is this host (RFC 1122, 3.2.1.3).
+fn names(segment: &str, count: u64) -> Vec<String> {
+    const IN_A_ROW: u64 = 250;
+    let alias = |at: u64| format!("127.0.{}.{}:", at / IN_A_ROW, 1 + at % IN_A_ROW);
+    (0..count).map(|at| segment.replacen("127.0.0.1:", &alias(at), 1)).collect()
 }
 
 fn wheel(wheel: &Wheel, shell: &Shell) -> Result<String, String> {
@@ -171,5 +179,14 @@ mod tests {
         assert!(target.ends_with("--mode target --path tcp"), "{target}");
         assert!(line(0, 2, Some("9/x"), false).ends_with("initiator 268435456 tcp 9/x"));
         assert!(line(3, 1, None, false).ends_with("limits memcpy local 268435456"));
+    }
+
+    #[test]
+    fn a_segment_has_as_many_names_as_peers_are_asked_for() {
+        let names = names("127.0.0.1:15001", 1_000);
+        assert_eq!(names[0], "127.0.0.1:15001");
+        assert_eq!(names[999], "127.0.3.250:15001");
+        let apart: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(apart.len(), names.len());
     }
 }

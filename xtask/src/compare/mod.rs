@@ -53,8 +53,8 @@ pub struct Options {
     /// How often every contender measures every cell.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only these workloads: tcp, host, process-vm, local, callers, slices, trace; or rdma, which
-    /// is measured by itself.
+    /// Only these workloads: tcp, host, process-vm, local, callers, latency, peers, slices, trace;
+    /// or rdma, which is measured by itself.
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     only: Vec<String>,
     /// Bytes of a request; 4K,64K,1M,16M by default, 64K,1M of rdma.
@@ -153,10 +153,8 @@ pub fn compare(options: &Options) -> Result<Vec<Results>, String> {
         logs: &logs,
     };
     let results = rounds.run(&workloads);
-    write(&out, &facts, &results, options)?;
-    print!("\n{}", report::summary(&results));
-    println!("\n{} has all of it; beside it are", out.join("report.html").display());
-    println!("report.md, raw.json, and report.svg, the picture of it");
+    let Pace { warm_up_s, measure_s, .. } = options.pace();
+    write(&out, &facts, &results, &Method { rounds: options.rounds, warm_up_s, measure_s })?;
     Ok(results)
 }
 
@@ -195,26 +193,34 @@ impl Field {
     }
 }
 
-fn write(out: &Path, facts: &Facts, results: &[Results], options: &Options) -> Outcome {
-    let pace = options.pace();
+/// How it was measured.
+struct Method {
+    rounds: usize,
+    warm_up_s: f64,
+    measure_s: f64,
+}
+
+fn write(out: &Path, facts: &Facts, results: &[Results], method: &Method) -> Outcome {
     let raw = json!({
         "facts": facts.json(),
-        "rounds": options.rounds,
-        "warm_up_s": pace.warm_up_s,
-        "measure_s": pace.measure_s,
+        "rounds": method.rounds,
+        "warm_up_s": method.warm_up_s,
+        "measure_s": method.measure_s,
         "workloads": results.iter().map(Results::json).collect::<Vec<_>>(),
     });
-    let report = report::markdown(facts, results, options.rounds);
     let files = [
         ("raw.json", format!("{raw:#}\n")),
-        ("report.md", report),
-        ("report.html", html::page(facts, results, options.rounds)?),
+        ("report.md", report::markdown(facts, results, method.rounds)),
+        ("report.html", html::page(facts, results, method.rounds)?),
         ("report.svg", html::picture(facts, results)?),
     ];
     for (name, text) in files {
         let path = out.join(name);
         fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
     }
+    print!("\n{}", report::summary(results));
+    println!("\n{} has all of it; beside it are", out.join("report.html").display());
+    println!("report.md, raw.json, and report.svg, the picture of it");
     Ok("written".into())
 }
 

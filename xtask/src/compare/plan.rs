@@ -1,5 +1,6 @@
 //! Which cells are measured, for how long: pure.
 
+use super::contender::Shape;
 use super::trace::{self, Trace};
 use crate::size;
 
@@ -89,14 +90,14 @@ pub fn cells(sizes: &[u64], batches: &[u64], caches: Caches) -> Vec<Cell> {
     cells
 }
 
-/// Both operations on these sizes and batches, the same memory again and again.
-pub fn shapes_cells(shapes: &[(u64, u64)]) -> Vec<Cell> {
+/// Both operations on these shapes.
+pub fn shapes_cells(shapes: &[Shape]) -> Vec<Cell> {
     let cell = |operation| {
-        let of = move |&(block_bytes, batch)| Cell {
+        let of = move |&Shape { block_bytes, batch, walk }| Cell {
             operation,
             block_bytes,
             batch,
-            walk: 1,
+            walk,
             trace: None,
         };
         shapes.iter().map(of)
@@ -119,7 +120,7 @@ pub struct Pace {
 /// Half a second, hundreds of batches of most shapes.
 pub const FULL: Pace = Pace { warm_up_s: 0.1, measure_s: 0.5, trace_s: 60.0, retries: 2 };
 /// All workloads in five minutes.
-pub const QUICK: Pace = Pace { warm_up_s: 0.03, measure_s: 0.1, trace_s: 10.0, retries: 0 };
+pub const QUICK: Pace = Pace { warm_up_s: 0.03, measure_s: 0.08, trace_s: 10.0, retries: 0 };
 /// What starting, stopping, asking and long batches add to a measurement, in the mean.
 const OVERHEAD_S: f64 = 0.06;
 
@@ -151,6 +152,14 @@ mod tests {
         let walks: Vec<_> = cells.iter().take(4).map(|cell| cell.walk).collect();
         assert_eq!(walks, [4096, 512, 256, 2]);
         assert_eq!(cells[0].name(), "write 4K b1 cold");
+    }
+
+    #[test]
+    fn shapes_of_workloads_fit_into_the_buffers() {
+        let shapes = super::super::contender::WORKLOADS.iter().flat_map(|one| one.shapes);
+        for Shape { block_bytes, batch, walk } in shapes {
+            assert!(block_bytes * batch * walk <= BUFFER_BYTES, "{block_bytes} b{batch} x {walk}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::figures::{Column, Results, Row, Spread};
 use crate::size;
 
 /// Ours, then the peers' in their order, then the limits'.
-const OURS: [Colour; 3] = [(47, 111, 214), (20, 160, 190), (110, 150, 240)];
+const OURS: [Colour; 4] = [(47, 111, 214), (20, 160, 190), (110, 150, 240), (90, 70, 160)];
 const PEERS: [Colour; 4] = [(214, 120, 20), (36, 150, 92), (176, 84, 190), (196, 64, 72)];
 const LIMITS: [Colour; 2] = [(140, 140, 140), (170, 150, 90)];
 

@@ -114,8 +114,8 @@ fn figure(answer: &Value, used: &Usage) -> Option<Figure> {
     Some(Figure {
         gigabytes_per_second,
         latency: Latency::read(&answer["batch_latency_us"]),
-        cpu_seconds_per_gigabyte: cpu_s / gigabytes,
-        foreign_cores: ((used.busy_s - cpu_s) / used.wall_s).max(0.0),
+        cpu_seconds_per_gigabyte: Some(cpu_s / gigabytes),
+        foreign_cores: Some(((used.busy_s - cpu_s) / used.wall_s).max(0.0)),
     })
 }
 
@@ -177,11 +177,11 @@ mod tests {
         });
         let found = figure(&answer, &USED).unwrap();
         assert_eq!(found.latency, Some(latency));
-        assert_eq!((found.cpu_seconds_per_gigabyte, found.foreign_cores), (0.5, 0.5));
+        assert_eq!((found.cpu_seconds_per_gigabyte, found.foreign_cores), (Some(0.5), Some(0.5)));
         let told = json!({"gigabytes_per_second": 4.0, "seconds": 0.5, "cpu_seconds": 4.0});
         let found = figure(&told, &USED).unwrap();
-        assert_eq!((found.latency, found.cpu_seconds_per_gigabyte), (None, 2.0));
-        assert_eq!(found.foreign_cores, 0.0);
+        assert_eq!((found.latency, found.cpu_seconds_per_gigabyte), (None, Some(2.0)));
+        assert_eq!(found.foreign_cores, Some(0.0));
         assert_eq!(figure(&json!({"seconds": 1}), &USED), None);
     }
 

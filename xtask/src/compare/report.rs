@@ -20,8 +20,12 @@ pub fn markdown(facts: &Facts, results: &[Results], rounds: usize) -> String {
     for one in results {
         text += &format!("\n## {}: {}\n", one.workload, one.about);
         text += &format!("\nGB/s\n\n{}\n", throughput(one));
-        text += &format!("\nLatency of a batch, p50 / p99 in us\n\n{}\n", latency(one));
-        text += &format!("\nCPU seconds for a GB, both sides\n\n{}\n", cpu(one));
+        if one.tells(|row, at| row.latency(at).is_some()) {
+            text += &format!("\nLatency of a batch, p50 / p99 in us\n\n{}\n", latency(one));
+        }
+        if one.tells(|row, at| row.cpu(at).is_some()) {
+            text += &format!("\nCPU seconds for a GB, both sides\n\n{}\n", cpu(one));
+        }
         text += &format!("\n{}", remarks(one));
     }
     text
@@ -87,7 +91,7 @@ fn remarks(results: &Results) -> String {
 /// How far to trust the figures.
 fn noise(results: &Results) -> Option<String> {
     let all = || results.rows.iter().flat_map(|row| row.figures.iter().flatten().flatten());
-    let foreign = Spread::of(all().map(|figure| figure.foreign_cores))?;
+    let foreign = Spread::of(all().filter_map(|figure| figure.foreign_cores))?;
     let noisy = all().filter(|figure| figure.is_noisy()).count();
     let (median, max, count) = (foreign.median, foreign.max, all().count());
     Some(format!(
@@ -165,6 +169,7 @@ pub fn spread(spread: Option<Spread>) -> String {
 /// Three digits, which is more than repeats.
 pub fn digits(value: f64) -> String {
     let places = match value {
+        value if value < 0.1 => 4,
         value if value < 1.0 => 3,
         value if value < 10.0 => 2,
         value if value < 100.0 => 1,

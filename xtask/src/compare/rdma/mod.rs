@@ -12,16 +12,14 @@ mod system;
 use std::fs;
 use std::path::Path;
 
-use serde_json::json;
-
 pub use self::guest::{Plan, rounds};
-use self::results::Results;
+use self::results::results;
 pub use self::side::Side as Program;
 use self::system::System;
 pub use self::system::{Task, kvrail as bench};
-use super::Options;
 use super::facts::Facts;
 pub use super::plan::Cell;
+use super::{Method, Options, write};
 use crate::shell::{Shell, own_program, quoted};
 use crate::vm::guest::Boot;
 use crate::vm::{Job, Machine, prepare};
@@ -41,9 +39,14 @@ const OVERHEAD_S: f64 = 40.0;
 const MEMORY_MIB: u32 = 3072;
 
 /// Said wherever the figures are.
-const CAVEAT: &str = "Soft-RoCE in an emulated machine: the kernel's CPU time stands in for the \
-                      NIC. These figures compare programs with each other; soft-RoCE's speed is \
-                      never RDMA's speed.";
+const CAVEATS: [(&str, &str); 2] = [
+    (
+        "soft-RoCE",
+        "In an emulated machine the kernel's CPU time stands in for the NIC. These figures compare \
+         programs with each other; soft-RoCE's speed is never RDMA's speed",
+    ),
+    ("batches", "For perftest b16 is 16 messages on their way on each of its two queue pairs"),
+];
 
 /// Measures, writes the report and prints the summary.
 pub fn compare(shell: &Shell, options: &Options) -> Result<(), String> {
@@ -53,16 +56,13 @@ pub fn compare(shell: &Shell, options: &Options) -> Result<(), String> {
     let plan = plan(options, &versions)?;
     let boot = prepare(shell, None)?;
     versions.push(("guest".to_owned(), described(&boot)));
-    let facts = Facts::gather(shell, &versions);
-    let told = measured(&boot, &plan)?;
-    let results = Results::of(&plan, &told, missing);
-    write(&out, &facts, &results, &plan)?;
-    print!("\n{}", results.summary());
-    for (system, why) in &results.notes {
-        println!("{}: not measured, or not all: {why}", system.word());
-    }
-    println!("{CAVEAT}\n\n{} and raw.json beside it have all", out.join("report.md").display());
-    match System::ALL.iter().any(|&system| results.is_complete(system)) {
+    let mut facts = Facts::gather(shell, &versions);
+    facts.lines.extend(CAVEATS.map(|(name, text)| (name.to_owned(), text.to_owned())));
+    let results = results(&plan, &measured(&boot, &plan)?, &missing);
+    let method = Method { rounds: plan.rounds, warm_up_s: 0.0, measure_s: plan.seconds };
+    write(&out, &facts, std::slice::from_ref(&results), &method)?;
+    let is_complete = |at: usize| results.rows.iter().all(|row| row.throughput(at).is_some());
+    match (0..results.columns.len()).any(is_complete) {
         true => Ok(()),
         false => Err("no system has a figure in every cell".to_owned()),
     }
@@ -140,39 +140,4 @@ fn measured(boot: &Boot, plan: &Plan) -> Result<Vec<guest::Told>, String> {
             Ok(told)
         }
     }
-}
-
-fn write(out: &Path, facts: &Facts, results: &Results, plan: &Plan) -> Result<(), String> {
-    let raw = json!({
-        "facts": facts.json(),
-        "rounds": plan.rounds,
-        "measure_s": plan.seconds,
-        "caveat": CAVEAT,
-        "results": results.json(),
-    });
-    for (name, text) in
-        [("raw.json", format!("{raw:#}\n")), ("report.md", report(facts, results, plan))]
-    {
-        let path = out.join(name);
-        fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    Ok(())
-}
-
-fn report(facts: &Facts, results: &Results, plan: &Plan) -> String {
-    let mut text = String::from("# kvrail, Mooncake and perftest on soft-RoCE\n\n");
-    for (name, value) in &facts.lines {
-        text += &format!("- {name}: {value}\n");
-    }
-    let (rounds, seconds) = (plan.rounds, plan.seconds);
-    text += &format!(
-        "\n{CAVEAT}\n\nMB/s of {seconds} s each, one guest, in turn, rounds: {rounds}. Median \
-         (min-max). Ratios are taken round by round. `b16` is a batch of 16 requests of one \
-         caller, for perftest 16 messages on their way on each of its two queue pairs.\n\n{}\n\n",
-        results.table()
-    );
-    for (system, why) in &results.notes {
-        text += &format!("- {}: not measured, or not all: {why}\n", system.word());
-    }
-    text
 }
