@@ -3,10 +3,9 @@
 //! anew and says in the commit what the rise is for. Falls are written when somebody does.
 //!
 //! A count is a matter of the compiler, of libc and of what valgrind makes of the CPU, so the
-//! record names them, and where others are at work nothing is compared. It is a matter of the
-//! checkout's folder, too: symbols' hashes hold it, and by them the compiler cuts a crate into
-//! units (10 % of the same source, seen of two checkouts). So this is no step of `test`: compare
-//! where the record was written.
+//! record names them, and where others are at work nothing is compared. By the profile `count` a
+//! crate is one unit: the compiler cuts it into several by symbols' hashes, which hold the
+//! checkout's folder (10 % of the same source, seen of two checkouts).
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,14 +16,16 @@ use clap::Args;
 use crate::callgrind::{self, Counted};
 use crate::compare::said;
 use crate::proof;
-use crate::shell::{Shell, WHOLE, shown};
+use crate::shell::{Shell, shown};
 use crate::steps::Outcome;
 
 const PROGRAM: &str = "instructions";
 const RECORD: &str = "benches/instructions.md";
+/// What the program takes; the others would only be built for nothing.
+const FEATURES: &str = "rdma,sim";
 
 /// A rise that needs no reason, in percent. Counts themselves differ by less than 0.1 from run to
-/// run; unrelated changes move them by the way the compiler cuts a crate into units.
+/// run.
 const MARGIN_PERCENT: f64 = 3.0;
 
 /// Calls of a phase: phases themselves differ by some hundred instructions, and the cheapest
@@ -54,7 +55,7 @@ pub fn instructions(options: &Options) -> Result<(), String> {
 }
 
 /// Compares with the record.
-fn check(shell: &Shell) -> Outcome {
+pub fn check(shell: &Shell) -> Outcome {
     let text = fs::read_to_string(shell.root.join(RECORD));
     let record = Record::read(&text.map_err(|error| format!("{RECORD}: {error}"))?);
     let (now, makers) = (count(shell)?, makers(shell));
@@ -80,10 +81,13 @@ fn count(shell: &Shell) -> Result<Counted, String> {
     callgrind::count(shell, &build(shell)?, CALLS)
 }
 
-/// Builds the program beside what other steps build for release; answers where it is. The compiler
-/// takes the target's oldest CPU unless flags of the user's say otherwise, so those stay out.
+/// Builds the program; answers where it is. The compiler takes the target's oldest CPU unless flags
+/// of the user's say otherwise, so those stay out.
 fn build(shell: &Shell) -> Result<PathBuf, String> {
-    let build = format!("build {WHOLE},sim --release --message-format json --bench {PROGRAM}");
+    let build = format!(
+        "build --locked --package kvrail --profile count --features {FEATURES} \
+         --message-format json --bench {PROGRAM}"
+    );
     let mut command = shell.cargo(&build);
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command.stderr(Stdio::inherit());
@@ -99,8 +103,7 @@ fn makers(shell: &Shell) -> String {
     let libc = said(shell.command("ldd").arg("--version"));
     let libc = libc.rsplit(' ').next().unwrap_or_default().to_owned();
     let valgrind = said(shell.command("valgrind").arg("--version"));
-    let (_, features) = WHOLE.rsplit_once(' ').unwrap_or_default();
-    format!("{rustc}, {}, glibc {libc}, {valgrind}, {features},sim", std::env::consts::ARCH)
+    format!("{rustc}, {}, glibc {libc}, {valgrind}, {FEATURES}", std::env::consts::ARCH)
 }
 
 /// benches/instructions.md.
