@@ -15,9 +15,9 @@ use crate::memory::grant::Key;
 /// A list of fewer copies takes no fewer entries.
 const LIST_MIN_COPIES: usize = 3;
 
-/// Copies of a list at most: a GPU begins on the first list while the next is read. Between two
-/// H100s 960 pages of 12 KiB took 91 us as one.
-const LIST_MAX_COPIES: usize = 480;
+/// Copies of a batch's first list at most: a GPU begins on it while the others are read, which are
+/// as long as a launch takes, as each launch costs 6 us.
+const FIRST_LIST_COPIES: usize = 480;
 
 /// A copy that the peer is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -48,28 +48,30 @@ impl Asks {
     /// a launch takes, where they are lists; else the ring has to hold several parts.
     pub(crate) fn parts(asks: &[Ask], by_gpu: bool) -> Vec<Arc<Self>> {
         let parts = |asks: &[Ask], most: usize| {
-            let part = |part: &[Ask]| Arc::new(Self::new(part.to_vec()));
+            let part = |part: &[Ask]| Arc::new(Self::new(part.to_vec(), HOST_LIST_COPIES));
             asks.chunks(most).map(part).collect::<Vec<_>>()
         };
         if !by_gpu {
             return parts(asks, HOST_PART_COPIES);
         }
-        let fit = |chunk: &[Ask]| {
-            let whole = Self::new(chunk.to_vec());
+        let fit = |(number, chunk): (usize, &[Ask])| {
+            let first = if number == 0 { FIRST_LIST_COPIES } else { HOST_LIST_COPIES };
+            let whole = Self::new(chunk.to_vec(), first);
             match whole.entries.len() <= HOST_PART_COPIES {
                 true => vec![Arc::new(whole)],
                 false => parts(chunk, HOST_PART_COPIES),
             }
         };
-        asks.chunks(HOST_LIST_COPIES).flat_map(fit).collect()
+        asks.chunks(HOST_LIST_COPIES).enumerate().flat_map(fit).collect()
     }
 
-    /// Of at least one copy.
-    fn new(asks: Vec<Ask>) -> Self {
+    /// Of at least one copy; the first list has `first` of them at most.
+    fn new(asks: Vec<Ask>, first: usize) -> Self {
         let mut entries = Vec::with_capacity(asks.len() / LISTED_COPIES + 2);
         let mut start = 0;
         while start < asks.len() {
-            let (alike, bases) = alike(&asks[start..]);
+            let most = if start == 0 { first } else { HOST_LIST_COPIES };
+            let (alike, bases) = alike(&asks[start..], most);
             let is_last = start + alike == asks.len();
             if alike < LIST_MIN_COPIES {
                 entries.push(copy(&asks[start], start + 1 == asks.len()));
@@ -110,12 +112,12 @@ struct Bases {
     addr: u64,
 }
 
-/// How many of the first copies can be one list, and its bases.
-fn alike(asks: &[Ask]) -> (usize, Bases) {
+/// How many of the first copies, `most` at most, can be one list, and its bases.
+fn alike(asks: &[Ask], most: usize) -> (usize, Bases) {
     let first = &asks[0];
     let (mut from, mut to) = (first.offset..first.offset, first.addr..first.addr);
     let mut count = 0;
-    for ask in asks.iter().take(LIST_MAX_COPIES) {
+    for ask in asks.iter().take(most) {
         let is_alike = (ask.source, ask.len, ask.key) == (first.source, first.len, first.key);
         let (wider_from, wider_to) = (with(&from, ask.offset), with(&to, ask.addr));
         let fits = u32::try_from(ask.len).is_ok() && is_short(&wider_from) && is_short(&wider_to);
@@ -188,6 +190,14 @@ mod tests {
         copies
     }
 
+    fn list_lengths(asks: &Asks) -> Vec<u32> {
+        let length = |words| match Entry::decode(&words) {
+            Some(Entry::List(list)) => Some(list.count),
+            _ => None,
+        };
+        asks.entries(1).filter_map(length).collect()
+    }
+
     fn ask((source, offset, addr, len): (u64, u64, u64, u64)) -> Ask {
         let key = (source == 2).then_some(Key { slot: 7, word: 9 });
         Ask { request: 0, source, offset, addr, len, key }
@@ -196,11 +206,14 @@ mod tests {
     #[test]
     fn pages_of_one_length_are_a_list() {
         let page = |k: u64| ask((1, k * 12288, (959 - k) * 12288, 12288));
-        let asks = Asks::new((0..960).map(page).collect());
-        assert_eq!(asks.entries.len(), 2 * (1 + 480usize.div_ceil(LISTED_COPIES)));
+        let asks = Asks::new((0..960).map(page).collect(), HOST_LIST_COPIES);
+        assert_eq!(asks.entries.len(), 1 + 960usize.div_ceil(LISTED_COPIES));
         assert_eq!(read(&asks, 5).len(), 960);
+        let parts = Asks::parts(&(0..4000).map(page).collect::<Vec<_>>(), true);
+        let lists = parts.iter().map(|part| list_lengths(part)).collect::<Vec<_>>();
+        assert_eq!(lists, [vec![480, 1120], vec![1600], vec![800]], "a GPU begins early");
         let apart = |k: u64| ask((1, k << 40, k, 16));
-        assert_eq!(Asks::new((0..9).map(apart).collect()).entries.len(), 9);
+        assert_eq!(Asks::new((0..9).map(apart).collect(), HOST_LIST_COPIES).entries.len(), 9);
     }
 
     /// A ring that is full has a whole part in it, whose reply wakes the asker to send on.
@@ -235,7 +248,7 @@ mod tests {
             let whole = |(source, offset, addr, len)| {
                 ask((source, offset / unit * unit, addr / unit * unit, len * 4096))
             };
-            let asks = Asks::new(pages.into_iter().map(whole).collect());
+            let asks = Asks::new(pages.into_iter().map(whole).collect(), HOST_LIST_COPIES);
             let copies = read(&asks, 5);
             prop_assert_eq!(copies.len(), asks.asks.len());
             for (index, (copy, ask)) in copies.iter().zip(&asks.asks).enumerate() {
