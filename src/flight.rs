@@ -98,6 +98,7 @@ impl Life {
         done: Fenced,
         slices: impl FnOnce() -> Vec<usize>,
     ) -> Landing {
+        // A row of zeros: `vec!` would clone each.
         let mut statuses: Vec<_> = std::iter::repeat_with(|| Ok(())).take(requests).collect();
         let failures = std::mem::take(&mut self.failures);
         let first_error = failures.first().map(|(_, error)| error.clone());

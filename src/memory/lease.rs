@@ -60,6 +60,7 @@ impl LeaseTable {
             Mode::Shared => Holders::Shared(1),
             Mode::Exclusive => Holders::Exclusive,
         };
+        debug_assert!(!range.is_empty(), "nobody holds nothing");
         if !self.is_held(&range) {
             self.segments.insert(range.start, Segment { end: range.end, holders });
             return Ok(());

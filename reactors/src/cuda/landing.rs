@@ -31,11 +31,13 @@ pub struct Landing {
     /// All of them. One is free when nobody else holds its region.
     blocks: Vec<Slice>,
     copies: Vec<CopyWork>,
-    /// Where they go, and the GPU that makes them.
+    /// Where they go, and the GPU that is to make them.
     targets: Vec<Range<u64>>,
     device: Option<u32>,
-    /// Launches that are over, and the last of them that failed.
-    launches: u64,
+    /// Launches that were begun, all of which are over but perhaps the last.
+    begun: u64,
+    is_under_way: bool,
+    /// The last of them that failed.
     failed: Option<(u64, Failure)>,
     /// Where bytes are put that did not come in a block, and how many there are.
     bounce: Option<Slice>,
@@ -52,8 +54,20 @@ impl Landing {
     /// One whose launches take so many multiprocessors at most.
     pub fn new(sm_budget: u32) -> Self {
         let (cuda, blocks, copies, targets, device, failed, bounce) = Default::default();
-        let (launches, bounced) = (0, 0);
-        Self { cuda, sm_budget, blocks, copies, targets, device, launches, failed, bounce, bounced }
+        let (begun, is_under_way, bounced) = (0, false, 0);
+        Self {
+            cuda,
+            sm_budget,
+            blocks,
+            copies,
+            targets,
+            device,
+            begun,
+            is_under_way,
+            failed,
+            bounce,
+            bounced,
+        }
     }
 
     /// A free block that `driver`'s GPUs reach; none where there is none, or no memory for more.
@@ -108,22 +122,36 @@ impl Landing {
             if self.bounce.is_none() {
                 self.bounce = target.driver().and_then(|driver| self.lend(driver));
             }
-            let Some(bounce) = &self.bounce else { break };
+            let Some(bounce) = &self.bounce else {
+                // Launches give their blocks back.
+                self.finish()?;
+                continue;
+            };
             // Both ends begin alike, which lets a GPU take wide words.
             let at = self.bounced + lacking(bounce.addr() + self.bounced as u64, target.addr());
             if let Ok(part) = bounce.part(at, target.len()) {
                 self.bounced = at + target.len();
                 return Ok(Some(part));
             }
-            self.finish()?;
+            self.begin()?;
         }
         self.finish()?;
         Ok(None)
     }
 
-    /// Launches that are over: what is to be brought from here on comes by a later one.
-    pub fn launches(&self) -> u64 {
-        self.launches
+    /// The number of the launch by which all that was to be brought has come, or will.
+    pub fn last(&self) -> u64 {
+        self.begun + u64::from(!self.copies.is_empty())
+    }
+
+    /// Launches that were begun: what is to be brought from here on comes by a later one.
+    pub fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// Launches that are over: what came by one of them is in its place, unless it failed.
+    pub fn ended(&self) -> u64 {
+        self.begun - u64::from(self.is_under_way)
     }
 
     /// Why what was to be brought after so many launches is not in its place, if one of those since
@@ -135,38 +163,64 @@ impl Landing {
     /// Brings all that is to be brought, and waits for it.
     ///
     /// # Errors
-    /// A GPU's; what the targets hold then is undefined.
+    /// A GPU's; what the targets hold then is undefined. Of launches that were begun before,
+    /// [`Landing::failed_after`] tells.
     pub fn finish(&mut self) -> Result<(), Failure> {
+        let gathered = !self.copies.is_empty();
+        self.begin()?;
+        self.wait();
+        let failed = self.failed.as_ref().filter(|(failed, _)| gathered && *failed == self.begun);
+        failed.map_or(Ok(()), |(_, failure)| Err(failure.clone()))
+    }
+
+    /// Begins to bring all that is to be brought, once what was begun before is over: then a GPU
+    /// works while more comes.
+    ///
+    /// # Errors
+    /// As [`Landing::finish`], where it can't be begun.
+    pub fn begin(&mut self) -> Result<(), Failure> {
+        self.wait();
         if self.copies.is_empty() {
             return Ok(());
         }
         let copies = std::mem::take(&mut self.copies);
-        let made = Pages::of(copies.iter()).and_then(|pages| self.make(Arc::new(pages)));
+        let begun = Pages::of(copies.iter()).and_then(|pages| self.launch(Arc::new(pages)));
         (self.bounce, self.bounced) = (None, 0);
         self.copies = copies;
         self.copies.clear();
         self.targets.clear();
-        self.launches += 1;
-        made.inspect_err(|failure| self.failed = Some((self.launches, failure.clone())))
+        self.begun += 1;
+        self.is_under_way = begun.is_ok();
+        begun.inspect_err(|failure| self.failed = Some((self.begun, failure.clone())))
     }
 
-    /// Makes way for one more copy: those of a launch are of one GPU and in no order.
+    /// Returns when no launch is under way.
+    pub fn wait(&mut self) {
+        if !std::mem::take(&mut self.is_under_way) {
+            return;
+        }
+        let ended = self.cuda.as_mut().map_or(Ok(()), Cuda::wait);
+        self.failed = ended.err().map(|failure| (self.begun, failure)).or(self.failed.take());
+    }
+
+    /// Makes way for one more copy: those of a launch are of one GPU and in no order. One launch
+    /// ends before the next begins.
     fn make_way_for(&mut self, to: &Range<u64>, device: Option<u32>) -> Result<(), Failure> {
         let is_full = self.copies.len() >= COPIES_MAX;
         let is_taken = |other: &Range<u64>| other.start < to.end && to.start < other.end;
         let is_elsewhere = !self.copies.is_empty() && self.device != device;
         match is_full || is_elsewhere || self.targets.iter().any(is_taken) {
-            true => self.finish(),
+            true => self.begin(),
             false => Ok(()),
         }
     }
 
-    fn make(&mut self, pages: Arc<Pages>) -> Result<(), Failure> {
+    fn launch(&mut self, pages: Arc<Pages>) -> Result<(), Failure> {
         let cuda = match &mut self.cuda {
             Some(cuda) => cuda,
             none => none.insert(Cuda::new(1, doorbell()?).with_blocks(self.sm_budget)),
         };
-        cuda.make(pages)
+        cuda.begin(pages)
     }
 }
 

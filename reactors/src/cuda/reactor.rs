@@ -101,16 +101,29 @@ impl Cuda {
     /// # Errors
     /// That of the copies; what the targets hold is undefined then.
     pub fn make(&mut self, pages: Arc<Pages>) -> Result<(), Failure> {
+        self.begin(pages)?;
+        self.wait()
+    }
+
+    /// Begins what [`Cuda::wait`] ends.
+    pub(super) fn begin(&mut self, pages: Arc<Pages>) -> Result<(), Failure> {
         let busy = |_| Failure::refused("copy", "others are under way");
         self.submit(Group { tag: 0, pages }).map_err(busy)?;
+        self.poll(0, &mut Vec::new());
+        Ok(())
+    }
+
+    /// Until the one group that is under way has ended.
+    pub(super) fn wait(&mut self) -> Result<(), Failure> {
         let mut done = Vec::with_capacity(1);
-        loop {
+        while !self.is_idle() {
             self.poll(1, &mut done);
             if let Some(GroupDone { error, .. }) = done.pop() {
                 return error.map_or(Ok(()), Err);
             }
             std::hint::spin_loop();
         }
+        Ok(())
     }
 
     /// Nothing of `region` is touched any more when this returns: what of it wasn't begun is left

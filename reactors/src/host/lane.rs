@@ -303,7 +303,8 @@ impl Requester {
         self.words.is_closed()
     }
 
-    /// The peer's progress: changes whenever it has taken a request or answered one.
+    /// The peer's progress: changes whenever it has taken requests out of the ring, some before it
+    /// looks at them, or answered one.
     pub fn progress(&self) -> (u64, u64) {
         let load = |word| self.words.at(word).load(Ordering::Relaxed);
         (load(REQUEST_TAIL), load(REPLY_HEAD))

@@ -209,6 +209,7 @@ mod tests {
         let asks = Asks::new((0..960).map(page).collect(), HOST_LIST_COPIES);
         assert_eq!(asks.entries.len(), 1 + 960usize.div_ceil(LISTED_COPIES));
         assert_eq!(read(&asks, 5).len(), 960);
+        let page = |k: u64| ask((1, k * 12288, (3999 - k) * 12288, 12288));
         let parts = Asks::parts(&(0..4000).map(page).collect::<Vec<_>>(), true);
         let lists = parts.iter().map(|part| list_lengths(part)).collect::<Vec<_>>();
         assert_eq!(lists, [vec![480, 1120], vec![1600], vec![800]], "a GPU begins early");

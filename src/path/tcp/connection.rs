@@ -124,7 +124,7 @@ impl Connection {
         if let Role::Server(stream) = &mut self.role
             && self.receiving.is_none()
         {
-            stream.let_body_go();
+            stream.let_body_go(landing);
             stream.lend(landing);
         }
         let mut dropped = Vec::new();

@@ -137,7 +137,7 @@ impl ServerStream {
         }
         for filled in vector.filled(count) {
             match filled {
-                Filled::Memory(len) => self.stored(len, false),
+                Filled::Memory(len) => self.stored(len, None),
                 Filled::Bytes(bytes) => self.read(Came::Bytes(bytes), served),
             }
         }
@@ -150,13 +150,14 @@ impl ServerStream {
 
     /// Moves waiting replies into `vector`, as many as one send takes.
     pub(crate) fn send_into(&mut self, vector: &mut Vector) {
-        // They may say that bodies are in their places.
-        if self.storing.is_under_way() {
-            return;
-        }
-        while vector.parts() < SEND_MAX_PARTS && vector.len() < SEND_MAX_BYTES {
+        let waiting = self.replies.len();
+        let most = self.storing.sendable();
+        while vector.parts() < SEND_MAX_PARTS
+            && vector.len() < SEND_MAX_BYTES
+            && waiting - self.replies.len() < most
+        {
             match self.replies.pop_front() {
-                None => return,
+                None => break,
                 Some(Reply::Status(status)) => vector.push_bytes(&status.encode()),
                 Some(Reply::Memory(mut slice)) => {
                     let mut now = slice.clone();
@@ -173,11 +174,13 @@ impl ServerStream {
                     }
                     if !answering.is_over() {
                         // Its status is known once these bytes are out.
-                        return self.replies.push_front(Reply::Granted(answering));
+                        self.replies.push_front(Reply::Granted(answering));
+                        break;
                     }
                 }
             }
         }
+        self.storing.sent(waiting - self.replies.len());
     }
 
     /// Replies were sent: looks at what was put off.
@@ -208,10 +211,13 @@ impl ServerStream {
     }
 
     /// The same for the body that is being received, while no receive is under way.
-    pub(crate) fn let_body_go(&mut self) {
-        if let Receiving::Body { target, used: Some(used), .. } = &self.receiving
-            && used.is_struck()
-        {
+    pub(crate) fn let_body_go(&mut self, landing: &mut Landing) {
+        if !self.stores_struck() {
+            return;
+        }
+        // Its status says that nothing more of it is stored.
+        self.land(landing);
+        if let Receiving::Body { target, .. } = &self.receiving {
             let status = self.struck();
             self.receiving = Receiving::Sink(Sink::new(target.len() as u64, status));
         }
@@ -329,8 +335,8 @@ impl ServerStream {
         self.backlog.len()
     }
 
-    /// `len` bytes of the body are in place, or on their way there.
-    fn stored(&mut self, len: usize, is_landing: bool) {
+    /// `len` bytes of the body are in place, or on their way there by `landing`.
+    fn stored(&mut self, len: usize, landing: Option<&Landing>) {
         let Receiving::Body { target, version, used } = &mut self.receiving else { return };
         target.advance(len);
         if !target.is_empty() {
@@ -340,8 +346,8 @@ impl ServerStream {
         self.receiving = Receiving::Header;
         let is_struck = used.as_ref().is_some_and(Use::is_struck);
         let status = if is_struck { self.struck() } else { Status::Ok };
-        if is_landing {
-            self.storing.await_landing(version, self.replies.len(), used);
+        if let Some(landing) = landing {
+            self.storing.await_landing((version, self.replies.len()), used, landing);
         }
         self.acknowledge(version, status);
     }
@@ -361,8 +367,12 @@ impl ServerStream {
             let used = self.step(&came, served);
             came.advance(used);
         }
-        if self.storing.is_enough() || self.has_backlog() || self.closing {
+        let is_enough = self.storing.is_enough();
+        if self.has_backlog() || self.closing {
             self.land(served.landing());
+        } else if is_enough {
+            let begun = self.storing.launch(served.landing());
+            begun.unwrap_or_else(|failure| self.not_landed(&failure));
         }
     }
 
@@ -375,7 +385,7 @@ impl ServerStream {
 
     /// Looks at the first bytes; returns how many.
     fn step(&mut self, came: &Came<'_>, served: &mut impl Served) -> usize {
-        self.let_body_go();
+        self.let_body_go(served.landing());
         match &mut self.receiving {
             Receiving::Header => {
                 let used = came.copy_to(&mut self.header[self.header_len..self.header_room]);
@@ -399,7 +409,7 @@ impl ServerStream {
                     return self.bring(came, used, served);
                 }
                 came.store(target, used);
-                self.stored(used, false);
+                self.stored(used, None);
                 used
             }
             Receiving::Name { body, len, has_pass } => {
@@ -428,7 +438,7 @@ impl ServerStream {
         target.truncate(count);
         match self.storing.bring(came, target, served.landing()) {
             Ok(()) => {
-                self.stored(count, true);
+                self.stored(count, Some(served.landing()));
                 count
             }
             Err(failure) => {
@@ -443,19 +453,21 @@ impl ServerStream {
         if !self.is_landing() {
             return;
         }
-        match self.storing.land(landing) {
-            Ok(()) => self.storing.landed().for_each(drop),
-            Err(failure) => self.not_landed(&failure),
-        }
+        let landed = self.storing.land(landing);
+        landed.unwrap_or_else(|failure| self.not_landed(&failure));
     }
 
     /// The GPU that holds bodies fails: nobody knows which of them are in place.
     fn not_landed(&mut self, failure: &Failure) {
         tracing::warn!(%failure, "a GPU did not take what a peer wrote");
-        for answer in self.storing.landed() {
-            match answer {
-                Some(at) => self.replies[at] = Reply::Status(Status::Refused),
-                None => self.closing = true,
+        for (before, has_answer) in self.storing.give_up() {
+            if has_answer {
+                self.replies[before] = Reply::Status(Status::Refused);
+            } else {
+                // What stands behind it would tell of success.
+                self.replies.truncate(before);
+                self.closing = true;
+                break;
             }
         }
         match &self.receiving {

@@ -485,5 +485,7 @@ impl Drop for TcpShard {
         for (_, connection) in self.connections.iter_mut() {
             connection.close(&mut self.ring, End::Ours);
         }
+        // Connections say by their end that nothing more is stored for them.
+        self.served.landing().wait();
     }
 }

@@ -1,7 +1,8 @@
 //! Bodies on their way from a receive to where they belong. Those of GPUs come in blocks of pinned
-//! memory, headers and all, and one launch brings those of several receives to their places; none
-//! of them is acknowledged before, and nothing that stands behind them is told.
+//! memory, headers and all, and one launch brings those of several receives to their places, while
+//! more comes; none of them is acknowledged before, and nothing that stands behind them is told.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvrail_reactors::cuda::{Driver, Failure, Landing};
@@ -95,17 +96,28 @@ pub(super) struct Storing {
     driver: Option<Arc<dyn Driver>>,
     /// The last receive brought more than the room for small requests holds.
     is_streaming: bool,
-    /// Bodies are on their way, since so many launches were over.
+    /// Bodies are on their way, by launches after so many.
     since: Option<u64>,
     /// What of them waits for a launch, in bytes and receives.
     waiting_bytes: usize,
     waiting_receives: u32,
-    /// The regions that bodies are on their way to, by where they are: each is held meanwhile.
-    targets: Vec<usize>,
-    /// The answers to those that have come wholly: where they stand, or that there are none.
-    answers: Vec<Option<usize>>,
-    /// What they are stored under.
-    uses: Vec<Use>,
+    /// The regions that bodies are on their way to, by where they are, each with the last launch
+    /// that brings any.
+    targets: Vec<(usize, u64)>,
+    /// Those that have come wholly, oldest first.
+    held: VecDeque<Held>,
+}
+
+/// A body that is on its way.
+#[derive(Debug)]
+struct Held {
+    /// The launch that it comes by.
+    launch: u64,
+    /// How many replies stand before its own, or before those that its end is told by.
+    before: usize,
+    has_answer: bool,
+    /// What it is stored under.
+    _used: Option<Use>,
 }
 
 impl Storing {
@@ -146,19 +158,37 @@ impl Storing {
         target: Slice,
         landing: &mut Landing,
     ) -> Result<(), Failure> {
-        self.since.get_or_insert(landing.launches());
+        self.since.get_or_insert(landing.begun());
         self.waiting_bytes += target.len();
         let region = Arc::as_ptr(target.region()).addr();
-        if self.targets.last() != Some(&region) {
-            self.targets.push(region);
+        let brought = came.bring(target, landing);
+        let launch = landing.last();
+        match self.targets.iter_mut().find(|(known, _)| *known == region) {
+            Some((_, last)) => *last = launch,
+            None => self.targets.push((region, launch)),
         }
-        came.bring(target, landing)
+        brought
     }
 
-    /// All of a body is on its way; its answer, if there is one, is the `next`.
-    pub(super) fn await_landing(&mut self, version: Version, next: usize, used: Option<Use>) {
-        self.answers.push((version == Version::V2).then_some(next));
-        self.uses.extend(used);
+    /// All of a body is on its way; `before` replies stand before its own.
+    pub(super) fn await_landing(
+        &mut self,
+        (version, before): (Version, usize),
+        used: Option<Use>,
+        landing: &Landing,
+    ) {
+        let (launch, has_answer) = (landing.last(), version == Version::V2);
+        self.held.push_back(Held { launch, before, has_answer, _used: used });
+    }
+
+    /// How many replies may be sent: they don't say that a body is in its place which is not yet.
+    pub(super) fn sendable(&self) -> usize {
+        self.held.front().map_or(usize::MAX, |held| held.before)
+    }
+
+    /// So many replies were sent.
+    pub(super) fn sent(&mut self, replies: usize) {
+        self.held.iter_mut().for_each(|held| held.before -= replies);
     }
 
     /// Whether bodies are on their way.
@@ -168,7 +198,7 @@ impl Storing {
 
     /// Whether some are on their way to `region`.
     pub(super) fn touches(&self, region: &Region) -> bool {
-        self.targets.contains(&std::ptr::from_ref(region).addr())
+        self.targets.iter().any(|(known, _)| *known == std::ptr::from_ref(region).addr())
     }
 
     /// A receive was looked at; whether what has come by now is to be brought at once, rather than
@@ -178,22 +208,48 @@ impl Storing {
         self.waiting_bytes >= WAITING_MAX_BYTES || self.waiting_receives >= WAITING_MAX_RECEIVES
     }
 
-    /// Brings what is on its way to its place.
+    /// Begins to bring what waits, once what was begun before is over.
     ///
     /// # Errors
     /// A GPU's: nobody knows which bodies are in their places.
-    pub(super) fn land(&mut self, landing: &mut Landing) -> Result<(), Failure> {
-        let Some(since) = self.since else { return Ok(()) };
-        landing.finish()?;
-        // Others' bodies, and some of ours, may have gone before.
-        landing.failed_after(since).map_or(Ok(()), |failure| Err(failure.clone()))
+    pub(super) fn launch(&mut self, landing: &mut Landing) -> Result<(), Failure> {
+        (self.waiting_bytes, self.waiting_receives) = (0, 0);
+        landing.begin()?;
+        // What is given up is on its way no more.
+        self.release(landing).inspect_err(|_| landing.wait())
     }
 
-    /// None is under way any more; the answers to those that were.
-    pub(super) fn landed(&mut self) -> impl Iterator<Item = Option<usize>> {
+    /// Brings what is on its way to its place.
+    ///
+    /// # Errors
+    /// As [`Storing::launch`].
+    pub(super) fn land(&mut self, landing: &mut Landing) -> Result<(), Failure> {
+        landing.finish()?;
+        self.release(landing)
+    }
+
+    /// Lets go of what is in its place.
+    fn release(&mut self, landing: &Landing) -> Result<(), Failure> {
+        let Some(since) = self.since else { return Ok(()) };
+        // Others' bodies, and some of ours, may have gone before.
+        if let Some(failure) = landing.failed_after(since) {
+            return Err(failure.clone());
+        }
+        let ended = landing.ended();
+        self.held.drain(..self.held.partition_point(|held| held.launch <= ended));
+        self.targets.retain(|(_, last)| *last > ended);
+        self.since = (!self.targets.is_empty()).then_some(ended);
+        if self.since.is_none() {
+            (self.waiting_bytes, self.waiting_receives) = (0, 0);
+        }
+        Ok(())
+    }
+
+    /// None is under way any more. How many replies stand before those of each that was, and
+    /// whether it has one of its own.
+    pub(super) fn give_up(&mut self) -> impl Iterator<Item = (usize, bool)> {
         (self.since, self.waiting_bytes, self.waiting_receives) = Default::default();
         self.targets.clear();
-        self.uses.clear();
-        self.answers.drain(..)
+        self.held.drain(..).map(|held| (held.before, held.has_answer))
     }
 }

@@ -96,6 +96,8 @@ impl Program {
                 if !is_target {
                     let callers = contender.callers.to_string();
                     command.args(["--cells", "--threads", &callers, "--batch-size", "16"]);
+                    // Each peer has memory of its own, also where bytes are looked at first.
+                    command.args((contender.peers > 1).then_some("--block-size=4K"));
                     command.arg("--verify");
                     let names = segment.map(|segment| names(segment, contender.peers).join(","));
                     command.args(names.map(|names| format!("--segment-id={names}")));

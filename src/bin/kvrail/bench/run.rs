@@ -82,7 +82,7 @@ impl Run<'_> {
 
     /// Batches that take turns; each segment has its own.
     fn steps(&self) -> usize {
-        self.options.walk.max(self.segments.len())
+        self.options.walk.next_multiple_of(self.segments.len())
     }
 
     /// The requested shape fits into the buffers of both sides.

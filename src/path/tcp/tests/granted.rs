@@ -14,7 +14,7 @@ use crate::memory::grant::{Granting, Grants, Key};
 use crate::memory::{
     Access, Grant, Operation, Reference, Region, Regions, RegionsView, tests::region,
 };
-use crate::path::served::Service;
+use crate::path::served::{Served, Service};
 use crate::path::tcp::client::{Action, Answer};
 use crate::path::tcp::fuzzing::{GRANTED, WINDOWS, WORD, World};
 use crate::path::tcp::server::ServerStream;
@@ -159,7 +159,7 @@ fn a_body_under_way_ends_in_the_sink() {
     assert!(!is_over(revoked.as_mut()) && stream.stores_struck());
     // The receive under way comes back with some bytes more.
     rig.feed(&mut stream, &[1; 1_000]);
-    stream.let_body_go();
+    stream.let_body_go(rig.service.landing());
     assert!(is_over(revoked.as_mut()) && !stream.stores_struck());
     let before = rig.contents();
     rig.feed_all(&mut stream, &vec![2; len / 2 - 1_000]);

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use kvrail_reactors::cuda::fake::Fake;
-use kvrail_reactors::cuda::{DeviceMemory, Landing};
+use kvrail_reactors::cuda::{DeviceMemory, Driver, Landing};
 use kvrail_reactors::region::{Region as Inner, Slice};
 use kvrail_reactors::vector::Vector;
 use proptest::prelude::*;
 
 use crate::auth::{Pass, Seal, Visitor};
 use crate::limits::REPLIES_MAX;
-use crate::memory::grant::{Denied, Key, Use};
+use crate::memory::grant::{Denied, Granting, Grants, Key, Use};
 use crate::memory::{Access, Location, Operation, Region, Regions, RegionsView};
 use crate::path::asking::Asking;
 use crate::path::served::{Served, Service};
@@ -23,6 +23,8 @@ const LEN: usize = 4 << 20;
 struct Host {
     fake: Arc<Fake>,
     memory: Slice,
+    region: Region,
+    grants: Arc<Grants>,
     service: Service,
     stream: ServerStream,
     /// The first byte of the memory whenever an event was told.
@@ -37,9 +39,12 @@ impl Host {
         let region = Region::new(region, Access::READ_WRITE, Location::Cuda(0));
         let memory = Slice::new(region.memory().clone(), 0, LEN).unwrap();
         let regions = Arc::new(Regions::default());
-        regions.insert(region).unwrap();
-        let service = Service::new(RegionsView::new(regions), Arc::default(), Arc::default(), 1);
-        Self { fake, memory, service, stream: ServerStream::default(), seen: Vec::new() }
+        regions.insert(region.clone()).unwrap();
+        let grants = Arc::new(Grants::new(None));
+        let view = RegionsView::new(regions);
+        let service = Service::new(view, grants.clone(), Arc::default(), 1);
+        let (stream, seen) = (ServerStream::default(), Vec::new());
+        Self { fake, memory, region, grants, service, stream, seen }
     }
 
     fn write(&self, version: Version, at: usize, body: &[u8]) -> Vec<u8> {
@@ -51,32 +56,38 @@ impl Host {
     /// Feeds it chunk by chunk, with blocks where they are lent; what it answers.
     fn feed(&mut self, mut input: &[u8], chunk: usize, lends: bool) -> Vec<u8> {
         let mut answer = Vec::new();
-        let mut stream = std::mem::take(&mut self.stream);
         loop {
-            match lends {
-                true => stream.lend(self.service.landing()),
-                // As where no block is left.
-                false => stream.land(self.service.landing()),
-            }
-            let mut vector = Vector::default();
-            stream.receive_into(&mut vector);
-            let count = vector.store(&input[..input.len().min(chunk)]);
-            input = &input[count..];
-            stream.received(&vector, count, self);
-            if count == 0 {
-                // The socket has no more.
-                stream.land(self.service.landing());
-            }
-            vector.clear();
-            stream.send_into(&mut vector);
-            let sent = vector.len();
-            answer.extend(vector.copy_out(usize::MAX));
-            stream.sent(self);
-            if count == 0 && sent == 0 {
-                self.stream = stream;
+            let (count, sent) = self.turn(&mut input, chunk, lends);
+            if count == 0 && sent.is_empty() {
                 return answer;
             }
+            answer.extend(sent);
         }
+    }
+
+    /// One receive of at most so much, and one send; bytes received, and those sent.
+    fn turn(&mut self, input: &mut &[u8], chunk: usize, lends: bool) -> (usize, Vec<u8>) {
+        let mut stream = std::mem::take(&mut self.stream);
+        match lends {
+            true => stream.lend(self.service.landing()),
+            // As where no block is left.
+            false => stream.land(self.service.landing()),
+        }
+        let mut vector = Vector::default();
+        stream.receive_into(&mut vector);
+        let count = vector.store(&input[..input.len().min(chunk)]);
+        *input = &input[count..];
+        stream.received(&vector, count, self);
+        if count == 0 {
+            // The socket has no more.
+            stream.land(self.service.landing());
+        }
+        vector.clear();
+        stream.send_into(&mut vector);
+        let sent = vector.copy_out(usize::MAX);
+        stream.sent(self);
+        self.stream = stream;
+        (count, sent)
     }
 
     fn contents(&self) -> Vec<u8> {
@@ -204,6 +215,25 @@ fn what_comes_in_pieces_shares_launches_up_to_a_bound() {
     assert!(host.contents()[..len].iter().all(|byte| *byte == 3));
 }
 
+/// A peer whose window is full waits for answers, and the socket never has nothing.
+#[test]
+fn early_bodies_are_acknowledged_while_later_ones_come() {
+    let mut host = Host::new();
+    let (count, len) = (12, 256 << 10);
+    let write = |k: usize| host.write(Version::V2, k * len, &vec![1 + k as u8; len]);
+    let input: Vec<u8> = (0..count).flat_map(write).collect();
+    let (mut rest, mut answered) = (&input[..], 0);
+    while !rest.is_empty() {
+        let (_, sent) = host.turn(&mut rest, usize::MAX, true);
+        answered += sent.len() / Status::Ok.encode().len();
+        let contents = host.contents();
+        let is_there = |k: usize| contents[k * len..][..len].iter().all(|b| *b == 1 + k as u8);
+        assert!((0..answered).all(is_there), "what is acknowledged is in its place");
+    }
+    assert!((1..count).contains(&answered), "{answered} were answered before the end");
+    assert_eq!(host.feed(&[], 1, true), statuses(count - answered, Status::Ok));
+}
+
 #[test]
 fn a_block_with_more_requests_than_may_wait_is_put_off() {
     let mut host = Host::new();
@@ -251,12 +281,74 @@ fn a_gpu_that_fails_refuses_what_it_did_not_take() {
     }
 }
 
-/// Its peers hear of nothing but an end.
+/// The launch that fails is waited for when the next is to begin, and when all of it has come.
+#[test]
+fn a_launch_that_fails_while_more_comes_refuses_what_it_and_the_next_bring() {
+    let mut host = Host::new();
+    let (count, len) = (12, 300_000);
+    let write = |k: usize| host.write(Version::V2, k * len, &vec![1; len]);
+    let input: Vec<u8> = (0..count).flat_map(write).collect();
+    let mut rest = &input[..];
+    while rest.len() > input.len() / 2 {
+        host.turn(&mut rest, usize::MAX, true);
+    }
+    host.fake.break_with(|faults| faults.is_lost = true);
+    let answer = host.feed(rest, usize::MAX, true);
+    assert!(answer.ends_with(&statuses(3, Status::Refused)), "{answer:?}");
+    assert!(!host.stream.is_landing() && !host.stream.is_closing());
+}
+
+/// Stale means that nothing more is stored.
+#[test]
+fn what_a_grant_let_in_is_in_its_place_before_its_end_is_told() {
+    let mut host = Host::new();
+    let (region, range, access) = (&host.region, 0..LEN, Access::READ_WRITE);
+    let (holder, expires_ns) = (None, None);
+    let granting = Granting { region, range, access, holder, expires_ns, generation: 0 };
+    let grant = host.grants.add(granting).unwrap();
+    let reference = grant.reference();
+    let (verb, version) = (Verb::Granted(Operation::Write), Version::V2);
+    let (len, most) = (1 << 20, 700_000);
+    let header = Header { len: len as u64, addr: reference.addr(), verb, version }.encode();
+    let mut input: &[u8] = &[&header[..], &reference.key.encode(), &vec![7; most]].concat();
+    while !input.is_empty() {
+        host.turn(&mut input, 100_000, true);
+    }
+    assert!(host.stream.is_landing() && host.contents()[most - 1] == 0);
+    let mut revoked = std::pin::pin!(grant.revoke());
+    let mut poll = || futures_lite::future::block_on(futures_lite::future::poll_once(&mut revoked));
+    assert!(poll().is_none());
+    host.stream.let_body_go(host.service.landing());
+    assert!(poll().is_some() && !host.stream.is_landing());
+    let contents = host.contents();
+    assert!(contents[..most].iter().all(|byte| *byte == 7));
+    assert_eq!(host.feed(&vec![1; len - most], usize::MAX, true), Status::Stale.encode());
+    assert!(host.contents() == contents);
+}
+
+/// Its peers hear of nothing but an end: a READ behind a WRITE would prove that.
 #[test]
 fn a_version_1_connection_ends_where_a_gpu_fails() {
     let mut host = Host::new();
-    host.fake.break_with(|faults| faults.is_lost = true);
-    let input = host.write(Version::V1, 0, &[1; 4096]);
+    host.fake.break_with(|faults| faults.no_launch = true);
+    let (addr, verb) = (host.memory.addr(), Verb::Transfer(Operation::Read));
+    let proof = Header { len: 1, addr, verb, version: Version::V1 }.encode();
+    let input = [&host.write(Version::V1, 0, &[1; 4096])[..], &proof].concat();
     assert!(host.feed(&input, usize::MAX, true).is_empty());
     assert!(host.stream.is_closing());
+}
+
+/// Then bodies are copied by themselves.
+#[test]
+fn bodies_get_to_their_places_where_all_blocks_are_lent() {
+    let mut host = Host::new();
+    let driver: Arc<dyn Driver> = host.fake.clone();
+    let lent: Vec<_> = std::iter::from_fn(|| host.service.landing().lend(&driver)).collect();
+    assert!(!lent.is_empty());
+    let write = |k: usize| host.write(Version::V2, k * 4096, &[1 + k as u8; 4096]);
+    let input: Vec<u8> = (0..20).flat_map(write).collect();
+    assert_eq!(host.feed(&input, 30_000, true), statuses(20, Status::Ok));
+    assert!(!host.stream.is_landing(), "nobody waits for a launch that never begins");
+    let contents = host.contents();
+    assert!((0..20).all(|k| contents[k * 4096] == 1 + k as u8));
 }
