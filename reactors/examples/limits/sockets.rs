@@ -3,6 +3,8 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 
+use kvrail_reactors::stream::unpace;
+
 use crate::{Limit, Shape};
 
 /// A request: whether it writes, then where its bytes begin and end.
@@ -22,6 +24,7 @@ pub fn serve(bytes: usize) -> io::Result<()> {
 
 fn answer(mut stream: TcpStream, memory: &mut [u8]) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    unpace(&stream);
     loop {
         let mut header = [0; HEADER_BYTES];
         stream.read_exact(&mut header)?;
@@ -50,6 +53,7 @@ impl Stream {
     pub fn to(segment: &str, bytes: usize) -> io::Result<Self> {
         let stream = TcpStream::connect(segment)?;
         stream.set_nodelay(true)?;
+        unpace(&stream);
         Ok(Self { stream, memory: vec![1; HEADER_BYTES + bytes] })
     }
 }

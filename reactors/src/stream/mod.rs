@@ -2,6 +2,7 @@
 //! owner names neither. Bytes of GPUs, which no system call reaches, go by way of the host
 //! (`staging`).
 
+mod pacing;
 mod socket;
 mod staging;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tls;
 use std::io;
 use std::sync::Arc;
 
+pub use self::pacing::unpace;
 pub use self::socket::{Socket, Tcp};
 use self::staging::Staging;
 pub use self::tls::SECRET_BYTES;

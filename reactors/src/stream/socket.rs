@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Direction;
+use super::pacing::unpace;
 use super::tls::{self, SECRET_BYTES};
 
 /// A connected stream socket.
@@ -80,13 +81,16 @@ impl Socket {
     }
 
     /// Readies it for any of the reactors: io_uring waits on blocking sockets only, readiness
-    /// takes both.
+    /// takes both. One of this host with itself is [unpaced](unpace).
     ///
     /// # Errors
     /// The system's own.
-    pub fn make_blocking(&self) -> io::Result<()> {
+    pub fn make_ready(&self) -> io::Result<()> {
         match self {
-            Self::Tcp(tcp) => tcp.stream.set_nonblocking(false),
+            Self::Tcp(tcp) => {
+                unpace(&tcp.stream);
+                tcp.stream.set_nonblocking(false)
+            }
             #[cfg(feature = "sim")]
             Self::Sim(_) => Ok(()),
         }

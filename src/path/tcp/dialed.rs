@@ -49,9 +49,9 @@ impl Dialed {
         Ok(Self { socket, entry: Entry::Entered(lane) })
     }
 
-    pub(super) fn in_blocking_mode(self) -> Result<Self> {
+    pub(super) fn made_ready(self) -> Result<Self> {
         let Self { socket, entry } = self;
-        in_blocking_mode(socket).map(|socket| Self { socket, entry })
+        made_ready(socket).map(|socket| Self { socket, entry })
     }
 }
 
@@ -81,8 +81,8 @@ pub(crate) const NO_KERNEL_TLS: &str = "this kernel has no TLS with ChaCha20-Pol
                                         Linux 5.11 or later with CONFIG_TLS and \
                                         CONFIG_CRYPTO_CHACHA20POLY1305";
 
-pub(super) fn in_blocking_mode(socket: Socket) -> Result<Socket> {
-    match socket.make_blocking() {
+pub(super) fn made_ready(socket: Socket) -> Result<Socket> {
+    match socket.make_ready() {
         Ok(()) => Ok(socket),
         Err(error) => Err(Error::lost("a new socket failed").with_source(error)),
     }

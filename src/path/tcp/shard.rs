@@ -11,7 +11,7 @@ use kvrail_reactors::ticket::{Table, Ticket};
 
 use super::client::{Answer, Request};
 use super::connection::{Connection, End, Role};
-use super::dialed::{Dialed, in_blocking_mode};
+use super::dialed::{Dialed, made_ready};
 use super::peers::Lanes;
 use super::server::ServerStream;
 use super::sweep::ended_early;
@@ -276,7 +276,7 @@ impl TcpShard {
     fn dialed(&mut self, key: u64, result: Result<Dialed>, now_ns: u64) {
         let Some(lanes) = self.peers.get_mut(&key) else { return };
         lanes.dialing = lanes.dialing.saturating_sub(1);
-        match result.and_then(Dialed::in_blocking_mode) {
+        match result.and_then(Dialed::made_ready) {
             Ok(Dialed { socket, entry }) if !self.is_leaving && !self.is_stopping => {
                 let stream = lanes.stream(entry, &self.errands.own);
                 let role = Role::Client { stream, peer: key, round: lanes.round };
@@ -306,7 +306,7 @@ impl TcpShard {
             tracing::warn!(connections_max, "refused a data connection: all are busy");
             return;
         }
-        let Ok(socket) = in_blocking_mode(socket) else { return };
+        let Ok(socket) = made_ready(socket) else { return };
         self.servers += 1;
         let role = Role::Server(ServerStream::new(self.served.newcomer()));
         let connection = self.connections.insert(Connection::new(socket, role, now_ns));

@@ -30,6 +30,11 @@ impl Facts {
             ("load average before", read("/proc/loadavg")),
             ("transparent huge pages", chosen(&huge)),
             ("scheduler autogroups", autogroup.to_owned()),
+            (
+                "TCP congestion control",
+                read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned()
+                    + " (ours and the limits unpaced on loopback)",
+            ),
         ]
         .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
         .into();
