@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::shell::Shell;
 use crate::{
-    chaos, checkers, compare, environments, example, fuzz, instructions, mooncake, rust, services,
-    sim, verbs, vm, without_uring,
+    chaos, checkers, compare, environments, example, fuzz, mooncake, rust, services, sim, verbs,
+    vm, without_uring,
 };
 
 /// What a step answers: a few words for the summary, or what went wrong.
@@ -23,7 +23,6 @@ struct Step {
 const OWN_BUILDS: &[(&str, &[&str])] = &[
     ("aarch64", &["target/aarch64-unknown-linux-gnu"]),
     ("sim", &["target/sim"]),
-    ("instructions", &["target/count"]),
     ("loom", &["target/loom"]),
     ("sanitize", &["target/address", "target/thread"]),
     ("fuzz", &["fuzz/target"]),
@@ -40,9 +39,6 @@ const STEPS: &[Step] = &[
     step("sim", "seeds and canaries", |shell, _| sim::seeds_and_canaries(shell)),
     step("no-uring", "the same where io_uring is refused", |shell, _| without_uring::suite(shell)),
     step("doc", "doc tests, and docs without a warning", |shell, _| rust::doc(shell)),
-    step("instructions", "of hot functions, beside their record", |shell, _| {
-        instructions::check(shell)
-    }),
     step("loom", "inbox and doorbell in every order", |shell, _| checkers::loom(shell)),
     step("sanitize", "owners of memory, sanitized", |shell, _| checkers::sanitize(shell)),
     step("environments", "what a host may lack", |shell, _| environments::all(shell)),
