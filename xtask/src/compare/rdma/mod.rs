@@ -61,6 +61,7 @@ pub fn compare(shell: &Shell, options: &Options) -> Result<(), String> {
     let results = results(&plan, &measured(&boot, &plan)?, &missing);
     let method = Method { rounds: plan.rounds, warm_up_s: 0.0, measure_s: plan.seconds };
     write(&out, &facts, std::slice::from_ref(&results), &method)?;
+    CAVEATS.iter().for_each(|(name, text)| println!("{name}: {text}"));
     let is_complete = |at: usize| results.rows.iter().all(|row| row.throughput(at).is_some());
     match (0..results.columns.len()).any(is_complete) {
         true => Ok(()),
